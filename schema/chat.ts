@@ -1,0 +1,67 @@
+// Messages to prompt ids by a policy's chat template (Jinja, as Hugging Face's tokenizer_config.json has it). What a
+// person wrote can never become a special token, whatever it spells; what the template writes can.
+import { Template } from '@huggingface/jinja';
+import type { Message } from './message.ts';
+import { encode, type Tokenizer } from './tokenizer.ts';
+
+export interface ChatOptions {
+  template: string;
+  bosToken?: string;
+  eosToken?: string;
+}
+
+/** The template refused these messages (raise_exception, an unknown role order), or does not render at all. */
+export class ChatTemplateError extends Error {}
+
+// Noncharacters: no text that means anything holds one, and should it, another is taken.
+const MARKS = Array.from({ length: 32 }, (_, i) => String.fromCodePoint(0xfdd0 + i));
+
+/**
+ * Compiles a template once; the function it gives renders messages and, with `generation`, the opening of the answer.
+ *
+ * A special token's text is broken wherever contents could take part in it, by a mark after its first and before its last
+ * character; the marks go again once special tokens have been found. So filters such as trim still see real contents, and
+ * not even a token half written by the template and half by a person comes about.
+ */
+export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: ChatOptions) {
+  const compiled = compile(template);
+  const specials = [...t.added.keys()];
+  const borders = (chars: string[]) => [...new Set(chars)].map((char) => char.replace(/[\\\]^-]/g, '\\$&')).join('');
+  const first = borders(specials.map((text) => [...text].at(0)!));
+  const last = borders(specials.map((text) => [...text].at(-1)!));
+  const openings = specials.length > 0 ? new RegExp(`([${first}])`, 'gu') : undefined;
+  const closings = specials.length > 0 ? new RegExp(`([${last}])`, 'gu') : undefined;
+
+  return (messages: Message[], { generation = true } = {}): number[] => {
+    const mark = MARKS.find((char) => !template.includes(char) && messages.every((m) => !m.content.includes(char)));
+    if (!mark) throw new ChatTemplateError('the messages hold every noncharacter from U+FDD0 to U+FDEF');
+    let text: string;
+    try {
+      text = compiled.render({
+        messages: messages.map(({ role, content }) => ({
+          role,
+          content: openings ? content.replace(openings, `$1${mark}`).replace(closings!, `${mark}$1`) : content,
+        })),
+        add_generation_prompt: generation,
+        bos_token: bosToken ?? '',
+        eos_token: eosToken ?? '',
+      });
+    } catch (error) {
+      throw new ChatTemplateError(`the chat template: ${error instanceof Error ? error.message : String(error)}`);
+    }
+    const ids: number[] = [];
+    for (const [i, part] of (t.addedPattern ? text.split(t.addedPattern) : [text]).entries()) {
+      if (i % 2 === 1) ids.push(t.added.get(part)!.id);
+      else if (part !== '') ids.push(...encode(t, part.replaceAll(mark, '')));
+    }
+    return ids;
+  };
+}
+
+function compile(template: string): Template {
+  try {
+    return new Template(template);
+  } catch (error) {
+    throw new ChatTemplateError(`the chat template: ${error instanceof Error ? error.message : String(error)}`);
+  }
+}

@@ -1,0 +1,510 @@
+// Byte-level BPE that reads and writes Hugging Face's tokenizer.json, and trains one. What the file asks for and this
+// code does not do is refused by name when it is loaded, so that ids are either Hugging Face's or none at all.
+//
+// Left out: normalizers, byte_fallback, WordPiece and Unigram, dropout, post-processors that add tokens.
+import { z } from 'zod';
+
+const AddedToken = z.looseObject({ id: z.int().nonnegative(), content: z.string(), special: z.boolean() });
+
+/** The file as it is stored. Fields that change nothing for us pass through unread. */
+const TokenizerFile = z.looseObject({
+  version: z.string(),
+  added_tokens: z.array(AddedToken),
+  normalizer: z.unknown(),
+  pre_tokenizer: z.unknown(),
+  post_processor: z.unknown(),
+  decoder: z.unknown(),
+  model: z.looseObject({ type: z.string() }),
+});
+export type TokenizerFile = z.infer<typeof TokenizerFile>;
+
+export interface Tokenizer {
+  file: TokenizerFile;
+  /** One more than the highest id. */
+  size: number;
+  /** Added tokens by their text, special or not. */
+  added: Map<string, { id: number; special: boolean }>;
+  /** The bytes each id stands for; undefined where the vocabulary has a hole. */
+  bytes: (Uint8Array | undefined)[];
+  special: Set<number>;
+  split: (text: string) => string[];
+  /** Matches any added token (group 1 in the first), or only those that are not special. */
+  addedPattern: RegExp | undefined;
+  plainPattern: RegExp | undefined;
+  byteIds: Int32Array;
+  /** Pair of ids (left · size + right) → rank; `merged[rank]` is what they become. */
+  ranks: Map<number, number>;
+  merged: Int32Array;
+  /** Whole pieces that are taken as they are, where the file says ignore_merges. */
+  whole: Map<string, number> | undefined;
+  cache: Map<string, number[]>;
+}
+
+// Printable bytes stand for themselves; the 68 others are moved up to U+0100 and on, in order.
+const BYTE_CHARS: string[] = [];
+{
+  let moved = 0;
+  for (let byte = 0; byte < 256; byte++) {
+    const printable = (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
+    BYTE_CHARS.push(String.fromCharCode(printable ? byte : 256 + moved++));
+  }
+}
+const CHAR_BYTES = new Map(BYTE_CHARS.map((char, byte) => [char, byte]));
+const encoder = new TextEncoder();
+
+const GPT2_SPLIT =
+  /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+
+function refuse(what: string): never {
+  throw new Error(`tokenizer.json: ${what} is not supported`);
+}
+
+/** Cuts a piece at every match, keeping both the matches and what lies between them. */
+function isolate(pattern: RegExp) {
+  return (pieces: string[]): string[] => {
+    const out: string[] = [];
+    for (const piece of pieces) {
+      let end = 0;
+      for (const match of piece.matchAll(pattern)) {
+        if (match[0] === '') continue;
+        if (match.index > end) out.push(piece.slice(end, match.index));
+        out.push(match[0]);
+        end = match.index + match[0].length;
+      }
+      if (end < piece.length) out.push(piece.slice(end));
+    }
+    return out;
+  };
+}
+
+const escapeRegExp = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&');
+
+/** An Oniguruma pattern as a JavaScript one, for the part of the two languages that means the same. */
+function translate(source: string): RegExp {
+  let out = '';
+  let inClass = false;
+  for (let i = 0; i < source.length; i++) {
+    const char = source[i]!;
+    if (char === '\\') {
+      const next = source[++i] ?? '';
+      if (next === 's') out += '\\p{White_Space}';
+      else if (next === 'S') out += '\\P{White_Space}';
+      else if (next === 'd') out += '\\p{Nd}';
+      else if (/[pPrntf]/.test(next) || /[^\p{L}\p{N}]/u.test(next)) out += `\\${next}`;
+      else refuse(`\\${next} in the Split pattern ${source}`);
+      continue;
+    }
+    if (inClass) {
+      if (char === '[' || source.startsWith('&&', i)) refuse(`a nested character class in the Split pattern ${source}`);
+      if (char === ']') inClass = false;
+    } else if (char === '[') {
+      inClass = true;
+    } else if (char === '.' || char === '^' || char === '$') {
+      refuse(`${char} in the Split pattern ${source}`);
+    } else if (
+      char === '#' ||
+      (char === '(' && source[i + 1] === '?' && !/^\(\?(?:[:=!]|<[=!]|i:)/.test(source.slice(i)))
+    ) {
+      refuse(`${source.slice(i, i + 3)} in the Split pattern ${source}`);
+    }
+    out += char;
+    if (char === '[' && source[i + 1] === '^') out += source[++i];
+  }
+  try {
+    return new RegExp(out, 'gu');
+  } catch {
+    return refuse(`the Split pattern ${source}`);
+  }
+}
+
+type Step = (pieces: string[]) => string[];
+
+function preTokenizer(node: unknown): Step[] {
+  const spec = z.looseObject({ type: z.string() }).parse(node, { error: () => 'pre_tokenizer has no type' });
+  switch (spec.type) {
+    case 'Sequence':
+      return z.array(z.unknown()).parse(spec.pretokenizers).flatMap(preTokenizer);
+    case 'ByteLevel':
+      if (spec.add_prefix_space === true) refuse('ByteLevel with add_prefix_space');
+      return spec.use_regex === false ? [] : [isolate(GPT2_SPLIT)];
+    case 'Digits':
+      return [isolate(spec.individual_digits ? /\p{N}/gu : /\p{N}+/gu)];
+    case 'Split': {
+      if (spec.behavior !== 'Isolated') refuse(`Split with behavior ${String(spec.behavior)}`);
+      if (spec.invert === true) refuse('Split with invert');
+      const pattern = z
+        .union([z.strictObject({ Regex: z.string() }), z.strictObject({ String: z.string() })])
+        .parse(spec.pattern);
+      return [isolate('Regex' in pattern ? translate(pattern.Regex) : new RegExp(escapeRegExp(pattern.String), 'gu'))];
+    }
+    default:
+      return refuse(`pre_tokenizer ${spec.type}`);
+  }
+}
+
+const hasByteLevel = (node: unknown): boolean => {
+  const spec = node as { type?: string; pretokenizers?: unknown[] } | null;
+  return spec?.type === 'ByteLevel' || (spec?.pretokenizers ?? []).some(hasByteLevel);
+};
+
+function alternatives(texts: string[]): RegExp | undefined {
+  if (texts.length === 0) return undefined;
+  // Longest first, so that of two tokens that begin at one place the longer is taken, as Hugging Face does.
+  const sorted = [...texts].sort((a, b) => b.length - a.length || (a < b ? -1 : 1));
+  return new RegExp(`(${sorted.map(escapeRegExp).join('|')})`, 'u');
+}
+
+const typeOf = (node: unknown): string => (node as { type?: string } | null)?.type ?? 'null';
+
+export function loadTokenizer(source: unknown): Tokenizer {
+  const parsed = TokenizerFile.safeParse(source);
+  if (!parsed.success) throw new Error(`tokenizer.json: ${z.prettifyError(parsed.error)}`);
+  const file = parsed.data;
+  const model = file.model;
+  if (model.type !== 'BPE') refuse(`model ${model.type}`);
+  if (model.byte_fallback === true) refuse('byte_fallback');
+  if (model.dropout) refuse('dropout');
+  if (model.continuing_subword_prefix) refuse('continuing_subword_prefix');
+  if (model.end_of_word_suffix) refuse('end_of_word_suffix');
+  if (file.normalizer) refuse(`normalizer ${typeOf(file.normalizer)}`);
+  if (!hasByteLevel(file.pre_tokenizer)) refuse(`pre_tokenizer ${typeOf(file.pre_tokenizer)} without ByteLevel`);
+  if (typeOf(file.decoder) !== 'ByteLevel') refuse(`decoder ${typeOf(file.decoder)}`);
+  if (file.post_processor && typeOf(file.post_processor) !== 'ByteLevel')
+    refuse(`post_processor ${typeOf(file.post_processor)}`);
+  const steps = preTokenizer(file.pre_tokenizer);
+
+  const vocab = new Map<string, number>();
+  for (const [token, id] of Object.entries((model.vocab ?? {}) as Record<string, unknown>)) {
+    if (!Number.isInteger(id) || (id as number) < 0)
+      throw new Error(`tokenizer.json: the id of ${token} is not a number`);
+    vocab.set(token, id as number);
+  }
+  let size = 0;
+  for (const id of vocab.values()) size = Math.max(size, id + 1);
+  for (const { id } of file.added_tokens) size = Math.max(size, id + 1);
+  if (size > 1 << 24) throw new Error('tokenizer.json: ids go beyond 16,777,216');
+
+  const bytes: (Uint8Array | undefined)[] = Array.from({ length: size });
+  for (const [token, id] of vocab) {
+    if (bytes[id]) throw new Error(`tokenizer.json: two tokens have the id ${id}`);
+    const chars = [...token].map((char) => CHAR_BYTES.get(char));
+    // A token that was never made of bytes (a special one with a space in it, say) is its own text.
+    bytes[id] = chars.includes(undefined) ? encoder.encode(token) : Uint8Array.from(chars as number[]);
+  }
+
+  const added = new Map<string, { id: number; special: boolean }>();
+  const special = new Set<number>();
+  for (const token of file.added_tokens) {
+    for (const flag of ['lstrip', 'rstrip', 'single_word'])
+      if (token[flag] === true) refuse(`${flag} of the added token ${token.content}`);
+    if (token.content.length < 2)
+      refuse(`the added token ${JSON.stringify(token.content)} of fewer than two characters`);
+    const inVocab = vocab.get(token.content);
+    if (inVocab === undefined ? bytes[token.id] : inVocab !== token.id)
+      throw new Error(`tokenizer.json: the added token ${token.content} has an id that is another's`);
+    added.set(token.content, { id: token.id, special: token.special });
+    bytes[token.id] = encoder.encode(token.content);
+    if (token.special) special.add(token.id);
+  }
+
+  const byteIds = Int32Array.from(BYTE_CHARS, (char) => vocab.get(char) ?? -1);
+  if (model.unk_token && byteIds.includes(-1)) refuse('unk_token with bytes missing from the vocabulary');
+
+  const merges = (model.merges ?? []) as unknown[];
+  const ranks = new Map<number, number>();
+  const merged = new Int32Array(merges.length);
+  for (const [rank, merge] of merges.entries()) {
+    const pair = typeof merge === 'string' ? merge.split(' ') : merge;
+    const [a, b] = (Array.isArray(pair) && pair.length === 2 ? pair : []) as string[];
+    const left = vocab.get(a!);
+    const right = vocab.get(b!);
+    const whole = vocab.get(`${a}${b}`);
+    if (left === undefined || right === undefined || whole === undefined)
+      throw new Error(`tokenizer.json: merge ${rank} (${JSON.stringify(merge)}) is not two tokens that make a third`);
+    // Of a pair given twice Hugging Face keeps the last.
+    ranks.set(left * size + right, rank);
+    merged[rank] = whole;
+  }
+
+  let whole: Map<string, number> | undefined;
+  if (model.ignore_merges === true) {
+    whole = new Map();
+    for (const [token, id] of vocab) if (!special.has(id)) whole.set(token, id);
+  }
+  return {
+    file,
+    size,
+    added,
+    bytes,
+    special,
+    split: (text) => steps.reduce((pieces, step) => step(pieces), [text]),
+    addedPattern: alternatives([...added.keys()]),
+    plainPattern: alternatives([...added].filter(([, token]) => !token.special).map(([text]) => text)),
+    byteIds,
+    ranks,
+    merged,
+    whole,
+    cache: new Map(),
+  };
+}
+
+/** tokenizer.json, byte for byte the same for the same tokenizer. */
+export const tokenizerJson = (file: TokenizerFile): string => `${JSON.stringify(file, null, 1)}\n`;
+
+/** A binary heap of numbers, least first. */
+function push(heap: number[], value: number): void {
+  let at = heap.push(value) - 1;
+  while (at > 0) {
+    const parent = (at - 1) >> 1;
+    if (heap[parent]! <= value) break;
+    heap[at] = heap[parent]!;
+    at = parent;
+  }
+  heap[at] = value;
+}
+
+function pop(heap: number[]): number {
+  const least = heap[0]!;
+  const last = heap.pop()!;
+  if (heap.length === 0) return least;
+  let at = 0;
+  for (;;) {
+    let child = 2 * at + 1;
+    if (child >= heap.length) break;
+    if (child + 1 < heap.length && heap[child + 1]! < heap[child]!) child++;
+    if (heap[child]! >= last) break;
+    heap[at] = heap[child]!;
+    at = child;
+  }
+  heap[at] = last;
+  return least;
+}
+
+/** Merges a piece's bytes by rank, the leftmost first among equals; n log n, since a piece may be a whole request. */
+function mergePiece(t: Tokenizer, piece: string): number[] {
+  const utf8 = encoder.encode(piece);
+  if (t.whole) {
+    const id = t.whole.get(Array.from(utf8, (byte) => BYTE_CHARS[byte]).join(''));
+    if (id !== undefined) return [id];
+  }
+  const ids: number[] = [];
+  for (const byte of utf8) if (t.byteIds[byte]! >= 0) ids.push(t.byteIds[byte]!); // Hugging Face drops the others too
+  const count = ids.length;
+  const next = Int32Array.from({ length: count }, (_, i) => i + 1);
+  const previous = Int32Array.from({ length: count }, (_, i) => i - 1);
+  const heap: number[] = [];
+  const PLACE = 2 ** 26; // a heap's key is rank, then place; pieces are far shorter than this
+  const offer = (at: number) => {
+    if (at < 0 || next[at]! >= count) return;
+    const rank = t.ranks.get(ids[at]! * t.size + ids[next[at]!]!);
+    if (rank !== undefined) push(heap, rank * PLACE + at);
+  };
+  for (let i = 0; i < count; i++) offer(i);
+  while (heap.length > 0) {
+    const key = pop(heap);
+    const at = key % PLACE;
+    const rank = (key - at) / PLACE;
+    if (ids[at]! < 0 || next[at]! >= count) continue;
+    const right = next[at]!;
+    if (t.ranks.get(ids[at]! * t.size + ids[right]!) !== rank) continue; // an older pair, gone by now
+    ids[at] = t.merged[rank]!;
+    ids[right] = -1;
+    next[at] = next[right]!;
+    if (next[at]! < count) previous[next[at]!] = at;
+    offer(previous[at]!);
+    offer(at);
+  }
+  return ids.filter((id) => id >= 0);
+}
+
+function encodePlain(t: Tokenizer, text: string, out: number[]): void {
+  for (const piece of t.split(text)) {
+    let ids = t.cache.get(piece);
+    if (!ids) {
+      ids = mergePiece(t, piece);
+      if (piece.length <= 64) {
+        if (t.cache.size >= 20_000) t.cache.clear();
+        t.cache.set(piece, ids);
+      }
+    }
+    for (const id of ids) out.push(id);
+  }
+}
+
+/**
+ * Text to ids. Only with `special` does text that spells a special token become it: set it for what a template wrote,
+ * never for what a person wrote.
+ */
+export function encode(t: Tokenizer, text: string, { special = false } = {}): number[] {
+  const out: number[] = [];
+  const pattern = special ? t.addedPattern : t.plainPattern;
+  if (!pattern) {
+    encodePlain(t, text, out);
+    return out;
+  }
+  // Odd parts are the tokens that the pattern's group caught.
+  for (const [i, part] of text.split(pattern).entries()) {
+    if (i % 2 === 1) out.push(t.added.get(part)!.id);
+    else if (part !== '') encodePlain(t, part, out);
+  }
+  return out;
+}
+
+/** Ids to text; special tokens are left out unless asked for. Bytes that are no UTF-8 become U+FFFD. */
+export function decode(t: Tokenizer, ids: Iterable<number>, { special = false } = {}): string {
+  const next = streamDecoder(t, { special });
+  let text = '';
+  for (const id of ids) text += next(id);
+  return text + next();
+}
+
+/** Decodes one id a call, holding back an unfinished UTF-8 sequence; called without an id it gives what was held. */
+export function streamDecoder(t: Tokenizer, { special = false } = {}): (id?: number) => string {
+  const utf8 = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
+  return (id) => {
+    if (id === undefined) return utf8.decode();
+    if (!special && t.special.has(id)) return '';
+    const bytes = t.bytes[id];
+    return bytes ? utf8.decode(bytes, { stream: true }) : '';
+  };
+}
+
+export interface BpeOptions {
+  vocabSize: number;
+  /** Special tokens, first in the vocabulary in this order. */
+  special: string[];
+  individualDigits: boolean;
+}
+
+/**
+ * Learns merges as Hugging Face's BpeTrainer does with the byte alphabet: the most frequent pair first, of equals the one
+ * of lower ids. The same texts give the same file, in whatever order they come.
+ */
+export function trainBpe(texts: Iterable<string>, { vocabSize, special, individualDigits }: BpeOptions): TokenizerFile {
+  const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true };
+  const pre_tokenizer = individualDigits
+    ? { type: 'Sequence', pretokenizers: [{ type: 'Digits', individual_digits: true }, byteLevel] }
+    : byteLevel;
+  const alphabet = [...BYTE_CHARS].sort();
+  if (vocabSize < special.length + 256)
+    throw new Error(`a vocabulary of ${vocabSize} does not hold ${special.length} special tokens and 256 bytes`);
+  const tokens = [...special, ...alphabet];
+  const byteIds = BYTE_CHARS.map((char) => special.length + alphabet.indexOf(char));
+  const idOf = new Map(tokens.map((token, id) => [token, id]));
+
+  const steps = preTokenizer(pre_tokenizer);
+  const counts = new Map<string, number>();
+  for (const text of texts)
+    for (const piece of steps.reduce((pieces, step) => step(pieces), [text]))
+      counts.set(piece, (counts.get(piece) ?? 0) + 1);
+  const words = [...counts].map(([piece, count]) => ({
+    ids: Array.from(encoder.encode(piece), (byte) => byteIds[byte]!),
+    count,
+  }));
+
+  // Pairs are keyed left · vocabSize + right, which sorts as (left, right) does.
+  const pairCounts = new Map<number, number>();
+  const pairWords = new Map<number, Set<number>>();
+  const change = (key: number, by: number, word: number) => {
+    pairCounts.set(key, (pairCounts.get(key) ?? 0) + by);
+    if (by < 0) return;
+    const where = pairWords.get(key);
+    if (where) where.add(word);
+    else pairWords.set(key, new Set([word]));
+  };
+  for (const [w, { ids, count }] of words.entries())
+    for (let i = 1; i < ids.length; i++) change(ids[i - 1]! * vocabSize + ids[i]!, count, w);
+
+  // The heap's order is (count descending, key ascending). Counts that fell since are put right when they come up.
+  const before = (a: readonly [number, number], b: readonly [number, number]) =>
+    a[0] !== b[0] ? a[0] > b[0] : a[1] < b[1];
+  const heap: (readonly [number, number])[] = [];
+  const offer = (entry: readonly [number, number]) => {
+    let at = heap.push(entry) - 1;
+    while (at > 0 && before(entry, heap[(at - 1) >> 1]!)) {
+      heap[at] = heap[(at - 1) >> 1]!;
+      at = (at - 1) >> 1;
+    }
+    heap[at] = entry;
+  };
+  const take = () => {
+    const first = heap[0]!;
+    const last = heap.pop()!;
+    if (heap.length === 0) return first;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= heap.length) break;
+      if (child + 1 < heap.length && before(heap[child + 1]!, heap[child]!)) child++;
+      if (!before(heap[child]!, last)) break;
+      heap[at] = heap[child]!;
+      at = child;
+    }
+    heap[at] = last;
+    return first;
+  };
+  for (const [key, count] of pairCounts) offer([count, key]);
+
+  const merges: [string, string][] = [];
+  while (tokens.length < vocabSize && heap.length > 0) {
+    const [claimed, key] = take();
+    const count = pairCounts.get(key) ?? 0;
+    if (count < 1) continue;
+    if (count !== claimed) {
+      offer([count, key]);
+      continue;
+    }
+    const right = key % vocabSize;
+    const left = (key - right) / vocabSize;
+    const text = tokens[left]! + tokens[right]!;
+    let id = idOf.get(text);
+    if (id === undefined) {
+      id = tokens.push(text) - 1;
+      idOf.set(text, id);
+    }
+    merges.push([tokens[left]!, tokens[right]!]);
+    const grown = new Set<number>();
+    const where = pairWords.get(key)!;
+    pairWords.delete(key);
+    for (const w of where) {
+      const { ids, count: times } = words[w]!;
+      for (let i = 0; i + 1 < ids.length; i++) {
+        if (ids[i] !== left || ids[i + 1] !== right) continue;
+        const around: [number, number, number][] = [];
+        if (i > 0) around.push([ids[i - 1]!, left, 0], [ids[i - 1]!, id, 1]);
+        if (i + 2 < ids.length) around.push([right, ids[i + 2]!, 0], [id, ids[i + 2]!, 1]);
+        for (const [a, b, born] of around) {
+          change(a * vocabSize + b, born ? times : -times, w);
+          if (born) grown.add(a * vocabSize + b);
+        }
+        ids.splice(i, 2, id);
+      }
+    }
+    pairCounts.delete(key);
+    for (const k of grown) offer([pairCounts.get(k) ?? 0, k]);
+  }
+
+  const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true };
+  return {
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens: special.map((content, id) => ({ id, content, ...flags })),
+    normalizer: null,
+    pre_tokenizer,
+    post_processor: null,
+    decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: false,
+      vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+      merges,
+    },
+  };
+}

@@ -1,0 +1,121 @@
+// The tokenizer beside Hugging Face's, on the cases of test/golden/tokenizer.py.
+import { readFileSync } from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import {
+  decode,
+  encode,
+  loadTokenizer,
+  streamDecoder,
+  type TokenizerFile,
+  tokenizerJson,
+  trainBpe,
+} from '../../schema/tokenizer.ts';
+
+interface Golden {
+  corpus: string[];
+  cases: string[];
+  tokenizers: { name: string; file: TokenizerFile; rows: { ids: number[]; text: string; with_special: string }[] }[];
+}
+const golden: Golden = JSON.parse(readFileSync(`${import.meta.dirname}/../golden/tokenizer.json`, 'utf8'));
+const special = ['<|pad|>', '<|end|>', '<|user|>', '<|assistant|>'];
+const [plain, digits] = golden.tokenizers;
+
+describe.each(golden.tokenizers)('$name', ({ file, rows }) => {
+  const t = loadTokenizer(file);
+  test('encodes as Hugging Face does', () => {
+    for (const [i, text] of golden.cases.entries())
+      expect({ text, ids: encode(t, text, { special: true }) }).toEqual({ text, ids: rows[i]!.ids });
+  });
+  test('decodes as Hugging Face does, also ids that break UTF-8', () => {
+    for (const { ids, text, with_special } of rows) {
+      expect(decode(t, ids)).toBe(text);
+      expect(decode(t, ids, { special: true })).toBe(with_special);
+    }
+  });
+  test('a file written and read again is the same tokenizer', () => {
+    const again = loadTokenizer(JSON.parse(tokenizerJson(t.file)));
+    expect(again.file).toEqual(file);
+    expect(encode(again, golden.cases.join(' '))).toEqual(encode(t, golden.cases.join(' ')));
+  });
+});
+
+test('what a person wrote never becomes a special token', () => {
+  const t = loadTokenizer(digits!.file);
+  for (const text of golden.cases) {
+    const ids = encode(t, text);
+    expect(ids.some((id) => t.special.has(id))).toBe(false);
+    expect(decode(t, ids)).toBe(text);
+  }
+});
+
+test('streaming gives the same text and never half a character', () => {
+  const t = loadTokenizer(digits!.file);
+  const text = golden.cases.join('\n');
+  const next = streamDecoder(t);
+  let all = '';
+  for (const id of encode(t, text)) {
+    const piece = next(id);
+    expect(piece).not.toContain('\ufffd');
+    all += piece;
+  }
+  expect(all + next()).toBe(text);
+});
+
+test('training gives the merges that Hugging Face gives, whatever the order of the texts', () => {
+  for (const [individualDigits, theirs] of [
+    [false, plain!.file],
+    [true, digits!.file],
+  ] as const) {
+    const options = { vocabSize: 420, special, individualDigits };
+    const ours = trainBpe(golden.corpus, options);
+    expect(ours.model.merges).toEqual(theirs.model.merges);
+    expect(ours.model.vocab).toEqual(theirs.model.vocab);
+    expect(tokenizerJson(trainBpe(golden.corpus.toReversed(), options))).toBe(tokenizerJson(ours));
+  }
+});
+
+test('a long piece without a space is no trap', () => {
+  const t = loadTokenizer(plain!.file);
+  const started = performance.now();
+  const text = 'a'.repeat(200_000);
+  expect(decode(t, encode(t, text))).toBe(text);
+  expect(performance.now() - started).toBeLessThan(3_000);
+});
+
+test.each<[string, (file: TokenizerFile) => void]>([
+  ['normalizer NFC', (f) => Object.assign(f, { normalizer: { type: 'NFC' } })],
+  ['byte_fallback', (f) => Object.assign(f.model, { byte_fallback: true })],
+  ['model Unigram', (f) => Object.assign(f.model, { type: 'Unigram' })],
+  ['decoder Metaspace', (f) => Object.assign(f, { decoder: { type: 'Metaspace' } })],
+  ['pre_tokenizer Metaspace', (f) => Object.assign(f, { pre_tokenizer: { type: 'Metaspace' } })],
+  [
+    'pre_tokenizer Punctuation',
+    (f) => (f.pre_tokenizer as { pretokenizers: unknown[] }).pretokenizers.push({ type: 'Punctuation' }),
+  ],
+  ['add_prefix_space', (f) => Object.assign(f, { pre_tokenizer: { type: 'ByteLevel', add_prefix_space: true } })],
+  ['post_processor TemplateProcessing', (f) => Object.assign(f, { post_processor: { type: 'TemplateProcessing' } })],
+  ['lstrip', (f) => Object.assign(f.added_tokens[0]!, { lstrip: true })],
+  [
+    '\\\\w in the Split pattern',
+    (f) =>
+      (f.pre_tokenizer as { pretokenizers: unknown[] }).pretokenizers.push({
+        type: 'Split',
+        behavior: 'Isolated',
+        pattern: { Regex: '\\w+' },
+      }),
+  ],
+])('%s is refused by name', (name, spoil) => {
+  const file = structuredClone(digits!.file);
+  spoil(file);
+  expect(() => loadTokenizer(file)).toThrow(new RegExp(name));
+});
+
+test('a merge of unknown tokens, two tokens of one id, and no tokenizer at all are refused', () => {
+  const merge = structuredClone(digits!.file);
+  (merge.model.merges as string[][])[3] = ['zz', 'y'];
+  expect(() => loadTokenizer(merge)).toThrow('merge 3');
+  const twice = structuredClone(digits!.file);
+  Object.assign(twice.model.vocab as object, { zzzz: 17 });
+  expect(() => loadTokenizer(twice)).toThrow('two tokens have the id 17');
+  expect(() => loadTokenizer({ hello: 1 })).toThrow('tokenizer.json');
+});
