@@ -1,5 +1,9 @@
 // Two projects: what runs in workerd (the Worker's routes and stores) and what runs in Node (all the rest).
+import { cloudflareTest, readD1Migrations } from '@cloudflare/vitest-plugin';
 import { defineConfig } from 'vitest/config';
+
+const inWorkerd = ['test/functions/**/*.test.ts', 'test/schema/tables*.test.ts'];
+const policy = 'test/functions/policy/**';
 
 export default defineConfig({
   test: {
@@ -9,8 +13,33 @@ export default defineConfig({
           name: 'node',
           pool: 'forks',
           include: ['test/{schema,trainer,infra,e2e,functions/policy}/**/*.test.ts'],
+          exclude: ['test/schema/tables*.test.ts'],
           env: { TF_CPP_MIN_LOG_LEVEL: '2', TF_NUM_INTRAOP_THREADS: '2' },
           testTimeout: 120_000,
+        },
+      },
+      {
+        plugins: [
+          cloudflareTest(async () => ({
+            wrangler: { configPath: './wrangler.jsonc' },
+            miniflare: {
+              bindings: {
+                MIGRATIONS: await readD1Migrations('schema/migrations'),
+                PLUMB_TOKEN_SECRETS: 'new:the-secret-that-signs-now,old:the-secret-of-last-month',
+                PLUMB_PEPPER: 'a-pepper-of-the-tests',
+                PLUMB_SIDE_KEY: 'a-side-key-of-the-tests',
+                PLUMB_IDENTITY_KEY: 'an-identity-key-of-the-tests',
+                PLUMB_URL: 'http://plumb.test',
+              },
+            },
+          })),
+        ],
+        test: {
+          name: 'workers',
+          include: inWorkerd,
+          exclude: [policy],
+          setupFiles: ['test/functions/setup.ts'],
+          testTimeout: 30_000,
         },
       },
     ],

@@ -1,0 +1,33 @@
+// The HTTP application: its routes mounted, one handler of errors.
+import { Hono } from 'hono';
+import { cors } from 'hono/cors';
+import { answer, asApiError, notFound } from './error.ts';
+import { type App, mount } from './route.ts';
+import { keyRoutes } from './routes/keys.ts';
+
+export const routes = [...keyRoutes];
+
+export const app = new Hono<App>();
+
+// A preflight cannot see the key: it is answered to any origin, without credentials; the real request is judged.
+app.use(
+  cors({
+    origin: '*',
+    allowMethods: ['GET', 'HEAD', 'POST', 'PUT', 'DELETE'],
+    allowHeaders: [
+      'Authorization',
+      'Content-Type',
+      'Idempotency-Key',
+      'Plumb-Session',
+      'Plumb-Rater',
+      'Feedback-Token',
+    ],
+    exposeHeaders: ['Idempotent-Replayed', 'Retry-After'],
+    maxAge: 86_400,
+  }),
+);
+
+mount(app, routes);
+
+app.notFound((c) => answer(c, notFound('route')));
+app.onError((error, c) => answer(c, asApiError(error)));

@@ -1,0 +1,49 @@
+// What the Worker is given: bindings, secrets and variables (wrangler.jsonc), checked before the first request is served.
+import { z } from 'zod';
+
+export interface Env {
+  DB: D1Database;
+  BUCKET: R2Bucket;
+  [name: `PLUMB_${string}`]: string | undefined;
+}
+
+const Seconds = (seconds: number) => z.coerce.number().positive().default(seconds);
+
+const Settings = z.object({
+  /** "kid:secret,kid:secret": the first signs, all are accepted. */
+  PLUMB_TOKEN_SECRETS: z
+    .string()
+    .regex(
+      /^[\w-]+:[^,:]{16,}(,[\w-]+:[^,:]{16,})*$/,
+      'not a list of kid:secret, each secret of 16 characters at least',
+    )
+    .transform((text) => text.split(',').map((pair) => pair.split(':') as [kid: string, secret: string])),
+  /** Hides raters' ids. */
+  PLUMB_PEPPER: z.string().min(16),
+  /** Decides the side of a conversation; never changed, or sides mix. */
+  PLUMB_SIDE_KEY: z.string().min(16),
+  /** Where a host's own server signs Plumb-Rater. */
+  PLUMB_IDENTITY_KEY: z.string().min(16).optional(),
+  /** The URL by which the trainer reaches this Worker. */
+  PLUMB_URL: z.url().optional(),
+  PLUMB_LAUNCHER_URL: z.url().optional(),
+  PLUMB_LAUNCHER_TOKEN: z.string().default(''),
+  PLUMB_DEMO: z.enum(['0', '1']).default('0'),
+  PLUMB_TOKEN_TTL: Seconds(30 * 24 * 3600),
+  /** So many new judgements start a run, or any at all after so many seconds. */
+  PLUMB_MIN_FEEDBACK: z.coerce.number().int().positive().default(200),
+  PLUMB_MAX_WAIT: Seconds(24 * 3600),
+  PLUMB_LEASE: Seconds(60),
+  PLUMB_LAUNCH_PATIENCE: Seconds(600),
+});
+export type Settings = z.infer<typeof Settings>;
+
+const parsed = new WeakMap<Env, Settings>();
+
+export function settings(env: Env): Settings {
+  const known = parsed.get(env);
+  if (known) return known;
+  const fresh = Settings.parse(env);
+  parsed.set(env, fresh);
+  return fresh;
+}

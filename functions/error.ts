@@ -1,0 +1,116 @@
+// The one error that routes throw on purpose, and the one mapper that makes an answer of whatever was thrown.
+import type { Context } from 'hono';
+import { z } from 'zod';
+
+interface More {
+  errors?: { path: string; message: string }[];
+  code?: string;
+  headers?: Record<string, string>;
+  /** Further members of the problem, as the id of the run that is in the way. */
+  extra?: Record<string, unknown>;
+}
+
+export class ApiError extends Error {
+  override name = 'ApiError';
+  readonly status: number;
+  readonly more: More;
+  constructor(status: number, detail: string, more: More = {}) {
+    super(detail);
+    this.status = status;
+    this.more = more;
+  }
+}
+
+export const at = (status: number, path: string, message: string, code?: string) =>
+  new ApiError(status, `${path} ${message}`, { errors: [{ path, message }], ...(code ? { code } : {}) });
+export const notFound = (what: string) => new ApiError(404, `there is no such ${what}`);
+export const busy = (detail: string, seconds: number) =>
+  new ApiError(503, detail, { headers: { 'Retry-After': String(seconds) } });
+
+const dotted = (path: PropertyKey[]) =>
+  path.reduce<string>(
+    (text, key) => (typeof key === 'number' ? `${text}[${key}]` : text ? `${text}.${String(key)}` : String(key)),
+    '',
+  );
+
+/** A failed parse as a 400 that names each path; an unknown field is named itself, not the object that holds it. */
+export function malformed(error: z.ZodError, where: string): ApiError {
+  const errors = error.issues.flatMap((issue) =>
+    issue.code === 'unrecognized_keys'
+      ? issue.keys.map((key) => ({ path: dotted([...issue.path, key]), message: 'is not known' }))
+      : [{ path: dotted(issue.path), message: issue.message }],
+  );
+  const first = errors[0];
+  return new ApiError(400, first ? `${where}: ${first.path ? `${first.path}: ` : ''}${first.message}` : where, {
+    errors,
+  });
+}
+
+const TITLES: Record<number, string> = {
+  400: 'Bad Request',
+  401: 'Unauthorized',
+  403: 'Forbidden',
+  404: 'Not Found',
+  405: 'Method Not Allowed',
+  409: 'Conflict',
+  410: 'Gone',
+  413: 'Content Too Large',
+  415: 'Unsupported Media Type',
+  422: 'Unprocessable Content',
+  429: 'Too Many Requests',
+  500: 'Internal Server Error',
+  503: 'Service Unavailable',
+};
+
+const OPENAI_TYPES: Record<number, string> = {
+  401: 'authentication_error',
+  403: 'permission_error',
+  404: 'not_found_error',
+  429: 'rate_limit_error',
+  500: 'server_error',
+  503: 'server_error',
+};
+
+export const isOpenAI = (path: string) => /^\/v1\/(chat\/completions|completions|models)(\/|$)/.test(path);
+
+export function openAIError(error: ApiError): { status: number; body: unknown } {
+  const status = error.status === 422 ? 400 : error.status;
+  const { errors, code } = error.more;
+  const type = OPENAI_TYPES[status] ?? 'invalid_request_error';
+  return {
+    status,
+    body: { error: { message: error.message, type, param: errors?.[0]?.path || null, code: code ?? null } },
+  };
+}
+
+/** Whatever was thrown, as an ApiError. What isn't one is logged by its place, without its message: that may quote people. */
+export function asApiError(thrown: unknown): ApiError {
+  if (thrown instanceof ApiError) return thrown;
+  const stack = thrown instanceof Error ? (thrown.stack ?? '').split('\n').filter((line) => /^\s+at /.test(line)) : [];
+  console.error(`unexpected ${thrown instanceof Error ? thrown.name : typeof thrown}\n${stack.slice(0, 8).join('\n')}`);
+  if (thrown instanceof Error && /^D1_(?!TYPE)/.test(thrown.message) && !/SQLITE_|syntax/.test(thrown.message))
+    return busy('the database is busy', 1);
+  if (thrown instanceof z.ZodError)
+    return new ApiError(503, 'this deployment is not configured', { headers: { 'Retry-After': '30' } });
+  return new ApiError(500, 'something unexpected went wrong');
+}
+
+export function answer(c: Context, error: ApiError): Response {
+  const { errors, headers, extra } = error.more;
+  if (isOpenAI(c.req.path)) {
+    const { status, body } = openAIError(error);
+    return Response.json(body, { status, headers: headers ?? {} });
+  }
+  const problem = {
+    type: 'about:blank',
+    title: TITLES[error.status] ?? 'Error',
+    status: error.status,
+    detail: error.message,
+    ...(errors ? { errors } : {}),
+    ...extra,
+  };
+  return Response.json(problem, {
+    status: error.status,
+    headers: { ...headers, 'Content-Type': 'application/problem+json' },
+  });
+}

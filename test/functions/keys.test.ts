@@ -1,0 +1,110 @@
+import { beforeAll, describe, expect, test } from 'vitest';
+import { ask, env, keyOf, ORIGIN } from './support.ts';
+
+let sk = '';
+let pk = '';
+beforeAll(async () => {
+  sk = await keyOf('sk');
+  pk = await keyOf('pk');
+});
+
+describe('keys', () => {
+  test('a key is made, works, is listed without its text, and is dead once revoked', async () => {
+    const made = await ask('POST', '/v1/keys', { key: sk, body: { kind: 'sk', name: 'one', scopes: ['admin'] } });
+    expect(made.status).toBe(201);
+    expect(made.json.key).toMatch(/^sk_/);
+    expect((await ask('GET', '/v1/keys', { key: made.json.key })).status).toBe(200);
+    const { json, text } = await ask('GET', '/v1/keys?limit=1000', { key: sk });
+    expect(json.data.map((row: { id: string }) => row.id)).toContain(made.json.id);
+    expect(text).not.toContain(made.json.key);
+    const stored = await env.DB.prepare('SELECT * FROM keys WHERE id = ?').bind(made.json.id).first();
+    expect(JSON.stringify(stored)).not.toContain(made.json.key);
+
+    expect((await ask('DELETE', `/v1/keys/${made.json.id}`, { key: sk })).status).toBe(204);
+    expect((await ask('DELETE', `/v1/keys/${made.json.id}`, { key: sk })).status).toBe(204);
+    expect((await ask('GET', '/v1/keys', { key: made.json.key })).status).toBe(401);
+    expect((await ask('DELETE', '/v1/keys/key_01ARZ3NDEKTSV4RRFFQ69G5FAV', { key: sk })).status).toBe(404);
+  });
+
+  test('a scope that a key lacks is 403, and so is a public key', async () => {
+    const reader = await keyOf('sk', ['read']);
+    expect((await ask('GET', '/v1/keys', { key: reader })).status).toBe(403);
+    expect((await ask('GET', '/v1/keys', { key: pk })).status).toBe(403);
+  });
+
+  test('lists go on after a cursor, also after one whose row is gone', async () => {
+    const all = (await ask('GET', '/v1/keys?limit=1000', { key: sk })).json.data.map((row: { id: string }) => row.id);
+    const first = await ask('GET', '/v1/keys?limit=1', { key: sk });
+    expect(first.json).toMatchObject({ object: 'list', first_id: all[0], last_id: all[0], has_more: true });
+    const rest = await ask('GET', `/v1/keys?after=${all[0]}&limit=1000`, { key: sk });
+    expect(rest.json.data.map((row: { id: string }) => row.id)).toEqual(all.slice(1));
+    const back = await ask('GET', '/v1/keys?order=desc&limit=1000', { key: sk });
+    expect(back.json.data.map((row: { id: string }) => row.id)).toEqual(all.toReversed());
+    await env.DB.prepare('DELETE FROM keys WHERE id = ?').bind(all.at(-1)).run();
+    const gone = await ask('GET', `/v1/keys?after=${all.at(-1)}`, { key: sk });
+    expect(gone.json.data).toEqual([]);
+  });
+});
+
+describe('the order of checks', () => {
+  const create = (over: Parameters<typeof ask>[2]) =>
+    ask('POST', '/v1/keys', { key: sk, body: { kind: 'sk' }, ...over });
+
+  test('404 before 405 before 401', async () => {
+    const lost = await ask('POST', '/v1/nowhere');
+    expect(lost.status).toBe(404);
+    expect(lost.headers.get('Content-Type')).toBe('application/problem+json');
+    expect(lost.json).toMatchObject({ title: 'Not Found', status: 404 });
+    const wrong = await ask('PUT', '/v1/keys');
+    expect(wrong.status).toBe(405);
+    expect(wrong.headers.get('Allow')).toBe('GET, POST, HEAD, OPTIONS');
+  });
+
+  test('401 says how, 403 comes before the body is looked at', async () => {
+    for (const headers of [{}, { Authorization: 'Bearer sk_nobody' }, { Authorization: 'Basic abc' }]) {
+      const none = await ask('POST', '/v1/keys', { body: '{', headers });
+      expect(none.status).toBe(401);
+      expect(none.headers.get('WWW-Authenticate')).toMatch(/^Bearer/);
+    }
+    expect((await ask('POST', '/v1/keys', { key: pk, body: 'x'.repeat(300_000) })).status).toBe(403);
+  });
+
+  test('413 before 415 before 400', async () => {
+    const headers = { 'Content-Type': 'text/plain' };
+    expect((await create({ body: 'x'.repeat(300_000), headers })).status).toBe(413);
+    expect((await create({ body: '{', headers })).status).toBe(415);
+    expect(
+      (await create({ body: new TextEncoder().encode('{}') as never, headers: { 'Content-Type': '' } })).status,
+    ).toBe(415);
+    expect((await create({ body: '{' })).status).toBe(400);
+    expect((await create({ body: '' })).status).toBe(400);
+    expect((await create({ body: new Uint8Array([0x22, 0xff, 0x22]) })).status).toBe(400);
+  });
+
+  test('unknown and impossible fields are named by their path', async () => {
+    const unknown = await create({ body: { kind: 'sk', scoops: [] } });
+    expect(unknown.status).toBe(400);
+    expect(unknown.json.errors).toEqual([{ path: 'scoops', message: 'is not known' }]);
+    expect((await create({ body: { kind: 'sk', name: null } })).status).toBe(400);
+    expect((await create({ body: { kind: 'pk', origins: ['https://a.example/path'] } })).json.errors[0].path).toBe(
+      'origins[0]',
+    );
+    expect((await create({ body: { kind: 'pk', scopes: ['admin'] } })).status).toBe(422);
+  });
+
+  test('unknown, repeated and malformed query parameters are 400', async () => {
+    for (const query of ['x=1', 'limit=1&limit=2', 'limit=0', 'limit=1001', 'limit=x', 'after=pol_x', 'order=up'])
+      expect((await ask('GET', `/v1/keys?${query}`, { key: sk })).status, query).toBe(400);
+  });
+
+  test('a preflight is answered to any origin; errors can be read by pages too', async () => {
+    const preflight = await ask('OPTIONS', '/v1/keys', {
+      headers: { Origin: 'https://a.example', 'Access-Control-Request-Method': 'POST' },
+    });
+    expect(preflight.status).toBe(204);
+    expect(preflight.headers.get('Access-Control-Allow-Origin')).toBe('*');
+    expect(preflight.headers.get('Access-Control-Allow-Credentials')).toBeNull();
+    const refused = await ask('GET', '/v1/keys', { headers: { Origin: ORIGIN } });
+    expect(refused.headers.get('Access-Control-Allow-Origin')).toBe('*');
+  });
+});
