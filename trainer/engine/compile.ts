@@ -266,7 +266,7 @@ function constantProto(binding: Binding, dtype: number, shape: number[], values:
 /** The tensors of a tree, in the order of its keys. */
 export function flatten(tree: Tree): Tensor[] {
   if (tree instanceof tf.Tensor) return [tree];
-  return Object.values(tree as Record<string, Tree>).flatMap(flatten);
+  return Object.values(tree).flatMap((branch) => flatten(branch as Tree));
 }
 
 /** A tree of the given one's form with other tensors in it. */
@@ -275,7 +275,7 @@ export function unflatten(form: Tree, tensors: Tensor[]): Tree {
   const build = (tree: Tree): Tree => {
     if (tree instanceof tf.Tensor) return tensors[next++]!;
     if (Array.isArray(tree)) return tree.map(build);
-    return Object.fromEntries(Object.entries(tree).map(([key, value]) => [key, build(value)]));
+    return Object.fromEntries(Object.entries(tree).map(([key, value]) => [key, build(value as Tree)]));
   };
   return build(form);
 }

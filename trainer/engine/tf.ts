@@ -36,6 +36,7 @@ export interface NodeBackend {
   getDTypeInteger(dtype: string): number;
   getInputTensorIds(tensors: Tf.Tensor[]): number[];
   createOutputTensor(output: OutputTensor): Tf.Tensor;
+  executeSingleOutput(op: string, attributes: OpAttribute[], inputs: Tf.Tensor[]): Tf.Tensor;
 }
 
 // A fixed thread count repeats bit for bit; TensorFlow reads these once, when the binding loads.

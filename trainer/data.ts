@@ -1,0 +1,127 @@
+// What the stages read: lines of JSON in TRL's shapes, checked before anything starts, and batches of fixed size.
+
+import { readFileSync } from 'node:fs';
+import { z } from 'zod';
+import { Message } from '../schema/message.ts';
+import { encode } from '../schema/tokenizer.ts';
+import { type Tensor, tf } from './engine/tf.ts';
+import type { Policy } from './policy.ts';
+
+/** Something the user can mend; shown as one line, without a stack trace. */
+export class UserError extends Error {}
+
+/** A prompt and an answer as token ids; the answer ends with EOS unless it was cut. */
+export interface Row {
+  prompt: number[];
+  answer: number[];
+}
+
+const Conversation = z.array(Message).min(1);
+const SftLine = z.union(
+  [
+    z.looseObject({ messages: Conversation }),
+    z.looseObject({ prompt: Conversation, completion: Conversation }),
+    z.looseObject({ prompt: z.string(), completion: z.string() }),
+    z.looseObject({ text: z.string() }),
+  ],
+  'expected {messages}, {prompt, completion} (strings or messages), or {text}',
+);
+export type SftLine = z.infer<typeof SftLine>;
+
+/** Parses a JSONL file by a schema. Bad lines are named by number and reason, up to 20, and nothing is started. */
+export function readLines<T>(path: string, schema: z.ZodType<T>): T[] {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (error) {
+    throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
+  }
+  const rows: T[] = [];
+  const bad: string[] = [];
+  text.split('\n').forEach((line, index) => {
+    if (line.trim() === '') return;
+    let value: unknown;
+    try {
+      value = JSON.parse(line);
+    } catch {
+      bad.push(`line ${index + 1}: not JSON`);
+      return;
+    }
+    const parsed = schema.safeParse(value);
+    if (parsed.success) rows.push(parsed.data);
+    else {
+      const issue = parsed.error.issues[0]!;
+      bad.push(`line ${index + 1}: ${issue.path.length > 0 ? `${issue.path.join('.')}: ` : ''}${issue.message}`);
+    }
+  });
+  if (bad.length > 0) {
+    const more = bad.length > 20 ? [`and ${bad.length - 20} more`] : [];
+    throw new UserError([`${path} has ${bad.length} bad line${bad.length > 1 ? 's' : ''}`, ...bad.slice(0, 20), ...more].join('\n  '));
+  }
+  if (rows.length === 0) throw new UserError(`${path} has no rows`);
+  return rows;
+}
+
+export const readSftLines = (path: string): SftLine[] => readLines<SftLine>(path, SftLine);
+
+/** Token rows of lines for supervised training; long texts become several rows of `answerTokens`. */
+export function sftRows(policy: Policy, lines: SftLine[], answerTokens: number): Row[] {
+  const eos = policy.config.eos_token_id;
+  return lines.flatMap((line): Row[] => {
+    if ('text' in line) {
+      const ids = [...encode(policy.tokenizer, line.text as string), eos];
+      const rows: Row[] = [];
+      for (let i = 0; i < ids.length; i += answerTokens) rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + answerTokens) });
+      return rows;
+    }
+    if ('messages' in line) {
+      const messages = line.messages as Message[];
+      // Every assistant turn is an answer to what came before it.
+      return messages.flatMap((message, index) => (message.role === 'assistant' && index > 0 ? [answerRow(policy, messages.slice(0, index), message.content)] : []));
+    }
+    const { prompt, completion } = line as { prompt: string | Message[]; completion: string | Message[] };
+    const answer = typeof completion === 'string' ? completion : completion.map((message) => message.content).join('\n');
+    return [answerRow(policy, typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt, answer)];
+  });
+}
+
+/** A conversation and its answer as ids. */
+export function answerRow(policy: Policy, messages: Message[], answer: string): Row {
+  return { prompt: policy.encodePrompt(messages), answer: [...encode(policy.tokenizer, answer), policy.config.eos_token_id] };
+}
+
+export interface Shape {
+  batch: number;
+  prompt: number; // P
+  answer: number; // A
+}
+export type Batch = {
+  tokens: Tensor; // (B, P + A) int32
+  start: Tensor; // (B) int32, padding on the left
+  lengths: Tensor; // (B) int32, answer tokens
+};
+
+/** Rows as one batch of a fixed shape; missing rows are all padding, overlong answers are cut on the right, prompts on the left. */
+export function batchOf(rows: Row[], shape: Shape, pad: number): Batch {
+  const { batch: B, prompt: P, answer: A } = shape;
+  if (rows.length > B) throw new Error(`${rows.length} rows for a batch of ${B}`);
+  const tokens = new Int32Array(B * (P + A)).fill(pad);
+  const start = new Int32Array(B).fill(P);
+  const lengths = new Int32Array(B);
+  rows.forEach((row, b) => {
+    const prompt = row.prompt.slice(-P);
+    const answer = row.answer.slice(0, A);
+    start[b] = P - prompt.length;
+    lengths[b] = answer.length;
+    tokens.set(prompt, b * (P + A) + P - prompt.length);
+    tokens.set(answer, b * (P + A) + P);
+  });
+  return {
+    tokens: tf.tensor2d(tokens, [B, P + A], 'int32'),
+    start: tf.tensor1d(start, 'int32'),
+    lengths: tf.tensor1d(lengths, 'int32'),
+  };
+}
+
+/** Columns enough for the longest of the given lengths, a multiple of four so that few shapes are compiled. */
+export const columnsFor = (lengths: number[]): number => Math.max(4, Math.ceil(Math.max(...lengths) / 4) * 4);

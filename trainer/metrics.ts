@@ -1,0 +1,48 @@
+// Where a stage's numbers go: a JSONL file, and the terminal with rate and time left (plain lines where there is none).
+
+import { appendFileSync } from 'node:fs';
+
+export interface Progress {
+  stage: string;
+  step: number;
+  steps: number;
+  metrics: Record<string, number>;
+}
+export type Report = (progress: Progress) => void | Promise<void>;
+
+/** A NaN or an infinity in any metric ends the run, with the metric's name. */
+export function requireFinite(stage: string, step: number, metrics: Record<string, number>): void {
+  for (const [name, value] of Object.entries(metrics)) {
+    if (!Number.isFinite(value)) throw new DivergedError(`${stage}: ${name} is ${value} at step ${step}`);
+  }
+}
+/** Training went wrong in a way that more steps cannot mend. */
+export class DivergedError extends Error {}
+
+/** Appends each step's metrics to a file, one JSON object a line. */
+export const toFile =
+  (path: string): Report =>
+  ({ stage, step, metrics }) =>
+    appendFileSync(path, `${JSON.stringify({ stage, step, time: new Date().toISOString(), ...metrics })}\n`);
+
+/** Shows progress: one line that is overwritten on a terminal, else a line every tenth of the way. */
+export function toTerminal(stream: NodeJS.WriteStream = process.stderr): Report {
+  let began = performance.now();
+  let last = '';
+  return ({ stage, step, steps, metrics }) => {
+    if (stage !== last || step <= 1) {
+      began = performance.now();
+      last = stage;
+    }
+    const seconds = (performance.now() - began) / 1000;
+    const rate = step > 1 ? (step - 1) / seconds : 0;
+    const left = rate > 0 ? `${Math.ceil((steps - step) / rate)} s left` : '';
+    const shown = Object.entries(metrics)
+      .slice(0, 5)
+      .map(([name, value]) => `${name} ${value.toPrecision(4)}`)
+      .join('  ');
+    const line = `${stage} ${step}/${steps}  ${rate.toFixed(1)} steps/s  ${left}  ${shown}`;
+    if (stream.isTTY) stream.write(`\r\x1b[K${line}${step === steps ? '\n' : ''}`);
+    else if (step === 1 || step === steps || step % Math.ceil(steps / 10) === 0) stream.write(`${line}\n`);
+  };
+}
