@@ -3,9 +3,11 @@ import { Hono } from 'hono';
 import { cors } from 'hono/cors';
 import { answer, asApiError, notFound } from './error.ts';
 import { type App, mount } from './route.ts';
+import { feedbackRoutes } from './routes/feedback.ts';
 import { keyRoutes } from './routes/keys.ts';
+import { sampleRoutes } from './routes/samples.ts';
 
-export const routes = [...keyRoutes];
+export const routes = [...sampleRoutes, ...feedbackRoutes, ...keyRoutes];
 
 export const app = new Hono<App>();
 
