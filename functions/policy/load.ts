@@ -1,0 +1,122 @@
+// An image becomes a decoder: an instance of the wasm module with the weights in its memory. All memory is taken at once,
+// so its size is known before the first token: weights, slots · context of KV cache, and the rows' activations.
+import { type EdgeImage, readEdge } from '../../schema/edge.ts';
+import { type Decoder, type DecoderOptions, ropeTables } from './decoder.ts';
+
+export interface WasmDecoder extends Decoder {
+  /** Overwrites the weights in place by those of another image of the same shape. What slots hold is void after. */
+  load(image: Uint8Array): void;
+  memoryBytes: number;
+}
+
+type Exports = { memory: WebAssembly.Memory } & Record<
+  | 'weightsAt'
+  | 'offsetsAt'
+  | 'tokensAt'
+  | 'positionsAt'
+  | 'slotsAt'
+  | 'wantedAt'
+  | 'cosinesAt'
+  | 'sinesAt'
+  | 'logitsAt'
+  | 'sharesAt',
+  () => number
+> & {
+    init(...shape: number[]): void;
+    forward(rows: number, wanted: number): void;
+    weigh(i: number, temperature: number): void;
+    copySlot(from: number, to: number, positions: number): void;
+  };
+
+export function wasmDecoder(
+  module: WebAssembly.Module,
+  image: Uint8Array,
+  { context, slots = 1, rows = 64 }: DecoderOptions = {},
+): WasmDecoder {
+  const first = readEdge(image);
+  const { config } = first;
+  const positionsHeld = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
+  const logitRows = Math.min(rows, slots);
+  const wasm = new WebAssembly.Instance(module).exports as unknown as Exports;
+  wasm.init(
+    config.num_hidden_layers,
+    config.hidden_size,
+    config.num_attention_heads,
+    config.num_key_value_heads,
+    config.intermediate_size,
+    config.vocab_size,
+    positionsHeld,
+    slots,
+    rows,
+    logitRows,
+    config.rms_norm_eps,
+    config.tie_word_embeddings ? 1 : 0,
+    first.data.length,
+  );
+  const { buffer } = wasm.memory;
+  const ints = (at: number, length: number) => new Int32Array(buffer, at, length);
+  const { cos, sin } = ropeTables(config, positionsHeld);
+  new Float32Array(buffer, wasm.cosinesAt(), cos.length).set(cos);
+  new Float32Array(buffer, wasm.sinesAt(), sin.length).set(sin);
+  ints(wasm.offsetsAt(), 6 * config.num_hidden_layers + 3).set(first.tensors.map((tensor) => tensor.offset));
+  const fill = ({ data }: EdgeImage) => new Uint8Array(buffer, wasm.weightsAt(), data.length).set(data);
+  fill(first);
+
+  const tokenRow = ints(wasm.tokensAt(), rows); // (T)
+  const positionRow = ints(wasm.positionsAt(), rows); // (T)
+  const slotRow = ints(wasm.slotsAt(), rows); // (T)
+  const wantedRow = ints(wasm.wantedAt(), rows); // (T)
+  const V = config.vocab_size;
+  const stride = Math.ceil(V / 8) * 8;
+  const logits = Array.from(
+    { length: logitRows },
+    (_, i) => new Float32Array(buffer, wasm.logitsAt() + i * stride * 4, V),
+  ); // (wanted, V)
+  const shares = new Float32Array(buffer, wasm.sharesAt(), V);
+
+  return {
+    config,
+    context: positionsHeld,
+    slots,
+    rows,
+    logitRows,
+    memoryBytes: buffer.byteLength,
+    forward(tokens, positions, inSlots, wanted) {
+      const count = tokens.length;
+      if (count < 1 || count > rows) throw new RangeError(`${count} rows, of at most ${rows}`);
+      if (wanted.length > logitRows) throw new RangeError(`logits of ${wanted.length} rows, of at most ${logitRows}`);
+      for (let i = 0; i < count; i++) {
+        const token = tokens[i]!;
+        const position = positions[i]!;
+        const slot = inSlots[i]!;
+        // The kernels trust these: a wrong one would read or write another stream's memory.
+        if (!(token >= 0 && token < V)) throw new RangeError(`token ${token} of ${V}`);
+        if (!(position >= 0 && position < positionsHeld))
+          throw new RangeError(`position ${position} of ${positionsHeld}`);
+        if (!(slot >= 0 && slot < slots)) throw new RangeError(`slot ${slot} of ${slots}`);
+        tokenRow[i] = token;
+        positionRow[i] = position;
+        slotRow[i] = slot;
+      }
+      for (const [i, row] of wanted.entries()) {
+        if (!(row >= 0 && row < count)) throw new RangeError(`row ${row} of ${count}`);
+        wantedRow[i] = row;
+      }
+      wasm.forward(count, wanted.length);
+    },
+    logits: (i) => logits[i]!,
+    weights(i, temperature) {
+      wasm.weigh(i, temperature);
+      return shares;
+    },
+    copy: (from, to, positions) => wasm.copySlot(from, to, positions),
+    load(next) {
+      const read = readEdge(next);
+      const { bos_token_id, eos_token_id, pad_token_id, max_position_embeddings, ...shape } = config;
+      for (const [key, value] of Object.entries(shape))
+        if (String(read.config[key as keyof typeof shape]) !== String(value))
+          throw new Error(`an image with another ${key} cannot take this one's place`);
+      fill(read);
+    },
+  };
+}

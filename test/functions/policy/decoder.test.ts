@@ -1,0 +1,200 @@
+// The wasm decoder beside its oracle, both builds, on models of odd shapes; and what a batch must not change.
+import { describe, expect, test } from 'vitest';
+import type { Decoder } from '../../../functions/policy/decoder.ts';
+import { generate, generateBatch } from '../../../functions/policy/generate.ts';
+import { loadDecoder } from '../../../functions/policy/node.ts';
+import { referenceDecoder } from '../../../functions/policy/reference.ts';
+import { argmax, logSumExp } from '../../../functions/policy/sample.ts';
+import { packEdge, unpackEdge } from '../../../schema/edge.ts';
+import type { ModelConfig } from '../../../schema/manifest.ts';
+import { randomModel, randomNumbers, tinyConfig } from '../../support/model.ts';
+
+const builds = ['relaxed', 'plain'] as const;
+
+/** Log-probabilities may differ from float32 on the same int8 weights by this; activations of 16 bits cost that much. */
+const BOUND_INT8 = 1e-3;
+/** And this much from float32 on the weights before they were rounded to int8, on random models (the hardest there are). */
+const BOUND_FLOAT32 = 0.25;
+
+const shapes: [string, Partial<ModelConfig>][] = [
+  [
+    'a head, a layer, a block',
+    { hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 1, vocab_size: 8 },
+  ],
+  ['a vocabulary of 301, tied', { vocab_size: 301 }],
+  ['a head of its own', { vocab_size: 99, tie_word_embeddings: false }],
+  [
+    'as many key-value heads as heads',
+    { num_attention_heads: 3, num_key_value_heads: 3, hidden_size: 192, intermediate_size: 512 },
+  ],
+  ['five heads on one key-value head', { num_attention_heads: 5, num_key_value_heads: 1, hidden_size: 96 }],
+  [
+    'six on two, hidden wider than heads',
+    { num_attention_heads: 6, num_key_value_heads: 2, hidden_size: 416, intermediate_size: 160 },
+  ],
+  ['another base, epsilon and context', { rope_theta: 500_000, rms_norm_eps: 1e-3, max_position_embeddings: 37 }],
+];
+
+function logprobs(decoder: Decoder, ids: number[]): number[] {
+  const out: number[] = [];
+  for (const [i, id] of ids.entries()) {
+    decoder.forward([id], [i], [0], [0]);
+    const logits = decoder.logits(0);
+    const total = logSumExp(logits);
+    for (const v of logits) out.push(v - total);
+  }
+  return out;
+}
+const worst = (a: number[], b: number[]) => a.reduce((most, v, i) => Math.max(most, Math.abs(v - b[i]!)), 0);
+
+describe.each(shapes)('%s', (_, over) => {
+  const config = tinyConfig(over);
+  const tensors = randomModel(config, 11);
+  const image = packEdge(config, tensors);
+  const unpacked = unpackEdge(image);
+  const oracle = referenceDecoder(config, unpacked.tensors);
+  const random = randomNumbers(5);
+  const ids = Array.from({ length: 36 }, () => Math.floor(random() * config.vocab_size));
+
+  test.each(builds)('log-probabilities (%s) are those of the oracle', (build) => {
+    const ours = logprobs(loadDecoder(image, { build }), ids);
+    expect(ours.every(Number.isFinite)).toBe(true);
+    expect(worst(ours, logprobs(oracle, ids))).toBeLessThan(BOUND_INT8);
+    expect(worst(ours, logprobs(referenceDecoder(config, tensors), ids))).toBeLessThan(BOUND_FLOAT32);
+  });
+
+  test.each(builds)('greedy ids (%s) are the oracle’s, exactly', (build) => {
+    const options = { maxTokens: 24, temperature: 0, stopIds: [], seed: 0 };
+    const ours = generate(loadDecoder(image, { build }), ids.slice(0, 9), options);
+    expect(ours).toEqual(generate(oracle, ids.slice(0, 9), options));
+    expect(ours.ids.length).toBe(24);
+  });
+
+  test('a prompt run at once, in parts, or token by token gives the same bits', () => {
+    const results = [64, 5, 4, 3, 2, 1].map((rows) => {
+      const decoder = loadDecoder(image, { rows });
+      for (let from = 0; from < ids.length; from += rows) {
+        const part = ids.slice(from, from + rows);
+        decoder.forward(
+          part,
+          part.map((_, i) => from + i),
+          part.map(() => 0),
+          [part.length - 1],
+        );
+      }
+      return Array.from(decoder.logits(0));
+    });
+    for (const result of results) expect(result).toEqual(results[0]);
+  });
+});
+
+describe.each(builds)('many sequences (%s)', (build) => {
+  const config = tinyConfig({ num_attention_heads: 3, num_key_value_heads: 3, hidden_size: 96, vocab_size: 203 });
+  const image = packEdge(config, randomModel(config, 3));
+  const random = randomNumbers(8);
+  const prompts = Array.from({ length: 23 }, (_, i) =>
+    // Some are the same, some begin alike, one is a single token.
+    i % 5 === 4
+      ? [7]
+      : Array.from({ length: 2 + Math.floor(random() * 30) }, (_, k) => (k < 4 ? k : Math.floor(random() * 203))),
+  );
+  prompts.push(prompts[2]!, [...prompts[2]!], prompts[2]!);
+  const seeds = prompts.map((_, i) => i * 1_000_003);
+  const options = { maxTokens: 40, temperature: 1, topP: 0.95, stopIds: [1, 9, 17], banned: [0, 4, 5] };
+
+  test('each is what it would be alone, whatever the number of slots and rows', () => {
+    const alone = prompts.map((prompt, i) =>
+      generate(loadDecoder(image, { build }), prompt, { ...options, seed: seeds[i]! }),
+    );
+    expect(alone.some((g) => g.finish === 'stop')).toBe(true);
+    expect(alone.some((g) => g.finish === 'length')).toBe(true);
+    for (const [slots, rows] of [
+      [1, 64],
+      [3, 4],
+      [16, 64],
+      [26, 26],
+      [40, 33],
+    ])
+      expect(
+        generateBatch(loadDecoder(image, { build, slots: slots!, rows: rows! }), prompts, { ...options, seeds }),
+      ).toEqual(alone);
+    for (const { ids, finish } of alone) {
+      expect(ids.some((id) => options.banned.includes(id))).toBe(false);
+      expect(ids.slice(0, -1).some((id) => options.stopIds.includes(id))).toBe(false);
+      expect(options.stopIds.includes(ids.at(-1)!)).toBe(finish === 'stop');
+    }
+  });
+
+  test('the oracle gives the same answers', () => {
+    const { tensors } = unpackEdge(image);
+    const oracle = referenceDecoder(config, tensors, { slots: 8 });
+    // top_p is left out: a hair's breadth at the nucleus's edge would move every later choice.
+    const few = { ...options, topP: 1, maxTokens: 12 };
+    expect(generateBatch(oracle, prompts.slice(0, 10), { ...few, seeds: seeds.slice(0, 10) })).toEqual(
+      generateBatch(loadDecoder(image, { build, slots: 8 }), prompts.slice(0, 10), {
+        ...few,
+        seeds: seeds.slice(0, 10),
+      }),
+    );
+  });
+
+  test('another image loaded in place is that policy; one of another shape is refused', () => {
+    const other = packEdge(config, randomModel(config, 4));
+    const decoder = loadDecoder(image, { build, slots: 4 });
+    generateBatch(decoder, prompts, { ...options, seeds });
+    const before = decoder.memoryBytes;
+    decoder.load(other);
+    const fresh = loadDecoder(other, { build, slots: 4 });
+    expect(generateBatch(decoder, prompts, { ...options, seeds })).toEqual(
+      generateBatch(fresh, prompts, { ...options, seeds }),
+    );
+    expect(decoder.memoryBytes).toBe(before);
+    const wider = tinyConfig({ vocab_size: 204 });
+    expect(() => decoder.load(packEdge(wider, randomModel(wider, 1)))).toThrow('an image with another vocab_size');
+  });
+
+  test('the context ends an answer, and a prompt that fills it is refused', () => {
+    const decoder = loadDecoder(image, { build, context: 21 });
+    const free = { maxTokens: 99, temperature: 1, stopIds: [], seed: 1 };
+    const prompt = Array.from({ length: 20 }, (_, i) => i);
+    expect(generate(decoder, prompt.slice(0, 6), free)).toMatchObject({ finish: 'length', ids: { length: 15 } });
+    expect(generate(decoder, prompt, free).ids.length).toBe(1);
+    expect(() => generate(decoder, [...prompt, 3], free)).toThrow('21 tokens; the context holds 21');
+  });
+
+  test('what is outside of the model never reaches the kernels', () => {
+    const decoder = loadDecoder(image, { build, slots: 2, context: 32, rows: 4 });
+    expect(() => decoder.forward([203], [0], [0], [])).toThrow('token 203 of 203');
+    expect(() => decoder.forward([-1], [0], [0], [])).toThrow('token -1');
+    expect(() => decoder.forward([Number.NaN], [0], [0], [])).toThrow('token NaN');
+    expect(() => decoder.forward([1], [32], [0], [])).toThrow('position 32 of 32');
+    expect(() => decoder.forward([1], [0], [2], [])).toThrow('slot 2 of 2');
+    expect(() => decoder.forward([1], [0], [0], [1])).toThrow('row 1 of 1');
+    expect(() => decoder.forward([1, 1, 1, 1, 1], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [])).toThrow(
+      '5 rows, of at most 4',
+    );
+  });
+});
+
+test('memory is weights, cache and little else, and does not grow', () => {
+  const config = tinyConfig({
+    vocab_size: 1024,
+    hidden_size: 192,
+    intermediate_size: 512,
+    num_hidden_layers: 4,
+    num_attention_heads: 3,
+    num_key_value_heads: 3,
+    max_position_embeddings: 256,
+  });
+  const image = packEdge(config, randomModel(config, 1));
+  const decoder = loadDecoder(image, { slots: 16 });
+  const cache = 16 * 4 * 3 * 64 * 256 * 4 * 2;
+  expect(decoder.memoryBytes).toBeLessThan(image.length + cache + 2 ** 20);
+  const prompts = Array.from({ length: 40 }, (_, i) =>
+    Array.from({ length: 1 + (i % 60) }, (_, k) => (k * 7 + i) % 1024),
+  );
+  generateBatch(decoder, prompts, { maxTokens: 60, temperature: 1, stopIds: [1], seeds: prompts.map((_, i) => i) });
+  decoder.forward([1], [0], [0], [0]);
+  expect(argmax(decoder.logits(0))).toBeLessThan(1024);
+  expect(decoder.memoryBytes).toBeLessThan(image.length + cache + 2 ** 20);
+});
