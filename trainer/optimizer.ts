@@ -42,7 +42,8 @@ export function gradients<P extends Tree, Other extends Record<string, Tensor>>(
 }
 
 /**
- * One step of AdamW (Loshchilov & Hutter 2019), ε outside the square root's bias correction as PyTorch has it.
+ * One step of AdamW (Loshchilov & Hutter 2019), ε in TensorFlow 1's form: lr·√(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε). PyTorch adds ε
+ * after correcting v, which makes it √(1−β₂ᵗ) times smaller at first; PPO's approxkl notices.
  * @returns the new tree, the new state, and the gradient's norm before clipping
  */
 export function adamStep<P extends Tree>(
@@ -55,17 +56,16 @@ export function adamStep<P extends Tree>(
   const norm = tf.sqrt(tf.addN(grads.map((g) => tf.sum(tf.square(g)) as never))); // ()
   const scale = tf.minimum(1, tf.div(clipNorm, tf.add(norm, 1e-6))); // ()
   const step = tf.add(state.step, 1); // ()
-  const correction1 = tf.sub(1, tf.pow(beta1, step)); // ()
-  const correction2 = tf.sub(1, tf.pow(beta2, step)); // ()
+  const corrected = tf.mul(learningRate, tf.div(tf.sqrt(tf.sub(1, tf.pow(beta2, step))), tf.sub(1, tf.pow(beta1, step)))); // ()
   const m: Tensor[] = [];
   const v: Tensor[] = [];
   const next = flatten(parameters).map((parameter, i) => {
     const g = tf.mul(grads[i]!, scale);
     m.push(tf.add(tf.mul(state.m[i]!, beta1), tf.mul(g, 1 - beta1)));
     v.push(tf.add(tf.mul(state.v[i]!, beta2), tf.mul(tf.square(g), 1 - beta2)));
-    const update = tf.div(tf.div(m[i]!, correction1), tf.add(tf.sqrt(tf.div(v[i]!, correction2)), epsilon));
+    const update = tf.div(tf.mul(m[i]!, corrected), tf.add(tf.sqrt(v[i]!), epsilon));
     const decay = parameter.rank > 1 ? tf.sub(1, tf.mul(learningRate, weightDecay)) : 1;
-    return tf.sub(tf.mul(parameter, decay), tf.mul(learningRate, update));
+    return tf.sub(tf.mul(parameter, decay), update);
   });
   return { parameters: unflatten(parameters, next) as P, state: { step, m, v }, norm };
 }

@@ -5,7 +5,7 @@
 // Rows are TRL's: {messages}, {prompt, completion}, or {text}. Left out: LoRA, packing, early stopping.
 
 import { type Row, type Shape, batchOf } from './data.ts';
-import { compile } from './engine/compile.ts';
+import { compile, dispose } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { answerLogprobs, answerMask, hiddenStates, type Parameters } from './model.ts';
@@ -71,7 +71,7 @@ export async function sft(
       const loss = evaluate(weights, batch.tokens, batch.start, batch.lengths);
       sum += (loss.dataSync()[0] as number) * tokens;
       count += tokens;
-      tf.dispose([batch, loss] as never);
+      dispose(batch, loss);
     }
     return sum / count;
   };
@@ -86,7 +86,7 @@ export async function sft(
     const rate = tf.scalar(config.learningRate * Math.min(1, step / config.warmup) * Math.max(0.02, 1 - (step - 1) / steps));
     const result = trainStep(weights, adam, rate, batch.tokens, batch.start, batch.lengths);
     const metrics: Record<string, number> = { 'loss/train': result.loss.dataSync()[0]!, 'grad/norm': result.norm.dataSync()[0]! };
-    tf.dispose([weights, adam, batch, rate, result.loss, result.norm] as never);
+    dispose(weights, adam, batch, rate, result.loss, result.norm);
     weights = result.parameters;
     adam = result.adam;
     if (held.length > 0 && (step === steps || step % Math.ceil(steps / 10) === 0)) {
@@ -98,6 +98,6 @@ export async function sft(
     // Gives signal handlers and heartbeats their turn: a step blocks the event loop.
     await new Promise(setImmediate);
   }
-  tf.dispose(adam as never);
+  dispose(adam);
   return { parameters: weights, loss };
 }

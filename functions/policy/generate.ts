@@ -18,6 +18,8 @@ export interface GenerateOptions {
 export interface Generated {
   /** As sampled: the stop id is among them where the finish is `stop`. */
   ids: number[];
+  /** Of each token, under this image at this temperature (1 where greedy), before the nucleus is cut out. */
+  logprobs: number[];
   finish: 'stop' | 'length';
 }
 
@@ -28,6 +30,7 @@ interface Sequence {
   /** Tokens that are in the slot's cache. */
   done: number;
   ids: number[];
+  logprobs: number[];
 }
 
 function commonPrefix(a: number[], b: number[]): number {
@@ -35,6 +38,12 @@ function commonPrefix(a: number[], b: number[]): number {
   let n = 0;
   while (n < most && a[n] === b[n]) n++;
   return n;
+}
+
+function logShare(weights: Float32Array, id: number): number {
+  let total = 0;
+  for (let i = 0; i < weights.length; i++) total += weights[i]!;
+  return Math.log(weights[id]! / total);
 }
 
 export function generateBatch(
@@ -66,7 +75,7 @@ export function generateBatch(
       const done = Math.min(commonPrefix(held[from]!, prompt), prompt.length - 1);
       if (from !== slot && done > 0) decoder.copy(from, slot, done);
       held[slot] = prompt.slice(0, done);
-      active.push({ index: next++, slot, prompt, done, ids: [] });
+      active.push({ index: next++, slot, prompt, done, ids: [], logprobs: [] });
     }
 
     const tokens: number[] = [];
@@ -95,16 +104,17 @@ export function generateBatch(
     }
     decoder.forward(tokens, positions, slots, wanted);
 
-    for (const [i, { index, slot, prompt, ids }] of sampled.entries()) {
+    for (const [i, { index, slot, prompt, ids, logprobs }] of sampled.entries()) {
       if (banned.length > 0) {
         const logits = decoder.logits(i);
         for (const id of banned) logits[id] = Number.NEGATIVE_INFINITY;
       }
       const id = pick(decoder, i, temperature, topP, uniform(seeds[index]!, 0, ids.length));
       ids.push(id);
+      logprobs.push(logShare(decoder.weights(i, temperature < 1e-4 ? 1 : temperature), id));
       const stopped = stopIds.includes(id);
       if (!stopped && ids.length < maxTokens && prompt.length + ids.length < decoder.context) continue;
-      results[index] = { ids, finish: stopped ? 'stop' : 'length' };
+      results[index] = { ids, logprobs, finish: stopped ? 'stop' : 'length' };
       free.push(slot);
     }
     active = active.filter((sequence) => !results[sequence.index]);

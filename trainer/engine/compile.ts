@@ -279,3 +279,9 @@ export function unflatten(form: Tree, tensors: Tensor[]): Tree {
   };
   return build(form);
 }
+
+/** A tree with another tensor in each one's place. */
+export const mapTree = <T extends Tree>(tree: T, change: (tensor: Tensor) => Tensor): T => unflatten(tree, flatten(tree).map(change)) as T;
+
+/** Frees every tensor of the given trees. */
+export const dispose = (...trees: Tree[]): void => tf.dispose(trees.flatMap(flatten));
