@@ -1,0 +1,73 @@
+// Answers drawn from a policy as it would be served: its weights are packed into the image that the edge maps, and the decoder
+// that serves there draws here, in as many threads as there are processors.
+
+import { availableParallelism } from 'node:os';
+import { join } from "node:path";
+import { Worker } from 'node:worker_threads';
+import { packEdge } from '../schema/edge.ts';
+import type { ModelConfig } from '../schema/manifest.ts';
+import type { Parameters } from './model.ts';
+import { toHuggingFace } from './policy.ts';
+
+export interface SamplingOptions {
+  maxTokens: number;
+  temperature: number;
+}
+/** The tokens drawn (the last is EOS unless the answer was cut) and their log-probabilities under the image. */
+export interface Sampled {
+  ids: number[];
+  logprobs: number[];
+}
+/** One answer to each prompt; the same weights, prompt and seed give the same answer. */
+export type Sampler = (parameters: Parameters, prompts: number[][], seeds: number[], options: SamplingOptions) => Promise<Sampled[]>;
+
+export interface RolloutJob extends SamplingOptions {
+  image: SharedArrayBuffer;
+  prompts: number[][];
+  seeds: number[];
+}
+
+/** Starts the threads. Call `close` when done, or the process stays. */
+export function startSampler(model: ModelConfig): { sample: Sampler; sampleImage: (image: Uint8Array, prompts: number[][], seeds: number[], options: SamplingOptions) => Promise<Sampled[]>; close: () => Promise<void> } {
+  const threads = Array.from({ length: availableParallelism() }, () => new Worker(join(import.meta.dirname, 'rollout.worker.ts')));
+
+  const ask = (thread: Worker, job: RolloutJob): Promise<Sampled[]> =>
+    new Promise((resolve, reject) => {
+      const done = (settle: () => void) => {
+        thread.off('message', onMessage).off('error', onError);
+        settle();
+      };
+      const onMessage = (answers: Sampled[]) => done(() => resolve(answers));
+      const onError = (error: Error) => done(() => reject(error));
+      thread.on('message', onMessage).on('error', onError);
+      thread.postMessage(job);
+    });
+
+  const sampleImage = async (image: Uint8Array, prompts: number[][], seeds: number[], options: SamplingOptions) => {
+    const sharedImage = new SharedArrayBuffer(image.length);
+    new Uint8Array(sharedImage).set(image);
+    // Every thread takes each n-th prompt, so that long and short ones spread evenly.
+    const shares = threads.map((_, t) => prompts.flatMap((_, i) => (i % threads.length === t ? [i] : [])));
+    const parts = await Promise.all(
+      shares.map((share, t) =>
+        share.length === 0
+          ? []
+          : ask(threads[t]!, { ...options, image: sharedImage, prompts: share.map((i) => prompts[i]!), seeds: share.map((i) => seeds[i]!) }),
+      ),
+    );
+    const out: Sampled[] = new Array(prompts.length);
+    shares.forEach((share, t) => {
+      share.forEach((i, n) => {
+        out[i] = parts[t]![n]!;
+      });
+    });
+    return out;
+  };
+  return {
+    sampleImage,
+    sample: (parameters, prompts, seeds, options) => sampleImage(packEdge(model, toHuggingFace(model, parameters)), prompts, seeds, options),
+    close: async () => {
+      await Promise.all(threads.map((thread) => thread.terminate()));
+    },
+  };
+}

@@ -1,0 +1,25 @@
+// One thread of rollout.ts: keeps a decoder, overwrites its weights when another image comes, and answers prompts.
+
+import { parentPort } from 'node:worker_threads';
+import type { WasmDecoder } from '../functions/policy/load.ts';
+import { loadDecoder } from '../functions/policy/node.ts';
+import { generateBatch } from '../functions/policy/generate.ts';
+import { readEdge } from '../schema/edge.ts';
+import type { RolloutJob } from './rollout.ts';
+
+const SLOTS = 16;
+let decoder: WasmDecoder | undefined;
+let context = 0;
+
+parentPort!.on('message', ({ image, prompts, seeds, maxTokens, temperature }: RolloutJob) => {
+  const bytes = new Uint8Array(image);
+  const { eos_token_id, max_position_embeddings } = readEdge(bytes).config;
+  const needed = Math.min(max_position_embeddings, Math.max(...prompts.map((prompt) => prompt.length)) + maxTokens);
+  if (decoder && context >= needed) decoder.load(bytes);
+  else {
+    decoder = loadDecoder(bytes, { slots: SLOTS, context: needed });
+    context = needed;
+  }
+  const answers = generateBatch(decoder, prompts, { maxTokens, temperature, stopIds: [eos_token_id], seeds });
+  parentPort!.postMessage(answers.map(({ ids, logprobs }) => ({ ids, logprobs })));
+});

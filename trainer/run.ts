@@ -1,0 +1,127 @@
+// A run: reward model → PPO → gate, on judgements that are already parted into sides. Knows nothing of HTTP or files; job.ts
+// (over the job protocol) and the simulation call it.
+
+import type { ModelConfig } from '../schema/manifest.ts';
+import type { Side } from '../schema/snapshot.ts';
+import { columnsFor, type Row, type Shape } from './data.ts';
+import { dispose } from './engine/compile.ts';
+import { evaluate, GATE_DEFAULTS, type GateConfig, type GateReport } from './evaluate.ts';
+import type { Judgement } from './judgements.ts';
+import { DivergedError, type Report } from './metrics.ts';
+import type { Parameters } from './model.ts';
+import { policyCalls, PPO_DEFAULTS, ppo, type PpoConfig, type PpoState } from './ppo.ts';
+import { accuracy, fitReward, REWARD_DEFAULTS, type RewardConfig, type RewardModel, rewardCalls } from './reward.ts';
+import type { startSampler } from './rollout.ts';
+
+export interface RunConfig {
+  seed: number;
+  batch: number;
+  /** Answers are drawn and judged up to this length. */
+  maxAnswerTokens: number;
+  reward: Omit<RewardConfig, 'seed'>;
+  ppo: Omit<PpoConfig, 'seed'>;
+  gate: Omit<GateConfig, 'seed'>;
+}
+export const RUN_DEFAULTS: RunConfig = { seed: 0, batch: 64, maxAnswerTokens: 128, reward: REWARD_DEFAULTS, ppo: PPO_DEFAULTS, gate: GATE_DEFAULTS };
+
+export interface RunInput {
+  model: ModelConfig;
+  root: Parameters;
+  parent: Parameters;
+  judgements: Record<Side, Judgement[]>;
+  /** Distinct prompts as ids, by side. */
+  prompts: Record<Side, number[][]>;
+}
+
+/** Where a run that was cut off goes on. */
+export interface Progressed {
+  reward?: RewardModel;
+  ppo?: PpoState;
+  candidate?: Parameters;
+}
+
+export interface RunResult {
+  candidate: Parameters | null;
+  gate: GateReport;
+}
+
+/** The compiled calls of every stage, all at one shape. */
+export type StageCalls = { policy: ReturnType<typeof policyCalls>; reward: ReturnType<typeof rewardCalls> };
+export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig): StageCalls => ({
+  policy: policyCalls(model, shape, config.ppo),
+  reward: rewardCalls(model, shape, config.reward),
+});
+
+/** One shape for every call of a run: wide enough for its prompts, and for its answers up to the limit. */
+export function runShape({ model, judgements, prompts }: RunInput, config: RunConfig): Shape {
+  const rows = Object.values(judgements).flat().flatMap((judgement) => judgement.rows);
+  const asked = Object.values(prompts).flat();
+  const prompt = columnsFor([...rows.map((row) => row.prompt.length), ...asked.map((ids) => ids.length)]);
+  const answer = Math.min(config.maxAnswerTokens, columnsFor(rows.map((row) => row.answer.length)));
+  return { batch: config.batch, prompt: Math.min(prompt, model.max_position_embeddings - answer), answer };
+}
+
+/**
+ * Fits the reward model on side A, optimises the policy on A's prompts, fits the judge on side B from the root, and runs the
+ * gate. A policy that diverges is rejected with the reason; every other error is thrown.
+ * @param keep is called when something worth saving is done
+ */
+export async function runStages(
+  input: RunInput,
+  config: RunConfig,
+  calls: StageCalls,
+  sampler: ReturnType<typeof startSampler>,
+  report: Report,
+  from: Progressed = {},
+  keep: (progressed: Progressed) => void | Promise<void> = () => {},
+): Promise<RunResult> {
+  const { model, root, parent, judgements, prompts } = input;
+  const pad = model.pad_token_id;
+  const { shape } = calls.policy;
+
+  const draw = async (parameters: Parameters, seed: number): Promise<Row[]> => {
+    const asked = Array.from({ length: Math.min(400, 2 * prompts.A.length) }, (_, i) => prompts.A[i % prompts.A.length]!);
+    const seeds = asked.map((_, i) => (seed * 1_000_003 + i) >>> 0);
+    const sampled = await sampler.sample(parameters, asked, seeds, { maxTokens: shape.answer, temperature: 1 });
+    return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
+  };
+
+  let candidate = from.candidate ?? null;
+  if (!candidate) {
+    const rm = from.reward ?? (await fitReward(model, calls.reward, parent, judgements.A, await draw(parent, config.seed), config.seed, 'reward', report));
+    if (!from.reward) await keep({ reward: rm });
+    const held = accuracy(calls.reward, rm, judgements.C, pad);
+    if (held.pairs > 0) {
+      await report({ stage: 'reward', step: 1, steps: 1, metrics: { 'reward/accuracy_held_out': held.right.reduce((a, b) => a + b, 0) / held.pairs } });
+    }
+    try {
+      candidate = await ppo(
+        model,
+        calls.policy,
+        { calls: calls.reward, rm },
+        parent,
+        prompts.A,
+        sampler.sample,
+        { ...config.ppo, seed: config.seed },
+        report,
+        from.ppo ?? null,
+        (state) => keep({ reward: rm, ppo: state }),
+      );
+    } catch (error) {
+      if (!(error instanceof DivergedError)) throw error;
+      dispose(rm);
+      return { candidate: null, gate: { verdict: 'reject', metrics: {}, reasons: [{ check: 'training', value: 0, limit: 0, passed: false, words: error.message }] } };
+    }
+    dispose(rm);
+    await keep({ candidate });
+  }
+
+  const judge = await fitReward(model, calls.reward, root, judgements.B, await draw(root, config.seed + 1), config.seed + 1, 'judge', report);
+  const gate = await evaluate(model, calls, { root, parent, candidate }, judge, judgements.C, [...prompts.B, ...prompts.C], sampler, {
+    ...config.gate,
+    seed: config.seed,
+  });
+  dispose(judge);
+  await report({ stage: 'evaluate', step: 1, steps: 1, metrics: gate.metrics });
+  return { candidate, gate };
+}
