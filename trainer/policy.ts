@@ -26,28 +26,23 @@ export interface Policy {
 
 const TokenizerConfig = z.looseObject({ chat_template: z.string() });
 
-/** Everything of a policy but its weights. */
-export function readPolicy(folder: string): Policy {
-  const text = (name: string) => {
-    const path = join(folder, name);
-    if (!existsSync(path)) throw new UserError(`${folder} is not a policy: it has no ${name}`);
-    return readFileSync(path, 'utf8');
-  };
+/** Everything of a policy but its weights, from its files' texts. */
+export function policyFromTexts(text: (name: string) => string): Policy {
   const json = <T>(name: string, schema: z.ZodType<T>): T => {
     let value: unknown;
     try {
       value = JSON.parse(text(name));
     } catch (error) {
       if (error instanceof UserError) throw error;
-      throw new UserError(`${join(folder, name)} is not JSON`);
+      throw new UserError(`${name} is not JSON`);
     }
     const parsed = schema.safeParse(value);
-    if (!parsed.success) throw new UserError(`${join(folder, name)}: ${z.prettifyError(parsed.error)}`);
+    if (!parsed.success) throw new UserError(`${name}: ${z.prettifyError(parsed.error)}`);
     return parsed.data;
   };
   const config = json('config.json', ModelConfig);
   const chatTemplate = json('tokenizer_config.json', TokenizerConfig).chat_template;
-  const tokenizer = loadTokenizer(JSON.parse(text('tokenizer.json')));
+  const tokenizer = loadTokenizer(json('tokenizer.json', z.unknown()));
   return {
     config,
     tokenizer,
@@ -61,10 +56,31 @@ export function readPolicy(folder: string): Policy {
   };
 }
 
+/** Everything of a policy but its weights, from a folder. */
+export function readPolicy(folder: string): Policy {
+  return policyFromTexts((name) => {
+    const path = join(folder, name);
+    if (!existsSync(path)) throw new UserError(`${folder} is not a policy: it has no ${name}`);
+    return readFileSync(path, 'utf8');
+  });
+}
+
+export function policyFromFiles(files: Map<string, Uint8Array>): Policy {
+  return policyFromTexts((name) => {
+    const bytes = files.get(name);
+    if (!bytes) throw new UserError(`the policy has no ${name}`);
+    return new TextDecoder().decode(bytes);
+  });
+}
+
 export function readWeights(folder: string, config: ModelConfig): Parameters {
   const path = join(folder, 'model.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no model.safetensors`);
-  const stored = readSafetensors(readFileSync(path));
+  return weightsFromFile(readFileSync(path), config);
+}
+
+export function weightsFromFile(file: Uint8Array, config: ModelConfig): Parameters {
+  const stored = readSafetensors(file);
   return fromHuggingFace(config, new Map([...stored].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }])));
 }
 

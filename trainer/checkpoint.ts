@@ -1,0 +1,60 @@
+// Trees of tensors as safetensors files (float32, nothing rounded), so that a run that was cut off goes on where it was.
+
+import { closeSync, fsyncSync, openSync, renameSync, writeSync } from 'node:fs';
+import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
+import { flatten, type Tree } from './engine/compile.ts';
+import { tf } from './engine/tf.ts';
+
+/** A tree as a file; its paths become the tensors' names ("actor/parameters/layers/0/qkv"). */
+export function treeToFile(tree: Tree): Uint8Array {
+  const tensors = new Map<string, FloatTensor>();
+  const walk = (branch: Tree, path: string) => {
+    if (branch instanceof tf.Tensor) tensors.set(path, { shape: branch.shape, data: branch.dataSync() as Float32Array });
+    else for (const [key, value] of Object.entries(branch)) walk(value as Tree, path ? `${path}/${key}` : key);
+  };
+  walk(tree, '');
+  return writeSafetensors(tensors, 'F32');
+}
+
+/** The tree that treeToFile wrote: numbered branches become arrays again, in order. */
+export function fileToTree(file: Uint8Array): Tree {
+  const root: Record<string, unknown> = {};
+  for (const [path, tensor] of readSafetensors(file)) {
+    const keys = path.split('/');
+    let at = root;
+    for (const key of keys.slice(0, -1)) {
+      at[key] ??= {};
+      at = at[key] as Record<string, unknown>;
+    }
+    at[keys.at(-1)!] = tf.tensor(floats(tensor).slice(), tensor.shape);
+  }
+  const arrays = (branch: unknown): unknown => {
+    if (branch instanceof tf.Tensor) return branch;
+    const entries = Object.entries(branch as object);
+    if (entries.every(([key]) => /^\d+$/.test(key))) return entries.sort(([a], [b]) => Number(a) - Number(b)).map(([, value]) => arrays(value));
+    return Object.fromEntries(entries.map(([key, value]) => [key, arrays(value)]));
+  };
+  return arrays(root) as Tree;
+}
+
+/** Tensors in the form of another tree, whose keys may stand in another order in the file. */
+export function inFormOf<T extends Tree>(form: T, tree: Tree): T {
+  const rebuild = (like: Tree, from: Tree): Tree => {
+    if (like instanceof tf.Tensor) return from;
+    if (Array.isArray(like)) return like.map((branch, i) => rebuild(branch, (from as Tree[])[i]!));
+    return Object.fromEntries(Object.entries(like).map(([key, value]) => [key, rebuild(value, (from as Record<string, Tree>)[key]!)]));
+  };
+  const rebuilt = rebuild(form, tree);
+  if (flatten(rebuilt).length !== flatten(form).length) throw new Error('the checkpoint is of another model');
+  return rebuilt as T;
+}
+
+/** Writes so that a reader sees the whole file or none: another name, synced, renamed. */
+export function writeWhole(path: string, bytes: Uint8Array): void {
+  const part = `${path}.part`;
+  const file = openSync(part, 'w');
+  for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
+  fsyncSync(file);
+  closeSync(file);
+  renameSync(part, path);
+}

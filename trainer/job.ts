@@ -1,0 +1,274 @@
+// A run as the Worker's job: fetches what to train on, reports as it goes, saves what it has, and publishes what came out.
+//
+//   PLUMB_URL=… PLUMB_RUN=run_… PLUMB_JOB_TOKEN=rt_… plumb job
+//
+// The lease is kept by heartbeats. A 410 means that the run is no longer this trainer's: it stops and writes nothing more.
+
+import { z } from 'zod';
+import type { PolicyFile } from '../schema/manifest.ts';
+import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
+import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
+import { fileToTree, inFormOf, treeToFile } from './checkpoint.ts';
+import { runConfig } from './config.ts';
+import { UserError } from './data.ts';
+import { compilations, type Tree } from './engine/compile.ts';
+import type { Head, Parameters } from './model.ts';
+import { type Judgement, judgementOf } from './judgements.ts';
+import type { Progress, Report } from './metrics.ts';
+import { type AdamState, adamState } from './optimizer.ts';
+import { policyFromFiles, weightsFromFile } from './policy.ts';
+import { manifestOf, policyFiles, sha256 } from './publish.ts';
+import type { RewardModel } from './reward.ts';
+import { startSampler } from './rollout.ts';
+import { type Progressed, runShape, runStages, stageCalls } from './run.ts';
+
+/** The run is not this trainer's any more (410, or cancelled): stop, write nothing. */
+export class Gone extends Error {}
+
+export interface JobAccess {
+  url: string;
+  run: string;
+  token: string;
+}
+
+/** Works a job to its end. Throws Gone when told to stop; any other failure is reported to the Worker, then thrown. */
+export async function workJob(access: JobAccess, local: Report): Promise<'published' | 'rejected'> {
+  const api = client(access);
+  const job = await api.json(Job, 'GET', '');
+  const beats = heartbeats(api, job.fence, job.lease_seconds);
+  try {
+    return await train(api, job, beats, local);
+  } catch (error) {
+    if (!(error instanceof Gone)) await api.send('POST', '/fail', { fence: job.fence, error: (error as Error).message.slice(0, 8000) }).catch(() => {});
+    throw error;
+  } finally {
+    beats.stop();
+  }
+}
+
+async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>, local: Report): Promise<'published' | 'rejected'> {
+  const config = runConfig(job.config);
+  const report: Report = async (progress) => {
+    await local(progress);
+    beats.note(progress);
+    await beats.check();
+  };
+
+  // What to train on: the base, the root of its line, and the snapshot's parts, each checked by its hash.
+  const files = await fetched(api, job.base.files);
+  const rootFiles = job.root.policy === job.base.policy ? files : await fetched(api, job.root.files);
+  const policy = policyFromFiles(files);
+  const model = policy.config;
+  const parent = weightsFromFile(files.get('model.safetensors')!, model);
+  const root = rootFiles === files ? parent : weightsFromFile(rootFiles.get('model.safetensors')!, model);
+  const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
+  for (const vote of await standingVotes(api, job)) {
+    const judgement = judgementOf(policy, vote);
+    if (judgement) judgements[vote.side].push(judgement);
+  }
+  const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
+  for (const row of await promptRows(api, job)) prompts[row.side].push(policy.encodePrompt(row.prompt));
+  if (judgements.A.length === 0 || prompts.A.length === 0) throw new UserError('the snapshot has no judgement to fit a reward model to (side A is empty)');
+
+  const input = { model, root, parent, judgements, prompts };
+  const shape = runShape(input, config);
+  const calls = stageCalls(model, shape, config);
+  const sampler = startSampler(model);
+  try {
+    const resumed = await savedProgress(api, parent);
+    let lastSaved = 0;
+    const keep = async (progressed: Progressed) => {
+      // Every finished stage; PPO's iterations as often as half a minute, for each is some megabytes to send.
+      if (progressed.ppo && Date.now() - lastSaved < 30_000) return;
+      await saveProgress(api, job.fence, progressed);
+      lastSaved = Date.now();
+    };
+    const { candidate, gate } = await runStages(input, config, calls, sampler, report, resumed, keep);
+    const details = { reasons: gate.reasons, metrics: gate.metrics, compilations: [...compilations], shape };
+    if (!candidate) {
+      await api.send('POST', '/publish', { fence: job.fence, report: details, verdict: 'reject' });
+      return 'rejected';
+    }
+
+    // A rejected policy is published too, without a release: people may want to look at it.
+    const out = policyFiles(policy, candidate);
+    const manifest = manifestOf(policy, out, job.base.manifest.name, {
+      parent: job.base.policy,
+      root: job.root.policy,
+      run: job.run,
+      snapshot: job.snapshot.id,
+      metrics: gate.metrics,
+    });
+    await report({ stage: 'publish', step: 1, steps: 1, metrics: {} });
+    await uploaded(api, job.fence, [...out.values()]);
+    await api.send('POST', '/publish', { fence: job.fence, manifest, report: details, verdict: gate.verdict });
+    return gate.verdict === 'promote' ? 'published' : 'rejected';
+  } finally {
+    await sampler.close();
+  }
+}
+
+// ---- the snapshot
+
+/** The votes that stand: of each the row with the highest seq, unless that says it is gone. */
+async function standingVotes(api: Client, job: Job): Promise<Vote[]> {
+  const latest = new Map<string, z.infer<typeof SnapshotRow>>();
+  for (const part of job.snapshot.parts) {
+    for (const row of lines(await api.blob(part.url, part.sha256), SnapshotRow)) {
+      const known = latest.get(row.feedback);
+      if (!known || known.seq < row.seq) latest.set(row.feedback, row);
+    }
+  }
+  return [...latest.values()].filter((row): row is Vote => row.kind !== 'gone').sort((a, b) => a.seq - b.seq);
+}
+
+async function promptRows(api: Client, job: Job): Promise<PromptRow[]> {
+  const rows = new Map<string, PromptRow>();
+  for (const part of job.snapshot.prompts) for (const row of lines(await api.blob(part.url, part.sha256), PromptRow)) rows.set(row.hash, row);
+  return [...rows.values()];
+}
+
+function lines<T>(bytes: Uint8Array, schema: z.ZodType<T>): T[] {
+  const text = new TextDecoder().decode(bytes);
+  return text
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => schema.parse(JSON.parse(line)));
+}
+
+async function fetched(api: Client, files: (PolicyFile & { url: string })[]): Promise<Map<string, Uint8Array>> {
+  const wanted = files.filter((file) => file.name !== 'edge.bin');
+  return new Map(await Promise.all(wanted.map(async (file) => [file.name, await api.blob(file.url, file.sha256)] as const)));
+}
+
+// ---- progress
+
+const SCALARS = z.object({ beta: z.number(), iteration: z.int() });
+
+async function saveProgress(api: Client, fence: number, progressed: Progressed): Promise<void> {
+  const parts: Record<string, Tree> = {};
+  if (progressed.reward && !progressed.candidate) parts.reward = progressed.reward;
+  if (progressed.ppo) parts.ppo = { actor: progressed.ppo.actor, adam: progressed.ppo.adam };
+  if (progressed.candidate) parts.candidate = progressed.candidate;
+  const files = Object.entries(parts).map(([name, tree]) => ({ name, bytes: treeToFile(tree) }));
+  await uploaded(api, fence, files.map((file) => file.bytes));
+  await api.send('PUT', '/checkpoint', {
+    fence,
+    stage: progressed.candidate ? 'evaluate' : 'ppo',
+    step: progressed.ppo?.iteration ?? 0,
+    files: files.map(({ name, bytes }) => ({ name, sha256: sha256(bytes), bytes: bytes.length })),
+    state: progressed.ppo ? { beta: progressed.ppo.beta, iteration: progressed.ppo.iteration } : {},
+  });
+}
+
+async function savedProgress(api: Client, parent: Parameters): Promise<Progressed> {
+  const response = await api.raw('GET', '/checkpoint');
+  if (response.status === 404) return {};
+  const saved = Checkpoint.extend({ files: z.array(z.object({ name: z.string(), sha256: z.string(), url: z.url() })) })
+    .partial({ fence: true })
+    .parse(await response.json());
+  const out: Progressed = {};
+  for (const file of saved.files) {
+    const tree = fileToTree(await api.blob(file.url, file.sha256)) as never;
+    if (file.name === 'reward') {
+      const { parameters, head, thumbs } = tree as RewardModel;
+      out.reward = { parameters: inFormOf(parent, parameters), head: { weight: head.weight, bias: head.bias }, thumbs: { logScale: thumbs.logScale, bias: thumbs.bias } };
+    } else if (file.name === 'candidate') out.candidate = inFormOf(parent, tree);
+    else if (file.name === 'ppo') {
+      const { actor, adam } = tree as { actor: { parameters: Parameters; value: Head }; adam: AdamState };
+      const value = { weight: actor.value.weight, bias: actor.value.bias };
+      const form = { parameters: inFormOf(parent, actor.parameters), value };
+      out.ppo = { actor: form, adam: inFormOf(adamState(form), adam), ...SCALARS.parse(saved.state) };
+    }
+  }
+  return out;
+}
+
+/** Sends the blobs that the Worker has not, and has it hash them. */
+async function uploaded(api: Client, fence: number, blobs: Uint8Array[]): Promise<void> {
+  const files = blobs.map((bytes) => ({ sha256: sha256(bytes), bytes: bytes.length }));
+  const answer = await api.json(UploadAnswer, 'POST', '/uploads', { files });
+  const bySha = new Map(files.map((file, i) => [file.sha256, blobs[i]!]));
+  const sent = answer.filter((file) => file.upload);
+  for (const { sha256: hash, upload } of sent) await api.put(upload!, bySha.get(hash)!);
+  if (sent.length > 0) await api.send('POST', '/uploads/complete', { files: files.filter((file) => sent.some((s) => s.sha256 === file.sha256)) });
+  void fence;
+}
+
+// ---- talking to the Worker
+
+function heartbeats(api: Client, fence: number, leaseSeconds: number) {
+  let stage = 'start';
+  let step = 0;
+  let steps = 0;
+  let metrics: Heartbeat['metrics'] = [];
+  let stopped: Error | null = null;
+  let last = 0;
+  const beat = async () => {
+    last = Date.now();
+    const sending = metrics.splice(0, 2000);
+    try {
+      const { cancel } = await api.json(HeartbeatAnswer, 'POST', '/heartbeat', { fence, stage, step, steps, metrics: sending });
+      if (cancel) stopped = new Gone('the run was cancelled');
+    } catch (error) {
+      metrics = [...sending, ...metrics];
+      // A Worker that cannot be reached for a while is no reason to stop: the lease tells.
+      if (error instanceof Gone) stopped = error;
+    }
+  };
+  const interval = (1000 * leaseSeconds) / 4;
+  const timer = setInterval(beat, interval);
+  return {
+    note: (progress: Progress) => {
+      ({ stage, step, steps } = progress);
+      for (const [name, value] of Object.entries(progress.metrics)) metrics.push({ step, name: name.includes('/') ? name : `${stage}/${name}`, value });
+    },
+    /** Called between steps: beats when one is due (steps block the timer), and stops the run that was told to. */
+    check: async () => {
+      if (Date.now() - last > interval / 2) await beat();
+      if (stopped) throw stopped;
+    },
+    stop: () => clearInterval(timer),
+  };
+}
+
+type Client = ReturnType<typeof client>;
+
+function client({ url, run, token }: JobAccess) {
+  const headers = { authorization: `Bearer ${token}` };
+  const request = async (method: string, target: string, body?: Uint8Array | object): Promise<Response> => {
+    for (let tries = 1; ; tries++) {
+      try {
+        const init: RequestInit = { method, headers: { ...headers, ...(body && { 'content-type': body instanceof Uint8Array ? 'application/octet-stream' : 'application/json' }) } };
+        if (body) init.body = body instanceof Uint8Array ? (body as never) : JSON.stringify(body);
+        const response = await fetch(target, init);
+        if (response.status < 500 && response.status !== 429) return response;
+        if (tries === 6) return response;
+      } catch (error) {
+        if (tries === 6) throw new UserError(`the Worker at ${url} cannot be reached: ${(error as Error).message}`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** tries));
+    }
+  };
+  const checked = async (response: Response, what: string): Promise<Response> => {
+    if (response.ok) return response;
+    const text = await response.text();
+    if (response.status === 410 || (response.status === 409 && text.includes('fence'))) throw new Gone(`the run is no longer this trainer's (${response.status})`);
+    throw new Error(`${what}: ${response.status} ${text.slice(0, 500)}`);
+  };
+  const base = `${url}/v1/jobs/${run}`;
+  const raw = (method: string, path: string, body?: object) => request(method, base + path, body);
+  const send = async (method: string, path: string, body?: object) => checked(await raw(method, path, body), `${method} ${path}`);
+  return {
+    raw,
+    send,
+    json: async <T>(schema: z.ZodType<T>, method: string, path: string, body?: object): Promise<T> => schema.parse(await (await send(method, path, body)).json()),
+    put: async (target: string, bytes: Uint8Array) => checked(await request('PUT', target, bytes), 'upload'),
+    blob: async (target: string, hash: string): Promise<Uint8Array> => {
+      const response = await checked(await request('GET', target), 'download');
+      const bytes = new Uint8Array(await response.arrayBuffer());
+      if (sha256(bytes) !== hash) throw new Error(`a download has another hash than announced (${hash.slice(0, 12)}…)`);
+      return bytes;
+    },
+  };
+}
