@@ -1,0 +1,275 @@
+// `Complete` on the wasm decoder: text as promised by schema/completion.ts, streams side by side, and what a client that
+// leaves or asks too much gets.
+import { readFileSync } from 'node:fs';
+import { setImmediate as turn } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import { ContextOverflow, completer, DecoderBusy } from '../../../functions/policy/complete.ts';
+import type { DecoderOptions } from '../../../functions/policy/decoder.ts';
+import { generate } from '../../../functions/policy/generate.ts';
+import { loadDecoder } from '../../../functions/policy/node.ts';
+import { logSumExp } from '../../../functions/policy/sample.ts';
+import { chatEncoder } from '../../../schema/chat.ts';
+import type { CompletionChunk, CompletionRequest, TokenLogprob } from '../../../schema/completion.ts';
+import { packEdge } from '../../../schema/edge.ts';
+import { decode, encode, loadTokenizer } from '../../../schema/tokenizer.ts';
+import { randomModel, tinyConfig } from '../../support/model.ts';
+
+const golden = JSON.parse(readFileSync(`${import.meta.dirname}/../../golden/tokenizer.json`, 'utf8'));
+const tokenizer = loadTokenizer(golden.tokenizers[1].file);
+const config = tinyConfig({ vocab_size: tokenizer.size, eos_token_id: tokenizer.added.get('<|end|>')!.id });
+const image = packEdge(config, randomModel(config, 21));
+const template = '{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>';
+
+function setUp(options: DecoderOptions = {}) {
+  const decoder = loadDecoder(image, { slots: 4, ...options });
+  return { decoder, complete: completer(decoder, tokenizer, template) };
+}
+const request = (over: Partial<CompletionRequest> = {}): CompletionRequest => ({
+  input: { messages: [{ role: 'user', content: 'where is my order 407 ?' }] },
+  n: 1,
+  maxTokens: 30,
+  temperature: 1,
+  topP: 1,
+  seed: 5,
+  stop: [],
+  ...over,
+});
+const never = new AbortController().signal;
+
+interface Answer {
+  text: string;
+  pieces: string[];
+  logprobs: TokenLogprob[];
+  finishReason?: string;
+  completionTokens?: number;
+}
+async function collect(chunks: AsyncIterable<CompletionChunk>, seen?: (chunk: CompletionChunk) => void) {
+  const answers: Answer[] = [];
+  let promptTokens = -1;
+  for await (const chunk of chunks) {
+    seen?.(chunk);
+    if (chunk.type === 'prompt') {
+      promptTokens = chunk.promptTokens;
+      continue;
+    }
+    answers[chunk.index] ??= { text: '', pieces: [], logprobs: [] };
+    const answer = answers[chunk.index]!;
+    expect(answer.finishReason).toBeUndefined(); // nothing comes after the end
+    if (chunk.type === 'end') {
+      answer.finishReason = chunk.finishReason;
+      answer.completionTokens = chunk.completionTokens;
+    } else {
+      answer.text += chunk.text;
+      answer.pieces.push(chunk.text);
+      answer.logprobs.push(...(chunk.logprobs ?? []));
+    }
+  }
+  return { promptTokens, answers };
+}
+
+const prompt = chatEncoder(tokenizer, { template })([{ role: 'user', content: 'where is my order 407 ?' }]);
+const alone = (seed: number, over: { temperature?: number; maxTokens?: number } = {}) =>
+  generate(loadDecoder(image), prompt, {
+    maxTokens: 30,
+    temperature: 1,
+    stopIds: [config.eos_token_id],
+    seed,
+    ...over,
+  });
+
+test('the text is what the trainer’s generate gives for the same seed, and the same again', async () => {
+  const { complete } = setUp();
+  for (const over of [{}, { temperature: 0 }]) {
+    const { promptTokens, answers } = await collect(complete(request(over), never));
+    const expected = alone(5, over);
+    expect(promptTokens).toBe(prompt.length);
+    expect(answers).toHaveLength(1);
+    expect(answers[0]!.text).toBe(decode(tokenizer, expected.ids));
+    expect(answers[0]!.completionTokens).toBe(expected.ids.length);
+    expect(answers[0]!.finishReason).toBe(expected.finish);
+    expect((await collect(complete(request(over), never))).answers).toEqual(answers);
+  }
+  const other = await collect(complete(request({ seed: 6 }), never));
+  expect(other.answers[0]!.text).not.toBe(decode(tokenizer, alone(5).ids));
+});
+
+test('n choices share the prompt, differ, and do not depend on how many slots there are', async () => {
+  const all = await collect(setUp({ slots: 12 }).complete(request({ n: 6 }), never));
+  expect(new Set(all.answers.map((a) => a.text)).size).toBe(6);
+  expect(all.answers[0]!.text).toBe(decode(tokenizer, alone(5).ids));
+  const runs: number[] = [];
+  for (const slots of [1, 2, 5]) {
+    const { decoder, complete } = setUp({ slots });
+    let rows = 0;
+    const { forward } = decoder;
+    decoder.forward = (...args) => {
+      rows += args[0].length;
+      forward(...args);
+    };
+    const texts = (await collect(complete(request({ n: 6 }), never))).answers.map(
+      ({ text, finishReason, completionTokens }) => ({ text, finishReason, completionTokens }),
+    );
+    expect(texts).toEqual(
+      all.answers.map(({ text, finishReason, completionTokens }) => ({ text, finishReason, completionTokens })),
+    );
+    runs.push(rows);
+  }
+  const tokens = all.answers.reduce((sum, a) => sum + a.completionTokens!, 0);
+  expect(runs).toEqual(runs.map(() => prompt.length - 1 + tokens)); // the prompt once
+});
+
+test('no piece ends inside a character', async () => {
+  const { complete } = setUp();
+  // Bytes of several characters, one after another, by force of bias.
+  const bytes = encode(tokenizer, '日🙂é');
+  for (let seed = 0; seed < 12; seed++) {
+    const { answers } = await collect(
+      complete(request({ seed, logitBias: new Map(bytes.map((id) => [id, 30])) }), never),
+    );
+    const [answer] = answers;
+    expect(answer!.pieces.join('')).toBe(answer!.text);
+    for (const piece of answer!.pieces) expect(piece.isWellFormed()).toBe(true);
+  }
+});
+
+test('a stop string is found across tokens, and neither it nor any part of it comes out', async () => {
+  const { complete } = setUp();
+  const whole = decode(tokenizer, alone(5).ids);
+  for (let from = 1; from + 4 < whole.length; from += 3) {
+    const stop = whole.slice(from, from + 4);
+    const at = whole.indexOf(stop);
+    const { answers } = await collect(complete(request({ stop: ['\u0007never', stop] }), never));
+    expect(answers[0]).toMatchObject({ text: whole.slice(0, at), finishReason: 'stop' });
+  }
+  // What only looked like the beginning of one is given back.
+  const near = `${whole.slice(3, 6)}\u0007`;
+  expect((await collect(complete(request({ stop: [near] }), never))).answers[0]!.text).toBe(whole);
+});
+
+test('log-probabilities are the model’s own, for each token, with the likeliest beside them', async () => {
+  const { complete, decoder } = setUp();
+  const { answers } = await collect(complete(request({ topLogprobs: 3, temperature: 0.7, topP: 0.9 }), never));
+  const [{ logprobs, text, completionTokens, finishReason }] = answers as [Answer];
+  expect(logprobs.length).toBe(completionTokens! - (finishReason === 'stop' ? 1 : 0));
+  expect(new TextDecoder().decode(Uint8Array.from(logprobs.flatMap((l) => l.bytes)))).toBe(text);
+  const ids = [...prompt];
+  for (const { bytes, logprob, top } of logprobs) {
+    decoder.forward(
+      ids,
+      [...ids.keys()],
+      ids.map(() => 0),
+      [ids.length - 1],
+    );
+    const logits = decoder.logits(0);
+    const id = tokenizer.bytes.findIndex((b) => b && Buffer.compare(b, Uint8Array.from(bytes)) === 0);
+    expect(logprob).toBeCloseTo(logits[id]! - logSumExp(logits), 6);
+    expect(top).toHaveLength(3);
+    expect(top[0]!.logprob).toBeCloseTo(Math.max(...logits) - logSumExp(logits), 6);
+    expect(top[0]!.logprob).toBeGreaterThanOrEqual(top[1]!.logprob);
+    ids.push(id);
+  }
+  expect((await collect(complete(request({ topLogprobs: 0 }), never))).answers[0]!.logprobs[0]!.top).toEqual([]);
+});
+
+test('a bias forbids and commands', async () => {
+  const { complete } = setUp();
+  const [wanted] = encode(tokenizer, 'kettle');
+  const forced = await collect(complete(request({ logitBias: new Map([[wanted!, 100]]), maxTokens: 5 }), never));
+  expect(forced.answers[0]!.text).toBe(decode(tokenizer, [wanted!, wanted!, wanted!, wanted!, wanted!]));
+  const first = alone(5).ids[0]!;
+  const forbidden = await collect(
+    complete(
+      request({
+        logitBias: new Map([
+          [first, -100],
+          [99_999, 5],
+        ]),
+        maxTokens: 1,
+      }),
+      never,
+    ),
+  );
+  expect(forbidden.answers[0]!.text).not.toBe(decode(tokenizer, [first]));
+});
+
+test('two streams at once: one is cancelled and stops within a token, the other finishes as if alone', async () => {
+  const { complete, decoder } = setUp({ slots: 2 });
+  const leaving = new AbortController();
+  const order: string[] = [];
+  const first = collect(
+    complete(request({ logitBias: new Map([[config.eos_token_id, -100]]) }), leaving.signal),
+    (chunk) => {
+      order.push('a');
+      if (chunk.type === 'text' && order.length > 6) leaving.abort(new Error('the client left'));
+    },
+  );
+  const second = collect(complete(request({ seed: 9 }), never), () => order.push('b'));
+  await expect(first).rejects.toThrow('the client left');
+  const after = order.filter((who) => who === 'a').length;
+  const { answers } = await second;
+  expect(answers[0]!.text).toBe(decode(tokenizer, alone(9).ids));
+  expect(order.filter((who) => who === 'a').length).toBe(after);
+  expect(order.slice(0, 6)).toContain('b'); // they took turns
+  expect(order.slice(0, 6)).toContain('a');
+  // Both slots are free again.
+  const both = await Promise.all([1, 2].map((seed) => collect(complete(request({ seed }), never))));
+  expect(both.map(({ answers: [a] }) => a!.text)).toEqual([1, 2].map((seed) => decode(tokenizer, alone(seed).ids)));
+  expect(decoder.slots).toBe(2);
+});
+
+test('a consumer that stops reading frees its slot; one that comes too many waits its turn', async () => {
+  const { complete } = setUp({ slots: 1 });
+  for await (const chunk of complete(request(), never)) if (chunk.type === 'text') break;
+  const three = await Promise.all([1, 2, 3].map((seed) => collect(complete(request({ seed }), never))));
+  expect(three.map(({ answers: [a] }) => a!.text)).toEqual([1, 2, 3].map((seed) => decode(tokenizer, alone(seed).ids)));
+});
+
+test('when no slot comes free the request is refused as busy, and a waiting one can be cancelled', async () => {
+  const { complete } = setUp({ slots: 1 });
+  const holder = complete(request(), never)[Symbol.asyncIterator]();
+  await holder.next();
+  const waiting = new AbortController();
+  const cancelled = collect(complete(request(), waiting.signal));
+  const refused = collect(complete(request(), never));
+  setTimeout(() => waiting.abort(new Error('gone')), 30);
+  await expect(cancelled).rejects.toThrow('gone');
+  await expect(refused).rejects.toBeInstanceOf(DecoderBusy);
+  await holder.return!();
+  expect((await collect(complete(request(), never))).answers).toHaveLength(1);
+});
+
+test('an aborted signal starts nothing; a prompt beyond the context is a typed error; the context ends an answer', async () => {
+  const { complete } = setUp({ context: 40 });
+  await expect(collect(complete(request(), AbortSignal.abort(new Error('before'))))).rejects.toThrow('before');
+  const long = request({ input: { prompt: 'where is my order 407 ? '.repeat(20) } });
+  await expect(collect(complete(long, never))).rejects.toSatisfy(
+    (error) => error instanceof ContextOverflow && error.context === 40 && error.promptTokens > 40,
+  );
+  const { answers, promptTokens } = await collect(
+    complete(request({ maxTokens: 500, logitBias: new Map([[config.eos_token_id, -100]]) }), never),
+  );
+  expect(answers[0]).toMatchObject({ finishReason: 'length', completionTokens: 40 - promptTokens });
+});
+
+test('a bare prompt is text and nothing else, and may be empty', async () => {
+  const { complete } = setUp();
+  const { promptTokens } = await collect(complete(request({ input: { prompt: '<|user|>hi<|end|>' } }), never));
+  expect(promptTokens).toBe(encode(tokenizer, '<|user|>hi<|end|>').length);
+  expect((await collect(complete(request({ input: { prompt: '' } }), never))).promptTokens).toBe(1);
+});
+
+test('the event loop runs between tokens', async () => {
+  const { complete } = setUp();
+  let ticks = 0;
+  let running = true;
+  const beat = (async () => {
+    while (running) {
+      await turn();
+      ticks++;
+    }
+  })();
+  await collect(complete(request({ maxTokens: 60, logitBias: new Map([[config.eos_token_id, -100]]) }), never));
+  running = false;
+  await beat;
+  expect(ticks).toBeGreaterThan(30);
+});

@@ -1,0 +1,107 @@
+// The image of a policy: what is packed is what the model held, to within half a step, and a damaged image is refused.
+import { expect, test } from 'vitest';
+import { packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
+import type { ModelConfig } from '../../schema/manifest.ts';
+import { randomModel, tinyConfig } from '../support/model.ts';
+
+test.each<Partial<ModelConfig>>([{}, { vocab_size: 301, tie_word_embeddings: false, num_key_value_heads: 2 }])(
+  'each weight is within half a step of the model’s (%o)',
+  (over) => {
+    const config = tinyConfig(over);
+    const tensors = randomModel(config, 2);
+    const read = unpackEdge(packEdge(config, tensors));
+    expect(read.config).toEqual(config);
+    expect([...read.tensors.keys()].sort()).toEqual([...tensors.keys()].sort());
+    for (const [name, { shape, data }] of tensors) {
+      const packed = read.tensors.get(name)!;
+      expect(packed.shape).toEqual(shape);
+      for (let block = 0; block < data.length; block += 32) {
+        const part = data.subarray(block, block + 32);
+        const step = shape.length === 1 ? 0 : part.reduce((most, v) => Math.max(most, Math.abs(v)), 0) / 127;
+        for (const [i, v] of part.entries())
+          expect(Math.abs(packed.data[block + i]! - v)).toBeLessThanOrEqual(step * 0.5001);
+      }
+    }
+  },
+);
+
+test('packing what was unpacked gives the same bytes, and a block of zeros stays zeros', () => {
+  const config = tinyConfig();
+  const tensors = randomModel(config, 2);
+  tensors.get('model.layers.0.mlp.up_proj.weight')!.data.fill(0, 64, 128);
+  const image = packEdge(config, tensors);
+  const { tensors: unpacked } = unpackEdge(image);
+  expect(unpacked.get('model.layers.0.mlp.up_proj.weight')!.data.subarray(64, 128)).toEqual(new Float32Array(64));
+  expect(Buffer.compare(packEdge(config, unpacked), image)).toBe(0);
+});
+
+test('a model of 2 M parameters is packed fast enough for every step of PPO', () => {
+  const config = tinyConfig({
+    vocab_size: 1024,
+    hidden_size: 192,
+    intermediate_size: 512,
+    num_hidden_layers: 4,
+    num_attention_heads: 3,
+    num_key_value_heads: 3,
+  });
+  const tensors = randomModel(config, 1);
+  const times = Array.from({ length: 8 }, () => {
+    const started = performance.now();
+    packEdge(config, tensors);
+    return performance.now() - started;
+  });
+  expect(Math.min(...times)).toBeLessThan(60); // 14 on a quiet machine
+});
+
+test.each<[string, Partial<ModelConfig>]>([
+  ['heads are of size 32', { head_dim: 32 }],
+  ['hidden_size 80', { hidden_size: 80 }],
+  ['intermediate_size 100', { intermediate_size: 100 }],
+  ['3 heads do not share 2', { num_attention_heads: 3, num_key_value_heads: 2 }],
+])('a model the decoder cannot run is refused: %s', (message, over) => {
+  const config = tinyConfig(over);
+  expect(() => packEdge(config, randomModel(config, 1))).toThrow(message);
+});
+
+test('a tensor that is missing, of another shape or not finite is named', () => {
+  const config = tinyConfig();
+  const spoilt = (name: string, change: (tensors: ReturnType<typeof randomModel>) => void) => {
+    const tensors = randomModel(config, 1);
+    change(tensors);
+    expect(() => packEdge(config, tensors)).toThrow(name);
+  };
+  const o = 'model.layers.1.self_attn.o_proj.weight';
+  spoilt(`no ${o}`, (t) => t.delete(o));
+  spoilt(`${o} is [1,2]`, (t) => t.set(o, { shape: [1, 2], data: new Float32Array(2) }));
+  spoilt(`${o} holds a number that is not finite`, (t) => t.get(o)!.data.set([Number.NaN], 77));
+  spoilt('model.norm.weight holds', (t) => t.get('model.norm.weight')!.data.set([Number.POSITIVE_INFINITY], 3));
+});
+
+test('a damaged image is refused', () => {
+  const config = tinyConfig();
+  const image = packEdge(config, randomModel(config, 1));
+  const damaged = (change: (file: Uint8Array, header: string) => Uint8Array | undefined) => {
+    const file = image.slice();
+    const end = 16 + new DataView(file.buffer).getUint32(12, true);
+    const out = change(file, new TextDecoder().decode(file.subarray(16, end))) ?? file;
+    return () => readEdge(out);
+  };
+  const rewrite = (from: string, to: string) =>
+    damaged((file, header) => {
+      const text = header.replace(from, to);
+      expect(text).not.toBe(header);
+      file.set(new TextEncoder().encode(text.trimEnd().padEnd(header.length).slice(0, header.length)), 16);
+      return undefined;
+    });
+  expect(damaged(() => new Uint8Array(5))).toThrow('no image');
+  expect(damaged((file) => void file.fill(0, 0, 1))).toThrow('no image');
+  expect(damaged((file) => void file.fill(9, 8, 9))).toThrow('version 9');
+  expect(damaged((file) => void file.fill(255, 12, 16))).toThrow('ends inside its header');
+  expect(damaged((file) => void file.fill(0x21, 16, 17))).toThrow('not JSON');
+  expect(damaged((file) => file.subarray(0, file.length - 1))).toThrow('its config needs');
+  expect(damaged((file) => new Uint8Array([...file, 0]))).toThrow('its config needs');
+  expect(rewrite('"vocab_size":300', '"vocab_size":308')).toThrow('other places');
+  expect(rewrite('"offset":0', '"offset":9')).toThrow('other places');
+  expect(rewrite('"head_dim":64', '"head_dim":-4')).toThrow('head_dim');
+  expect(rewrite('"rms_norm_eps"', '"rms_norm_epz"')).toThrow('rms_norm_eps');
+});
