@@ -3,11 +3,13 @@ import { Hono } from 'hono';
 import { cors } from 'hono/cors';
 import { answer, asApiError, notFound } from './error.ts';
 import { type App, mount } from './route.ts';
+import { completionRoutes } from './routes/completions.ts';
 import { feedbackRoutes } from './routes/feedback.ts';
 import { keyRoutes } from './routes/keys.ts';
+import { modelRoutes } from './routes/models.ts';
 import { sampleRoutes } from './routes/samples.ts';
 
-export const routes = [...sampleRoutes, ...feedbackRoutes, ...keyRoutes];
+export const routes = [...completionRoutes, ...modelRoutes, ...sampleRoutes, ...feedbackRoutes, ...keyRoutes];
 
 export const app = new Hono<App>();
 

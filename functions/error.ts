@@ -86,6 +86,7 @@ export function openAIError(error: ApiError): { status: number; body: unknown } 
 /** Whatever was thrown, as an ApiError. What isn't one is logged by its place, without its message: that may quote people. */
 export function asApiError(thrown: unknown): ApiError {
   if (thrown instanceof ApiError) return thrown;
+  if (thrown instanceof Error && thrown.name === 'AbortError') return busy('the client left', 1);
   const stack = thrown instanceof Error ? (thrown.stack ?? '').split('\n').filter((line) => /^\s+at /.test(line)) : [];
   console.error(`unexpected ${thrown instanceof Error ? thrown.name : typeof thrown}\n${stack.slice(0, 8).join('\n')}`);
   if (thrown instanceof Error && /^D1_(?!TYPE)/.test(thrown.message) && !/SQLITE_|syntax/.test(thrown.message))

@@ -34,6 +34,8 @@ export interface Call<Q, B> {
   param(name: string): string;
   /** With an Idempotency-Key: the statement that keeps this answer, for the batch that does the work. */
   remember(status: number, type: string, response: string): Statement[];
+  /** Frees the Idempotency-Key again: the answer will not be kept. */
+  release(): Promise<unknown>;
 }
 
 export interface Definition<Q = unknown, B = unknown> {
@@ -155,6 +157,7 @@ async function serve(r: AnyRoute, c: Context<App>): Promise<Response> {
     bodyHash,
     param: (name) => c.req.param(name) ?? '',
     remember: () => [],
+    release: async () => undefined,
   };
   const idempotencyKey = r.idempotent ? readIdempotencyKey(c) : undefined;
   if (!idempotencyKey) return r.handle(call);
@@ -162,7 +165,7 @@ async function serve(r: AnyRoute, c: Context<App>): Promise<Response> {
   const held = await claim(c.env.DB, [caller.id, r.method, r.path, idempotencyKey], bodyHash);
   if ('replay' in held) return held.replay;
   try {
-    return await r.handle({ ...call, remember: held.remember });
+    return await r.handle({ ...call, remember: held.remember, release: held.release });
   } catch (error) {
     await held.release(); // a refusal is not kept
     throw error;

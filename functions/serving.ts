@@ -1,0 +1,112 @@
+// The policies that this isolate holds in its memory: read from R2, checked by hash, two at most. A policy is immutable,
+// so what is held stays true; which of them a channel serves is asked of the database (store/keys.ts).
+
+import type { Complete } from '../schema/completion.ts';
+import type { Manifest } from '../schema/manifest.ts';
+import { loadTokenizer } from '../schema/tokenizer.ts';
+import { sha256 } from './crypto.ts';
+import { busy } from './error.ts';
+import { completer } from './policy/complete.ts';
+import module from './policy/decoder.relaxed.wasm';
+import { wasmDecoder } from './policy/load.ts';
+import type { Channels } from './store/keys.ts';
+import { blobKey, type Channel, readManifest } from './store/policies.ts';
+
+export interface Loaded {
+  policy: string;
+  complete: Complete;
+  /** Tokens of prompt and answer together. */
+  context: number;
+  vocabulary: number;
+}
+
+const MOST = 2;
+/** Caches of keys and values, all slots together. */
+const CACHE_BYTES = 32 * 2 ** 20;
+const SLOTS = 16;
+
+const held = new Map<string, Loaded>(); // least recently used first
+const loading = new Map<string, number>();
+const failed = new Map<string, number>();
+const lastGood = new Map<Channel, Loaded>();
+
+async function readBlob(bucket: R2Bucket, manifest: Manifest, name: string): Promise<Uint8Array<ArrayBuffer>> {
+  const file = manifest.files.find((candidate) => candidate.name === name);
+  const object = file && (await bucket.get(blobKey(file.sha256)));
+  if (!object) throw new Error(`the policy has no ${name}`);
+  const bytes = new Uint8Array(await object.arrayBuffer());
+  if ((await sha256(bytes)) !== file.sha256) throw new Error(`${name} is damaged`);
+  return bytes;
+}
+
+async function load(bucket: R2Bucket, manifest: Manifest): Promise<Loaded> {
+  const tokenizer = loadTokenizer(
+    JSON.parse(new TextDecoder().decode(await readBlob(bucket, manifest, 'tokenizer.json'))),
+  );
+  const {
+    num_hidden_layers: layers,
+    num_key_value_heads: heads,
+    head_dim,
+    max_position_embeddings: context,
+  } = manifest.config;
+  const slotBytes = layers * heads * head_dim * context * 2 * 4;
+  const slots = Math.max(1, Math.min(SLOTS, Math.floor(CACHE_BYTES / slotBytes)));
+  const decoder = wasmDecoder(module, await readBlob(bucket, manifest, 'edge.bin'), { slots });
+  const complete = completer(decoder, tokenizer, manifest.tokenizer.chat_template);
+  return { policy: manifest.id, complete, context: decoder.context, vocabulary: manifest.config.vocab_size };
+}
+
+function use(policy: string): Loaded | undefined {
+  const loaded = held.get(policy);
+  if (!loaded) return undefined;
+  held.delete(policy);
+  held.set(policy, loaded);
+  return loaded;
+}
+
+/** Undefined where there is no such policy. */
+export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Loaded | undefined> {
+  // Another request may be loading it. Its promise cannot be awaited here (no I/O on behalf of another request), and it
+  // may be gone: look again until it is there or has taken too long.
+  for (;;) {
+    const ready = use(policy);
+    if (ready) return ready;
+    const since = loading.get(policy);
+    if (since === undefined || Date.now() - since > 10_000) break;
+    await scheduler.wait(10);
+  }
+  loading.set(policy, Date.now());
+  try {
+    const manifest = await readManifest(bucket, policy);
+    if (!manifest) return undefined;
+    const loaded = await load(bucket, manifest);
+    held.set(policy, loaded);
+    const serving = [...lastGood.values()];
+    for (const [old, other] of held)
+      if (held.size > MOST && other !== loaded && !serving.includes(other)) held.delete(old);
+    return loaded;
+  } finally {
+    loading.delete(policy);
+  }
+}
+
+/** What a channel serves. A release that cannot be loaded is tried again after a while; until then the last good one stays. */
+export async function openChannel(bucket: R2Bucket, channels: Channels, channel: Channel): Promise<Loaded | undefined> {
+  const policy = channels[channel]?.policy;
+  if (!policy) return undefined;
+  const last = lastGood.get(channel);
+  if (!(Date.now() - (failed.get(policy) ?? 0) < 2000)) {
+    try {
+      const loaded = await openPolicy(bucket, policy);
+      if (loaded) {
+        lastGood.set(channel, loaded);
+        return loaded;
+      }
+    } catch (error) {
+      console.error(`a released policy cannot be loaded: ${error instanceof Error ? error.name : typeof error}`);
+    }
+    failed.set(policy, Date.now());
+  }
+  if (last) return last;
+  throw busy('the policy cannot be loaded', 2);
+}

@@ -1,0 +1,293 @@
+import { beforeAll, describe, expect, test } from 'vitest';
+import { importPolicy, makeRelease } from '../../functions/store/policies.ts';
+import { ask, env, keyOf, respond } from './support.ts';
+import { tinyPolicy } from './tiny.ts';
+
+let sk = '';
+let pk = '';
+let stable = '';
+beforeAll(async () => {
+  sk = await keyOf('sk');
+  pk = await keyOf('pk');
+  const { manifest, files } = await tinyPolicy();
+  stable = manifest.id;
+  await importPolicy(env.DB, env.BUCKET, manifest, files, 'stable');
+});
+
+const messages = [{ role: 'user', content: 'the quick' }];
+const chat = (body: object = {}, key = sk, headers = {}) =>
+  ask('POST', '/v1/chat/completions', { key, headers, body: { model: 'stable', messages, max_tokens: 8, ...body } });
+// biome-ignore lint/suspicious/noExplicitAny: events of every shape
+const events = (text: string): any[] =>
+  text
+    .split('\n\n')
+    .filter((line) => line.startsWith('data: {'))
+    .map((line) => JSON.parse(line.slice(6)));
+const stored = async (id: string) => (await ask('GET', `/v1/samples/${id}`, { key: sk })).json;
+
+describe('completions', () => {
+  test('a chat answers as OpenAI does, with sample_id and feedback_token, and is stored', async () => {
+    const { status, json } = await chat({ n: 2, seed: 3, user: 'ann', metadata: { page: 'one' } });
+    expect(status, JSON.stringify(json)).toBe(200);
+    expect(json).toMatchObject({
+      object: 'chat.completion',
+      model: stable,
+      feedback_token: expect.stringMatching(/^v1\.new\./),
+    });
+    expect(json.id).toMatch(/^chatcmpl-/);
+    expect(json.created).toBeCloseTo(Date.now() / 1000, -2);
+    expect(json.usage.total_tokens).toBe(json.usage.prompt_tokens + json.usage.completion_tokens);
+    expect(json.choices.map((c: { index: number }) => c.index)).toEqual([0, 1]);
+    for (const choice of json.choices) {
+      const sample = await stored(choice.sample_id);
+      expect(sample).toMatchObject({
+        text: choice.message.content,
+        policy: stable,
+        messages,
+        metadata: { page: 'one' },
+        finish_reason: choice.finish_reason,
+      });
+      expect(sample.user).toBe(sample.session);
+    }
+    const vote = await ask('POST', '/v1/feedback', {
+      key: pk,
+      body: {
+        kind: 'choice',
+        sample_ids: json.choices.map((c: { sample_id: string }) => c.sample_id),
+        winner: 'tie',
+        token: json.feedback_token,
+      },
+    });
+    expect(vote.status).toBe(201);
+  });
+
+  test('the same seed gives the same text, streamed or not, and temperature 0 is greedy', async () => {
+    const text = async (body: object) => (await chat(body)).json.choices[0].message.content;
+    expect(await text({ seed: 5 })).toBe(await text({ seed: 5 }));
+    expect(await text({ seed: 5 })).not.toBe(await text({ seed: 6 }));
+    expect(await text({ temperature: 0, seed: 5 })).toBe(await text({ temperature: 0, seed: 6 }));
+    const streamed = events((await chat({ seed: 5, stream: true })).text);
+    expect(streamed.map((e) => e.choices[0].delta.content ?? '').join('')).toBe(await text({ seed: 5 }));
+  });
+
+  test('a stream names its samples in the first chunk and again in the last', async () => {
+    const answer = await chat({ n: 2, stream: true, stream_options: { include_usage: true } });
+    expect(answer.headers.get('Content-Type')).toBe('text/event-stream');
+    expect(answer.text.endsWith('data: [DONE]\n\n')).toBe(true);
+    const all = events(answer.text);
+    const [first, second] = all;
+    expect(first.choices[0]).toMatchObject({
+      index: 0,
+      delta: { role: 'assistant', content: '' },
+      finish_reason: null,
+    });
+    expect(second.choices[0].index).toBe(1);
+    expect(first.feedback_token).toMatch(/^v1\./);
+    const usage = all.at(-1);
+    expect(usage.choices).toEqual([]);
+    expect(usage.usage.completion_tokens).toBeGreaterThan(0);
+    expect(first.usage).toBeNull();
+    const closing = all.filter((e) => e.choices[0]?.finish_reason);
+    expect(closing.map((e) => e.choices[0].sample_id)).toEqual([
+      first.choices[0].sample_id,
+      second.choices[0].sample_id,
+    ]);
+    for (const e of closing) {
+      const { index, sample_id } = e.choices[0];
+      const text = all.filter((o) => o.choices[0]?.index === index).map((o) => o.choices[0].delta.content ?? '');
+      expect((await stored(sample_id)).text).toBe(text.join(''));
+    }
+  });
+
+  test('the samples are in the database before the answer ends', async () => {
+    const response = await respond('POST', '/v1/chat/completions', {
+      key: sk,
+      body: { model: 'stable', messages, stream: true, max_tokens: 6 },
+    });
+    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+    let id: string | undefined;
+    for (let step = await reader.read(); !step.done; step = await reader.read())
+      for (const e of events(step.value)) {
+        id ??= e.choices[0].sample_id;
+        const row = await env.DB.prepare('SELECT finish_reason FROM samples WHERE id = ?').bind(id!).first();
+        if (e.choices[0].finish_reason) expect(row?.finish_reason).toBe(e.choices[0].finish_reason);
+      }
+    expect(id).toBeDefined();
+  });
+
+  test('a client that leaves stops the decoding; what was sent is stored as abort', async () => {
+    const body = { model: 'stable', messages, stream: true, max_tokens: 100, logit_bias: { 1: -100 } };
+    const response = await respond('POST', '/v1/chat/completions', { key: sk, body });
+    const other = chat({ max_tokens: 30, logit_bias: { 1: -100 } });
+    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+    let text = '';
+    let id = '';
+    for (let i = 0; i < 5; i++) {
+      const { value } = await reader.read();
+      for (const e of events(value!)) {
+        id ||= e.choices[0].sample_id;
+        text += e.choices[0].delta.content ?? '';
+      }
+    }
+    await reader.cancel();
+    await expect.poll(async () => (await stored(id)).finish_reason).toBe('abort');
+    const sample = await stored(id);
+    expect(sample.text.startsWith(text)).toBe(true);
+    expect(sample.completion_tokens).toBeLessThan(20);
+    expect((await other).json.usage.completion_tokens).toBe(30);
+    // every slot is free again
+    expect((await chat({ n: 16, max_tokens: 2 })).status).toBe(200);
+  });
+
+  test('store: false stores nothing and gives neither id nor token', async () => {
+    const count = async () => (await env.DB.prepare('SELECT count(*) AS n FROM samples').first<{ n: number }>())!.n;
+    const was = await count();
+    for (const stream of [false, true]) {
+      const { text } = await chat({ store: false, stream });
+      expect(text).not.toMatch(/sample_id|feedback_token/);
+    }
+    expect(await count()).toBe(was);
+  });
+
+  test('plain completions, their log-probabilities and stop strings', async () => {
+    const complete = (body: object) =>
+      ask('POST', '/v1/completions', { key: sk, body: { model: stable, prompt: 'the lazy', max_tokens: 6, ...body } });
+    const { status, json } = await complete({ logprobs: 2, seed: 1 });
+    expect(status, JSON.stringify(json)).toBe(200);
+    expect(json).toMatchObject({ object: 'text_completion', model: stable });
+    const { tokens, token_logprobs, top_logprobs, text_offset } = json.choices[0].logprobs;
+    expect(tokens.join('')).toBe(json.choices[0].text);
+    expect(token_logprobs.every((value: number) => value <= 0)).toBe(true);
+    expect(Object.keys(top_logprobs[0])).toHaveLength(2);
+    expect(text_offset[0]).toBe(0);
+    const whole = json.choices[0].text as string;
+    const stop = whole.slice(2, 4);
+    const cut = await complete({ seed: 1, stop });
+    expect(cut.json.choices[0]).toMatchObject({ text: whole.slice(0, whole.indexOf(stop)), finish_reason: 'stop' });
+    const inChat = await chat({ logprobs: true, top_logprobs: 1 });
+    expect(inChat.json.choices[0].logprobs.content[0].top_logprobs).toHaveLength(1);
+  });
+});
+
+describe('what is refused, in OpenAI’s words', () => {
+  test('unsupported fields by their param, impossible values, and unknown models', async () => {
+    for (const [param, body] of Object.entries({
+      tools: { tools: [{}] },
+      response_format: { response_format: { type: 'json_object' } },
+      audio: { audio: {} },
+      'messages[0].content': {
+        messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'x' } }] }],
+      },
+      presence_penalty: { presence_penalty: 1 },
+    })) {
+      const { status, json } = await chat(body);
+      expect([status, json.error.code, json.error.param], param).toEqual([400, 'unsupported_parameter', param]);
+    }
+    const text = (body: object) =>
+      ask('POST', '/v1/completions', { key: sk, body: { model: 'stable', prompt: 'a', ...body } });
+    expect((await text({ echo: true })).json.error.param).toBe('echo');
+    expect((await text({ suffix: 'x' })).json.error.param).toBe('suffix');
+    for (const body of [
+      { n: 17 },
+      { stop: ['a', 'b', 'c', 'd', 'e'] },
+      { temperature: 3 },
+      { top_logprobs: 2 },
+      { max_tokens: 0 },
+      { messages: [] },
+      { logit_bias: { 9999: 1 } },
+    ])
+      expect((await chat(body)).status, JSON.stringify(body)).toBe(400);
+    const long = await chat({ max_tokens: 129 });
+    expect([long.status, long.json.error]).toMatchObject([
+      400,
+      { param: 'max_tokens', code: 'context_length_exceeded' },
+    ]);
+    const prompt = await chat({ messages: [{ role: 'user', content: 'x'.repeat(500) }] });
+    expect([prompt.status, prompt.json.error.code]).toEqual([400, 'context_length_exceeded']);
+    for (const model of ['nobody', 'pol_01ARZ3NDEKTSV4RRFFQ69G5FAV', 'canary']) {
+      const { status, json } = await chat({ model });
+      expect([status, json.error.code, json.error.param]).toEqual([404, 'model_not_found', 'model']);
+    }
+    const keyless = await ask('POST', '/v1/chat/completions', { body: {} });
+    expect([keyless.status, keyless.json.error.code]).toEqual([401, 'invalid_api_key']);
+  });
+
+  test('unknown fields and nulls count as absent', async () => {
+    const { status } = await chat({
+      mood: 'good',
+      temperature: null,
+      stop: null,
+      messages: [{ role: 'user', content: 'hi', name: null }],
+    });
+    expect(status).toBe(200);
+  });
+
+  test('pages get less', async () => {
+    for (const body of [
+      { messages: [{ role: 'system', content: 'be' }, ...messages] },
+      { logprobs: true },
+      { n: 5 },
+      { model: stable },
+    ])
+      expect((await chat(body, pk)).status, JSON.stringify(body)).toBe(403);
+  });
+});
+
+describe('sessions', () => {
+  test('a page keeps its session by the token it was given', async () => {
+    const first = await chat({}, pk);
+    expect(first.json.session_token).toMatch(/^v1\./);
+    const headers = { 'Plumb-Session': first.json.session_token };
+    const second = await chat({ user: 'ignored' }, pk, headers);
+    expect(second.json.session_token).toBeUndefined();
+    const [a, b] = [await stored(first.json.choices[0].sample_id), await stored(second.json.choices[0].sample_id)];
+    expect([b.session, b.user]).toEqual([a.session, null]);
+    const made = await ask('POST', '/v1/sessions', { key: pk });
+    expect(made.status).toBe(201);
+    expect((await chat({}, pk, { 'Plumb-Session': made.json.session_token })).status).toBe(200);
+    expect((await chat({}, pk, { 'Plumb-Session': first.json.feedback_token })).status).toBe(401);
+  });
+});
+
+describe('Idempotency-Key', () => {
+  test('draws once, streamed too', async () => {
+    for (const stream of [false, true]) {
+      const headers = { 'Idempotency-Key': `draw ${stream}` };
+      const first = await chat({ stream }, sk, headers);
+      const again = await chat({ stream }, sk, headers);
+      expect(again.text).toBe(first.text);
+      expect(again.headers.get('Idempotent-Replayed')).toBe('true');
+      expect(again.headers.get('Content-Type')).toBe(first.headers.get('Content-Type'));
+    }
+    expect((await chat({ n: 99 }, sk, { 'Idempotency-Key': 'bad' })).status).toBe(400);
+    expect((await chat({ model: 'nobody' }, sk, { 'Idempotency-Key': 'bad' })).status).toBe(404);
+    expect((await chat({}, sk, { 'Idempotency-Key': 'bad' })).status).toBe(200);
+  });
+});
+
+describe('models and releases', () => {
+  test('are listed; to pages only the channels', async () => {
+    const all = await ask('GET', '/v1/models', { key: sk });
+    expect(all.json.data.map((m: { id: string }) => m.id)).toEqual(['stable', 'default', stable]);
+    const few = await ask('GET', '/v1/models', { key: pk });
+    expect(few.json.data.map((m: { id: string }) => m.id)).toEqual(['stable', 'default']);
+    expect((await ask('GET', `/v1/models/${stable}`, { key: sk })).json).toMatchObject({ object: 'model', id: stable });
+    const none = await ask('GET', '/v1/models/nobody', { key: sk });
+    expect([none.status, none.json.error.code]).toEqual([404, 'model_not_found']);
+  });
+
+  test('a release is served within two seconds; one that cannot be loaded leaves the last good one', async () => {
+    const next = await tinyPolicy(2);
+    await importPolicy(env.DB, env.BUCKET, next.manifest, next.files, 'stable');
+    await expect.poll(async () => (await chat()).json.model, { timeout: 2000 }).toBe(next.manifest.id);
+
+    const broken = await tinyPolicy(3);
+    await importPolicy(env.DB, env.BUCKET, broken.manifest, broken.files);
+    const edge = broken.manifest.files.find(({ name }) => name === 'edge.bin')!;
+    await env.BUCKET.put(`blobs/sha256/${edge.sha256}`, 'damaged');
+    await makeRelease(env.DB, 'test', { channel: 'stable', policy: broken.manifest.id }, () => []);
+    await new Promise((resolve) => setTimeout(resolve, 1200));
+    const { status, json } = await chat();
+    expect([status, json.model]).toEqual([200, next.manifest.id]);
+  });
+});
