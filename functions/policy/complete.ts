@@ -101,7 +101,7 @@ export function completer(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: 
     const raw = request.topLogprobs === undefined ? undefined : logits.slice();
     for (const [id, bias] of request.logitBias ?? []) if (id >= 0 && id < logits.length) logits[id]! += bias;
     const u = uniform(request.seed, choice.index, choice.ids.length);
-    const id = pick(decoder, i, request.temperature, request.topP, u);
+    const { id } = pick(decoder, i, request.temperature, request.topP, u);
     choice.ids.push(id);
     choice.token = id;
     choice.position++;

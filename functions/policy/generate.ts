@@ -40,12 +40,6 @@ function commonPrefix(a: number[], b: number[]): number {
   return n;
 }
 
-function logShare(weights: Float32Array, id: number): number {
-  let total = 0;
-  for (let i = 0; i < weights.length; i++) total += weights[i]!;
-  return Math.log(weights[id]! / total);
-}
-
 export function generateBatch(
   decoder: Decoder,
   prompts: number[][],
@@ -109,9 +103,9 @@ export function generateBatch(
         const logits = decoder.logits(i);
         for (const id of banned) logits[id] = Number.NEGATIVE_INFINITY;
       }
-      const id = pick(decoder, i, temperature, topP, uniform(seeds[index]!, 0, ids.length));
+      const { id, logprob } = pick(decoder, i, temperature, topP, uniform(seeds[index]!, 0, ids.length));
       ids.push(id);
-      logprobs.push(logShare(decoder.weights(i, temperature < 1e-4 ? 1 : temperature), id));
+      logprobs.push(logprob);
       const stopped = stopIds.includes(id);
       if (!stopped && ids.length < maxTokens && prompt.length + ids.length < decoder.context) continue;
       results[index] = { ids, logprobs, finish: stopped ? 'stop' : 'length' };

@@ -23,24 +23,40 @@ export function argmax(values: Float32Array): number {
   return best;
 }
 
+export interface Picked {
+  id: number;
+  /** Its log-probability at the temperature (at 1 where that is greedy), among all tokens that are not banned. */
+  logprob: number;
+}
+
 /** The token of the i-th row of logits that `u` in [0, 1) picks. Temperatures this near to 0 are greedy. */
-export function pick(decoder: Decoder, i: number, temperature: number, topP: number, u: number): number {
-  if (temperature < 1e-4) return argmax(decoder.logits(i));
-  const weights = decoder.weights(i, temperature);
+export function pick(decoder: Decoder, i: number, temperature: number, topP: number, u: number): Picked {
+  const greedy = temperature < 1e-4;
+  const weights = decoder.weights(i, greedy ? 1 : temperature);
   let total = 0;
   for (let id = 0; id < weights.length; id++) total += weights[id]!;
-  if (topP >= 1) {
-    let left = u * total;
-    let last = 0;
-    for (let id = 0; id < weights.length; id++) {
-      const weight = weights[id]!;
-      if (weight === 0) continue;
-      last = id;
-      left -= weight;
-      if (left < 0) break;
-    }
-    return last;
+  const id = greedy
+    ? argmax(decoder.logits(i))
+    : topP < 1
+      ? inNucleus(weights, topP, total, u)
+      : among(weights, total, u);
+  return { id, logprob: Math.log(weights[id]! / total) };
+}
+
+function among(weights: Float32Array, total: number, u: number): number {
+  let left = u * total;
+  let last = 0;
+  for (let id = 0; id < weights.length; id++) {
+    const weight = weights[id]!;
+    if (weight === 0) continue;
+    last = id;
+    left -= weight;
+    if (left < 0) break;
   }
+  return last;
+}
+
+function inNucleus(weights: Float32Array, topP: number, total: number, u: number): number {
   // All that is rarer than this together weighs less than 1 − p: the nucleus lies in the rest, which is few to sort.
   const rare = ((1 - topP) * total) / weights.length;
   const likely: number[] = [];
