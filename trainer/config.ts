@@ -1,8 +1,8 @@
 // What a run may be told, checked before anything loads: every name of the stages' settings, with its default.
 
 import { z } from 'zod';
-import { UserError } from './data.ts';
 import { RUN_DEFAULTS, type RunConfig } from './run.ts';
+import { UserError } from './user-error.ts';
 
 const settings = <T extends object>(defaults: T) =>
   z

@@ -6,9 +6,7 @@ import { Message } from '../schema/message.ts';
 import { encode } from '../schema/tokenizer.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import type { Policy } from './policy.ts';
-
-/** Something the user can mend; shown as one line, without a stack trace. */
-export class UserError extends Error {}
+import { UserError } from './user-error.ts';
 
 /** A prompt and an answer as token ids; the answer ends with EOS unless it was cut. */
 export interface Row {

@@ -11,12 +11,12 @@ import { packEdge } from '../schema/edge.ts';
 import type { Row } from './data.ts';
 import type { Judgement } from './judgements.ts';
 import type { Parameters } from './model.ts';
-import { toHuggingFace } from './policy.ts';
 import { answerLogprobsOf, type PolicyCalls } from './ppo.ts';
 import { random } from './random.ts';
 import { accuracy, type RewardCalls, type RewardModel, scores } from './reward.ts';
 import { sequenceMean } from './rl.ts';
 import type { Sampled, startSampler } from './rollout.ts';
+import { toHuggingFace } from './weights.ts';
 
 export interface GateConfig {
   comparisons: number;

@@ -10,17 +10,19 @@ import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot
 import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
 import { fileToTree, inFormOf, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
-import { UserError } from './data.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import type { Head, Parameters } from './model.ts';
 import { type Judgement, judgementOf } from './judgements.ts';
 import type { Progress, Report } from './metrics.ts';
 import { type AdamState, adamState } from './optimizer.ts';
-import { policyFromFiles, weightsFromFile } from './policy.ts';
-import { manifestOf, policyFiles, sha256 } from './publish.ts';
+import { manifestOf, sha256 } from './manifest.ts';
+import { policyFromFiles } from './policy.ts';
+import { policyFiles } from './publish.ts';
 import type { RewardModel } from './reward.ts';
 import { startSampler } from './rollout.ts';
 import { type Progressed, runShape, runStages, stageCalls } from './run.ts';
+import { UserError } from './user-error.ts';
+import { weightsFromFile } from './weights.ts';
 
 /** The run is not this trainer's any more (410, or cancelled): stop, write nothing. */
 export class Gone extends Error {}
@@ -48,7 +50,12 @@ export async function workJob(access: JobAccess, local: Report): Promise<'publis
 
 async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>, local: Report): Promise<'published' | 'rejected'> {
   const config = runConfig(job.config);
+  // Where the time goes, by stage: what passes until a stage's report is that stage's.
+  const seconds: Record<string, number> = {};
+  let since = performance.now();
   const report: Report = async (progress) => {
+    seconds[progress.stage] = (seconds[progress.stage] ?? 0) + (performance.now() - since) / 1000;
+    since = performance.now();
     await local(progress);
     beats.note(progress);
     await beats.check();
@@ -84,7 +91,7 @@ async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>
       lastSaved = Date.now();
     };
     const { candidate, gate } = await runStages(input, config, calls, sampler, report, resumed, keep);
-    const details = { reasons: gate.reasons, metrics: gate.metrics, compilations: [...compilations], shape };
+    const details = { reasons: gate.reasons, metrics: gate.metrics, compilations: [...compilations], seconds, shape };
     if (!candidate) {
       await api.send('POST', '/publish', { fence: job.fence, report: details, verdict: 'reject' });
       return 'rejected';

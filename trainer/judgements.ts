@@ -4,8 +4,9 @@
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import type { Vote } from '../schema/snapshot.ts';
-import { answerRow, readLines, type Row, UserError } from './data.ts';
+import { answerRow, readLines, type Row } from './data.ts';
 import type { Policy } from './policy.ts';
+import { UserError } from './user-error.ts';
 
 /** Out of the answers `remaining` (indices into rows), `chosen` was taken first. */
 export interface Stage {

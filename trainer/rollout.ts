@@ -7,7 +7,7 @@ import { Worker } from 'node:worker_threads';
 import { packEdge } from '../schema/edge.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Parameters } from './model.ts';
-import { toHuggingFace } from './policy.ts';
+import { toHuggingFace } from './weights.ts';
 
 export interface SamplingOptions {
   maxTokens: number;

@@ -12,9 +12,10 @@ import { tokenizerJson, trainBpe } from '../../schema/tokenizer.ts';
 import { answerRow } from '../data.ts';
 import { toTerminal } from '../metrics.ts';
 import { initialParameters } from '../model.ts';
-import { countParameters, readPolicy, writePolicy } from '../policy.ts';
+import { readPolicy } from '../policy.ts';
 import { random } from '../random.ts';
 import { sft } from '../sft.ts';
+import { countParameters, writePolicy } from '../weights.ts';
 import { loggedAnswer, tickets } from './world.ts';
 
 const SPECIAL = ['<|pad|>', '<|eos|>', '<|system|>', '<|user|>', '<|assistant|>'];

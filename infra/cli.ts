@@ -1,0 +1,255 @@
+// The plumb command. Commands that need the training engine load it late, so that serving never waits for it.
+
+import { existsSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
+import { UserError } from '../trainer/user-error.ts';
+import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './local.ts';
+
+const port = (text: string): number => {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1 || value > 65_535) throw new InvalidArgumentError('a port is a number from 1 to 65535');
+  return value;
+};
+
+const plumb = new Command('plumb').description('Keep a language model true to the people who use it.').showHelpAfterError('(plumb --help lists the commands)');
+
+plumb
+  .command('dev')
+  .description('the whole system on this machine: the Worker with its database and storage, the launcher, the cron')
+  .option('--port <n>', 'where it listens', port, DEFAULT_PORT)
+  .action(async (options) => {
+    const began = performance.now();
+    const local = await startLocal({ home: homeFolder(), port: options.port, cronSeconds: 60 });
+    console.log(`
+  Plumb serves ${local.policy} (ready in ${((performance.now() - began) / 1000).toFixed(1)} s)
+
+  demo page    ${local.url}/
+  API          ${local.url}/v1  (documents: ${local.url}/docs)
+  secret key   ${local.keys.secret}
+  public key   ${local.keys.public}
+  data         ${homeFolder()}
+
+  Ctrl-C stops it; the data stay.
+`);
+    stopOnSignals(local.close);
+    if (!engineReady()) await setUpEngine(progressLine()).then(() => console.log('  training engine: ready'), (error) => console.error(`  no training engine yet: ${error.message}`));
+  });
+
+plumb
+  .command('demo')
+  .description('two rounds of the loop with simulated raters, before your eyes')
+  .option('--rounds <n>', 'rounds of judging and training', (text) => Number(text), 2)
+  .option('--bias', 'raters with a planted bias against dialect B')
+  .option('--mode <mode>', 'what raters go by: gold, random or inverted', 'gold')
+  .option('--seed <n>', 'of tickets and raters', (text) => Number(text), 1)
+  .option('--json', 'the last line is one JSON object')
+  .action(async (options) => {
+    await setUpEngine(progressLine());
+    const { demo } = await import('./demo.ts');
+    await demo(options);
+  });
+
+plumb
+  .command('engine')
+  .description('which training engine is used, why, and how to mend it')
+  .option('--install', 'set it up now')
+  .action(async (options) => {
+    if (options.install) await setUpEngine(progressLine());
+    const which = device();
+    console.log(`device   ${which} (${which === 'gpu' ? 'nvidia-smi answers' : 'nvidia-smi does not answer'})`);
+    console.log(`folder   ${engineFolder()}`);
+    if (process.env.PLUMB_ENGINE === 'stock') console.log('engine   the stock tfjs-node package, for PLUMB_ENGINE=stock: slow, no compiled calls');
+    else if (engineReady()) {
+      const { compile } = await import('../trainer/engine/compile.ts');
+      const { tf } = await import('../trainer/engine/tf.ts');
+      const twice = compile('check', (x: ReturnType<typeof tf.scalar>) => tf.mul(x, 2));
+      const works = twice(tf.scalar(21)).dataSync()[0] === 42;
+      console.log(works ? 'engine   TensorFlow 2.21, compiled calls work' : 'engine   computes wrongly: remove the folder and run plumb engine --install');
+      if (!works) process.exitCode = 1;
+    } else {
+      console.log('engine   not set up: plumb engine --install does it (Python with pip, and a download of some 280 MB)');
+      process.exitCode = 1;
+    }
+  });
+
+plumb
+  .command('job')
+  .description('work one run for the Worker (what a launcher starts; PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN say which)')
+  .action(async () => {
+    const { PLUMB_URL: url, PLUMB_RUN: run, PLUMB_JOB_TOKEN: token } = process.env;
+    if (!url || !run || !token) throw new UserError('PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN must be set: a launcher does that');
+    try {
+      await setUpEngine(progressLine());
+    } catch (error) {
+      await reportFailure({ url, run, token }, (error as Error).message);
+      throw error;
+    }
+    const { Gone, workJob } = await import('../trainer/job.ts');
+    const { toTerminal } = await import('../trainer/metrics.ts');
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => process.exit(143));
+    try {
+      console.log(await workJob({ url, run, token }, toTerminal(process.stdout)));
+    } catch (error) {
+      if (!(error instanceof Gone)) throw error;
+      console.log(error.message);
+    }
+  });
+
+plumb
+  .command('import <path>')
+  .description('publish a policy from a folder in Hugging Face’s layout; prints its id last')
+  .option('--name <name>', 'what to call it')
+  .option('--release <channel>', 'release it to a channel: stable or canary')
+  .action(async (path, options) => {
+    if (!existsSync(path)) throw new UserError(`there is no ${path}`);
+    if (!statSync(path).isDirectory()) throw new UserError(`${path} is not a folder with config.json, tokenizer.json and model.safetensors`);
+    if (options.release && !['stable', 'canary'].includes(options.release)) throw new UserError(`${options.release} is not a channel: stable or canary`);
+    const { importFolder } = await import('../trainer/import/folder.ts');
+    const { importPolicy } = await import('../functions/store/policies.ts');
+    const folder = resolve(path);
+    const { manifest, files } = importFolder(folder, options.name ?? folder.split('/').at(-1)!);
+    await withStore(homeFolder(), ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), options.release));
+    console.log(manifest.id);
+  });
+
+// ---- what asks a running Plumb over HTTP
+
+/** Calls the API of PLUMB_URL with PLUMB_KEY, or of the Plumb that runs on this machine. */
+async function api<T>(method: string, path: string, body?: object): Promise<T> {
+  const dev = devFile();
+  const url = process.env.PLUMB_URL ?? dev?.url;
+  const key = process.env.PLUMB_KEY ?? dev?.keys.secret;
+  if (!url || !key) throw new UserError('no Plumb runs here: start one (npm start), or set PLUMB_URL and PLUMB_KEY');
+  const init: RequestInit = { method, headers: { authorization: `Bearer ${key}`, ...(body && { 'content-type': 'application/json' }) } };
+  if (body) init.body = JSON.stringify(body);
+  const response = await fetch(url + path, init).catch((error) => {
+    throw new UserError(`Plumb at ${url} cannot be reached (${error.cause?.code ?? error.message}): is it running?`);
+  });
+  if (response.status === 204) return undefined as T;
+  const answer = (await response.json()) as T & { detail?: string; title?: string };
+  if (!response.ok) throw new UserError(`${answer.title ?? response.status}: ${answer.detail ?? ''}`);
+  return answer;
+}
+interface Listed<T> {
+  data: T[];
+}
+const table = (rows: string[][]): void => {
+  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]!.length))) ?? [];
+  for (const row of rows) console.log(row.map((cell, column) => cell.padEnd(widths[column]!)).join('  ').trimEnd());
+};
+
+const keys = plumb.command('keys').description('who may call the API');
+keys
+  .command('create')
+  .description('make a key; it is shown this once')
+  .option('--kind <kind>', 'sk (servers), pk (browsers) or ek (evaluators)', 'sk')
+  .option('--scopes <list>', 'of a secret key, with commas')
+  .option('--origins <list>', 'pages that may use a public key, with commas')
+  .option('--name <name>', 'for the list', '')
+  .action(async ({ kind, scopes, origins, name }) => {
+    const made = await api<{ id: string; key: string }>('POST', '/v1/keys', {
+      kind,
+      name,
+      ...(scopes && { scopes: scopes.split(',') }),
+      ...(origins && { origins: origins.split(',') }),
+    });
+    console.log(`${made.id}\n${made.key}`);
+  });
+keys
+  .command('list')
+  .description('every key, without its secret')
+  .action(async () => {
+    const { data } = await api<Listed<{ id: string; kind: string; name: string; created_at: string; revoked_at: string | null }>>('GET', '/v1/keys?limit=1000');
+    table(data.map((key) => [key.id, key.kind, key.revoked_at ? 'revoked' : 'valid', key.created_at, key.name]));
+  });
+keys
+  .command('revoke <id>')
+  .description('end a key; within 30 seconds nothing accepts it')
+  .action(async (id) => {
+    await api('DELETE', `/v1/keys/${encodeURIComponent(id)}`);
+    console.log(`${id} revoked`);
+  });
+
+plumb
+  .command('runs')
+  .description('training runs, oldest first')
+  .action(async () => {
+    const { data } = await api<Listed<{ id: string; status: string; stage: string | null; step: number | null; steps: number | null; error?: string; policy?: string }>>('GET', '/v1/runs?limit=1000');
+    table(data.map((run) => [run.id, run.status, run.stage ? `${run.stage} ${run.step}/${run.steps}` : '', run.policy ?? run.error ?? '']));
+  });
+
+plumb
+  .command('policies')
+  .description('policies, oldest first, with the channels that serve them')
+  .action(async () => {
+    const { data } = await api<Listed<{ id: string; name: string; channels: string[]; created_at: string; parent: string | null }>>('GET', '/v1/policies?limit=1000');
+    table(data.map((policy) => [policy.id, policy.name, policy.channels.join(' '), policy.created_at, policy.parent ?? '']));
+  });
+
+// ---- training
+
+plumb
+  .command('sim')
+  .description('rounds of the loop on files, without HTTP, in the little world')
+  .allowUnknownOption()
+  .helpOption(false)
+  .action(async () => {
+    await setUpEngine(progressLine());
+    process.argv.splice(2, 1);
+    await import('../trainer/seed/sim.ts');
+  });
+
+/** The train commands' options come with the engine's code, which loads once it is there. */
+async function withTraining(): Promise<void> {
+  if (!process.argv.includes('train')) {
+    plumb.command('train').description('train on files: one stage of the loop at a time (plumb train --help)');
+    return;
+  }
+  await setUpEngine(progressLine());
+  const { trainCommand } = await import('../trainer/cli.ts');
+  plumb.addCommand(trainCommand());
+}
+
+/** Setting-up as one line that is overwritten on a terminal, a line a step elsewhere. */
+function progressLine(stream: NodeJS.WriteStream = process.stderr) {
+  let last = '';
+  return (step: string, share?: number) => {
+    const bar = share === undefined ? '' : ` ${'█'.repeat(Math.round(20 * share)).padEnd(20, '·')} ${Math.round(100 * share)} %`;
+    if (stream.isTTY) stream.write(`\r\x1b[K  training engine: ${step}${bar}${share === 1 ? '\n' : ''}`);
+    else if (step !== last) stream.write(`  training engine: ${step}\n`);
+    last = step;
+  };
+}
+
+async function reportFailure({ url, run, token }: { url: string; run: string; token: string }, error: string): Promise<void> {
+  const headers = { authorization: `Bearer ${token}`, 'content-type': 'application/json' };
+  const job = (await (await fetch(`${url}/v1/jobs/${run}`, { headers })).json()) as { fence: number };
+  await fetch(`${url}/v1/jobs/${run}/fail`, { method: 'POST', headers, body: JSON.stringify({ fence: job.fence, error }) });
+}
+
+/** Closes once on the first signal; a second one ends the process at once. */
+function stopOnSignals(close: () => Promise<void>): void {
+  let stopping = false;
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, async () => {
+      if (stopping) process.exit(1);
+      stopping = true;
+      await close();
+      process.exit(0);
+    });
+  }
+}
+
+try {
+  await withTraining();
+  await plumb.parseAsync();
+} catch (error) {
+  // What the user can mend is one line; anything else is a defect, and its trace is wanted.
+  if (error instanceof CommanderError) process.exitCode = error.exitCode;
+  else {
+    console.error(error instanceof UserError || error instanceof EngineError ? `plumb: ${error.message}` : error);
+    process.exit(1);
+  }
+}

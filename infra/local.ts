@@ -1,0 +1,247 @@
+// The whole system on one machine: the Worker in workerd with its D1 and R2, the launcher that starts trainers, and a timer in
+// place of the cron. Data lie in one folder (PLUMB_HOME, .plumb in the checkout unless said) and outlive every stop.
+
+import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { getPlatformProxy, unstable_startWorker } from 'wrangler';
+import { insertKey, makeKey } from '../functions/store/keys.ts';
+import { importPolicy } from '../functions/store/policies.ts';
+import { importFolder } from '../trainer/import/folder.ts';
+import { UserError } from '../trainer/user-error.ts';
+import { type Launcher, startLauncher } from './launcher.ts';
+
+export const ROOT = join(import.meta.dirname, '..');
+export const homeFolder = (): string => process.env.PLUMB_HOME ?? join(ROOT, '.plumb');
+export const DEFAULT_PORT = 8787;
+/** The embedded default policy. */
+const SEED_FOLDER = join(ROOT, 'trainer/seed/policy');
+
+interface Secrets {
+  token: string;
+  pepper: string;
+  side: string;
+  keys: { secret: string; public: string };
+}
+export interface DevFile {
+  url: string;
+  pid: number;
+  keys: { secret: string; public: string };
+  policy: string;
+}
+export interface LocalOptions {
+  home: string;
+  port: number;
+  /** Seconds between two firings of the cron. */
+  cronSeconds: number;
+  /** More of the Worker's PLUMB_ variables. */
+  variables?: Record<string, string>;
+  /** For the trainers. */
+  environment?: Record<string, string>;
+}
+export interface Local extends DevFile {
+  launcher: Launcher;
+  tick(): Promise<void>;
+  close(): Promise<void>;
+}
+
+// Wrangler is not to ask the network for anything.
+Object.assign(process.env, {
+  WRANGLER_SEND_METRICS: 'false',
+  CLOUDFLARE_CF_FETCH_ENABLED: 'false',
+  X_LOCAL_OBSERVABILITY: 'false',
+  X_LOCAL_EXPLORER: 'false',
+});
+
+export async function startLocal({ home, port, cronSeconds, variables = {}, environment = {} }: LocalOptions): Promise<Local> {
+  prepareHome(home);
+  const taken = devFile(home);
+  if (taken && alive(taken.pid)) throw new UserError(`Plumb already runs on this data (process ${taken.pid}, ${taken.url}): stop it first, or set PLUMB_HOME`);
+  if (!(await portFree(port))) throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
+
+  const secrets = await readSecrets(home);
+  await migrate(home);
+  const policy = await bootstrap(home, port, secrets);
+
+  const url = `http://127.0.0.1:${port}`;
+  const launcher = await startLauncher(home, () => url, environment);
+  const bindings: Record<string, string> = {
+    PLUMB_TOKEN_SECRETS: `a:${secrets.token}`,
+    PLUMB_PEPPER: secrets.pepper,
+    PLUMB_SIDE_KEY: secrets.side,
+    PLUMB_URL: url,
+    PLUMB_LAUNCHER_URL: launcher.url,
+    PLUMB_LAUNCHER_TOKEN: launcher.token,
+    PLUMB_DEMO: '1',
+    ...variables,
+    ...Object.fromEntries(Object.entries(process.env).filter(([name]) => SETTABLE.includes(name)) as [string, string][]),
+  };
+  const worker = await unstable_startWorker({
+    config: join(ROOT, 'wrangler.jsonc'),
+    envFiles: [],
+    bindings: Object.fromEntries(Object.entries(bindings).map(([name, value]) => [name, { type: 'plain_text' as const, value }])),
+    dev: { server: { hostname: '127.0.0.1', port }, persist: join(home, 'state'), watch: false, inspector: false, logLevel: 'warn' },
+  } as Parameters<typeof unstable_startWorker>[0]);
+
+  let closed = false;
+  const tick = async () => {
+    await fetch(`${url}/cdn-cgi/local/scheduled?cron=${encodeURIComponent('* * * * *')}`);
+  };
+  // One firing at a time: a snapshot may take longer than the interval.
+  const cron = (async () => {
+    while (!closed) {
+      await new Promise((resolve) => setTimeout(resolve, 1000 * cronSeconds).unref());
+      if (!closed) await tick().catch(() => {});
+    }
+  })();
+  void cron;
+
+  const close = async () => {
+    if (closed) return;
+    closed = true;
+    rmSync(join(home, 'dev.json'), { force: true });
+    await launcher.close();
+    await worker.dispose();
+  };
+  try {
+    await worker.ready;
+    await until(async () => (await fetch(`${url}/readyz`)).status === 200, 15_000);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const dev: DevFile = { url, pid: process.pid, keys: { secret: secrets.keys.secret, public: await publicKey(home, port, secrets) }, policy };
+  writeFileSync(join(home, 'dev.json'), `${JSON.stringify(dev, null, 2)}\n`, { mode: 0o600 });
+  return { ...dev, launcher, tick, close };
+}
+
+/** Variables of the Worker that the environment of `plumb dev` may set. */
+const SETTABLE = ['PLUMB_TOKEN_TTL', 'PLUMB_MIN_FEEDBACK', 'PLUMB_MAX_WAIT', 'PLUMB_IDENTITY_KEY', 'PLUMB_LEASE', 'PLUMB_LAUNCH_PATIENCE'];
+
+/** The folder, for its owner alone. */
+function prepareHome(home: string): void {
+  try {
+    mkdirSync(home, { recursive: true });
+    chmodSync(home, 0o700);
+  } catch (error) {
+    throw new UserError(`cannot use ${home} for data: ${(error as NodeJS.ErrnoException).code}; set PLUMB_HOME to a folder of yours`);
+  }
+}
+
+/** What dev.json says, if it is there and whole. */
+export function devFile(home = homeFolder()): DevFile | null {
+  try {
+    return JSON.parse(readFileSync(join(home, 'dev.json'), 'utf8'));
+  } catch {
+    return null;
+  }
+}
+
+const alive = (pid: number): boolean => {
+  try {
+    process.kill(pid, 0);
+    return pid !== process.pid;
+  } catch {
+    return false;
+  }
+};
+
+/** Secrets are made once and kept: tokens and raters' hashes must survive a restart. */
+async function readSecrets(home: string): Promise<Secrets> {
+  const path = join(home, 'secrets.json');
+  if (existsSync(path)) return JSON.parse(readFileSync(path, 'utf8'));
+  const secret = () => randomBytes(24).toString('base64url');
+  const secrets: Secrets = { token: secret(), pepper: secret(), side: secret(), keys: { secret: '', public: '' } };
+  return secrets;
+}
+
+async function migrate(home: string): Promise<void> {
+  const wrangler = join(ROOT, 'node_modules/wrangler/bin/wrangler.js');
+  const args = ['d1', 'migrations', 'apply', 'plumb', '--local', '--persist-to', join(home, 'state'), '--config', join(ROOT, 'wrangler.jsonc')];
+  await new Promise<void>((resolve, reject) => {
+    const child = spawn(process.execPath, [wrangler, ...args], { stdio: ['ignore', 'pipe', 'pipe'], cwd: ROOT, env: { ...process.env, CI: 'true' } });
+    let output = '';
+    child.stdout.on('data', (data) => (output += data));
+    child.stderr.on('data', (data) => (output += data));
+    child.on('error', reject);
+    child.on('close', (code) => (code === 0 ? resolve() : reject(new UserError(`the database could not be brought up to date: ${output.trim().split('\n').at(-1)}`))));
+  });
+}
+
+interface Bindings {
+  DB: D1Database;
+  BUCKET: R2Bucket;
+}
+
+/** D1 and R2 of this machine, for as long as `use` takes. */
+export async function withStore<T>(home: string, use: (env: Bindings) => Promise<T>): Promise<T> {
+  const proxy = await getPlatformProxy<Bindings>({
+    configPath: join(ROOT, 'wrangler.jsonc'),
+    persist: { path: join(home, 'state/v3') },
+    envFiles: [],
+    remoteBindings: false,
+  });
+  try {
+    return await use(proxy.env);
+  } finally {
+    await proxy.dispose();
+  }
+}
+
+/** First start: keys for trying, and the seed policy published and released. Returns what stable serves. */
+async function bootstrap(home: string, port: number, secrets: Secrets): Promise<string> {
+  return withStore(home, async ({ DB, BUCKET }) => {
+    if (!secrets.keys.secret) {
+      const key = await makeKey('sk', undefined, [], 'made at the first start');
+      await insertKey(DB, key.row);
+      secrets.keys.secret = key.plain;
+      secrets.keys.public = '';
+      saveSecrets(home, secrets);
+    }
+    const stable = await DB.prepare("SELECT policy FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1").first<{ policy: string }>();
+    if (stable) return stable.policy;
+    const { manifest, files } = importFolder(SEED_FOLDER, 'plumb-seed');
+    await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
+    return manifest.id;
+  });
+}
+
+/** The public key names its origins, and they hold the port: each port has its own. */
+async function publicKey(home: string, port: number, secrets: Secrets): Promise<string> {
+  const known: Record<string, string> = existsSync(join(home, 'public-keys.json')) ? JSON.parse(readFileSync(join(home, 'public-keys.json'), 'utf8')) : {};
+  if (known[port]) return known[port];
+  const response = await fetch(`http://127.0.0.1:${port}/v1/keys`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${secrets.keys.secret}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ kind: 'pk', origins: [`http://127.0.0.1:${port}`, `http://localhost:${port}`], name: `pages of port ${port}` }),
+  });
+  if (!response.ok) throw new Error(`no public key: ${response.status} ${await response.text()}`);
+  const { key } = (await response.json()) as { key: string };
+  writeFileSync(join(home, 'public-keys.json'), JSON.stringify({ ...known, [port]: key }), { mode: 0o600 });
+  return key;
+}
+
+const saveSecrets = (home: string, secrets: Secrets) => writeFileSync(join(home, 'secrets.json'), JSON.stringify(secrets, null, 2), { mode: 0o600 });
+
+const portFree = (port: number): Promise<boolean> =>
+  new Promise((resolve) => {
+    const probe = createServer();
+    probe.once('error', () => resolve(false));
+    probe.listen(port, '127.0.0.1', () => probe.close(() => resolve(true)));
+  });
+
+async function until(done: () => Promise<boolean>, milliseconds: number): Promise<void> {
+  const end = Date.now() + milliseconds;
+  let last: unknown = 'not ready';
+  while (Date.now() < end) {
+    try {
+      if (await done()) return;
+    } catch (error) {
+      last = error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error(`the Worker did not become ready within ${milliseconds / 1000} s (${last})`);
+}

@@ -1,0 +1,265 @@
+// The trainer's commands on files, for people who don't run the Worker: plumb train sft | reward | ppo | evaluate.
+
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { Command, InvalidArgumentError } from 'commander';
+import { z } from 'zod';
+import { Message } from '../schema/message.ts';
+import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
+import { fileToTree, inFormOf, treeToFile, writeWhole } from './checkpoint.ts';
+import { columnsFor, readLines, readSftLines, type Row, sftRows, type Shape } from './data.ts';
+import { dispose } from './engine/compile.ts';
+import { evaluate, GATE_DEFAULTS } from './evaluate.ts';
+import { type Judgement, readJudgements } from './judgements.ts';
+import { type Report, toFile, toTerminal } from './metrics.ts';
+import { initialParameters, type Parameters } from './model.ts';
+import { type AdamState, adamState } from './optimizer.ts';
+import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
+import { policyCalls, PPO_DEFAULTS, ppo, type PpoState } from './ppo.ts';
+import { random } from './random.ts';
+import { accuracy, fitReward, REWARD_DEFAULTS, type RewardModel, rewardCalls } from './reward.ts';
+import { startSampler } from './rollout.ts';
+import { SFT_DEFAULTS, sft } from './sft.ts';
+import { UserError } from './user-error.ts';
+import { readWeights, writePolicy } from './weights.ts';
+
+const number = (text: string): number => {
+  const value = Number(text);
+  if (!Number.isFinite(value)) throw new InvalidArgumentError('not a number');
+  return value;
+};
+const count = (text: string): number => {
+  const value = number(text);
+  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('not a whole number above 0');
+  return value;
+};
+
+/** Metrics to <out>/metrics.jsonl and to the terminal. */
+function reportTo(out: string): Report {
+  mkdirSync(out, { recursive: true });
+  const file = toFile(join(out, 'metrics.jsonl'));
+  const terminal = toTerminal();
+  return async (progress) => {
+    await file(progress);
+    await terminal(progress);
+  };
+}
+
+/** Rows parted by their place: every tenth is held out, and at most 512. */
+const parted = <T>(rows: T[]): { train: T[]; held: T[] } => ({
+  train: rows.filter((_, i) => i % 10 !== 9 || i >= 5120),
+  held: rows.filter((_, i) => i % 10 === 9 && i < 5120),
+});
+
+const shapeOf = (rows: Row[], batch: number, most: number, policy: Policy): Shape => {
+  const answer = Math.min(most, columnsFor(rows.map((row) => row.answer.length)));
+  return { batch, answer, prompt: Math.min(columnsFor(rows.map((row) => row.prompt.length)), policy.config.max_position_embeddings - answer) };
+};
+
+const PromptLine = z.looseObject({ prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages') });
+const readPrompts = (policy: Policy, path: string): number[][] =>
+  readLines(path, PromptLine).map(({ prompt }) => policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt));
+
+function readReward(folder: string, like: Parameters): RewardModel {
+  const path = join(folder, 'reward.safetensors');
+  if (!existsSync(path)) throw new UserError(`${folder} has no reward.safetensors: make one with plumb train reward`);
+  const { parameters, head, thumbs } = fileToTree(readFileSync(path)) as RewardModel;
+  return { parameters: inFormOf(like, parameters), head: { weight: head.weight, bias: head.bias }, thumbs: { logScale: thumbs.logScale, bias: thumbs.bias } };
+}
+
+/** Answers of the policy to given prompts, for bringing scores to mean 0 and variance 1. */
+async function drawn(policy: Policy, weights: Parameters, prompts: number[][], answer: number, seed: number): Promise<Row[]> {
+  const sampler = startSampler(policy.config);
+  try {
+    const asked = prompts.slice(0, 400);
+    const sampled = await sampler.sample(weights, asked, asked.map((_, i) => seed * 1_000_003 + i), { maxTokens: answer, temperature: 1 });
+    return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
+  } finally {
+    await sampler.close();
+  }
+}
+
+const uniquePrompts = (judgements: Judgement[]): number[][] => [...new Map(judgements.map((j) => [j.rows[0]!.prompt.join(), j.rows[0]!.prompt])).values()];
+
+export function trainCommand(): Command {
+  const train = new Command('train').description('train on files: one stage of the loop at a time');
+
+  train
+    .command('sft')
+    .description('initial model training: cross-entropy on answers ({messages}, {prompt, completion}) or on plain {text}')
+    .requiredOption('--data <file>', 'JSONL')
+    .requiredOption('--base <folder>', 'policy whose configuration, tokenizer and weights to begin with')
+    .requiredOption('--out <folder>', 'where the policy goes')
+    .option('--from-scratch', 'fresh weights instead of the base’s')
+    .option('--own-tokenizer <size>', 'train a tokenizer of this size on the data first; implies --from-scratch', count)
+    .option('--steps <n>', 'updates', count, 400)
+    .option('--batch <n>', 'rows an update', count, 32)
+    .option('--answer-tokens <n>', 'longest answer, or piece of text', count, 96)
+    .option('--learning-rate <x>', 'at its peak', number, SFT_DEFAULTS.learningRate)
+    .option('--seed <n>', 'of weights and order', number, 0)
+    .action(async (options) => {
+      const lines = readSftLines(options.data);
+      let policy = readPolicy(options.base);
+      if (options.ownTokenizer) policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
+      const rows = sftRows(policy, lines, options.answerTokens);
+      const { train: fitted, held } = parted(rows);
+      const fresh = options.fromScratch || options.ownTokenizer;
+      const weights = fresh ? initialParameters(policy.config, random(options.seed, 'weights')) : readWeights(options.base, policy.config);
+      const shape = shapeOf(rows, options.batch, options.answerTokens, policy);
+      const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
+      const { parameters, loss } = await sft(
+        policy.config,
+        weights,
+        fitted,
+        held,
+        { ...SFT_DEFAULTS, steps: options.steps, shape, warmup, learningRate: options.learningRate, seed: options.seed },
+        reportTo(options.out),
+      );
+      writePolicy(options.out, policy, parameters);
+      console.log(`${Number.isNaN(loss) ? '' : `held-out loss ${loss.toFixed(4)} nats a token; `}policy written to ${options.out}`);
+    });
+
+  train
+    .command('reward')
+    .description('fit a reward model to {prompt, chosen, rejected}, {prompt, completions, ranks} or {prompt, completion, label}')
+    .requiredOption('--data <file>', 'JSONL')
+    .requiredOption('--base <folder>', 'policy to begin from')
+    .requiredOption('--out <folder>', 'where reward.safetensors goes')
+    .option('--epochs <n>', 'passes over the data', count, REWARD_DEFAULTS.epochs)
+    .option('--learning-rate <x>', 'at its peak', number, REWARD_DEFAULTS.learningRate)
+    .option('--answer-tokens <n>', 'longest answer', count, 256)
+    .option('--seed <n>', 'of head and order', number, 0)
+    .action(async (options) => {
+      const policy = readPolicy(options.base);
+      const weights = readWeights(options.base, policy.config);
+      const judgements = readJudgements(policy, options.data);
+      const { train: fitted, held } = parted(judgements);
+      const shape = shapeOf(judgements.flatMap((judgement) => judgement.rows), 64, options.answerTokens, policy);
+      const calls = rewardCalls(policy.config, shape, { ...REWARD_DEFAULTS, epochs: options.epochs, learningRate: options.learningRate });
+      const on = await drawn(policy, weights, uniquePrompts(judgements), shape.answer, options.seed);
+      const rm = await fitReward(policy.config, calls, weights, fitted, on, options.seed, 'reward', reportTo(options.out));
+      const { right, pairs } = accuracy(calls, rm, held, policy.config.pad_token_id);
+      writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
+      const accurate = pairs > 0 ? `right about ${((100 * right.reduce((a, b) => a + b, 0)) / pairs).toFixed(1)} % of ${pairs} held-out judgements; ` : '';
+      console.log(`${accurate}reward model written to ${options.out}`);
+    });
+
+  train
+    .command('ppo')
+    .description('optimise a policy against a reward model; goes on where an earlier call with the same --out was cut off')
+    .requiredOption('--data <file>', 'JSONL of {prompt}')
+    .requiredOption('--base <folder>', 'policy to begin from, and to stay near')
+    .requiredOption('--reward <folder>', 'of plumb train reward')
+    .requiredOption('--out <folder>', 'where the policy goes')
+    .option('--episodes <n>', 'answers drawn in all', count, PPO_DEFAULTS.episodes)
+    .option('--learning-rate <x>', 'at the start', number, PPO_DEFAULTS.learningRate)
+    .option('--beta <x>', 'KL coefficient at the start', number, PPO_DEFAULTS.beta)
+    .option('--kl-target <x>', 'nats a sequence', number, PPO_DEFAULTS.klTarget)
+    .option('--answer-tokens <n>', 'longest answer', count, 64)
+    .option('--seed <n>', 'of answers and order', number, 0)
+    .action(async (options) => {
+      const policy = readPolicy(options.base);
+      const parent = readWeights(options.base, policy.config);
+      const rm = readReward(options.reward, parent);
+      const prompts = readPrompts(policy, options.data);
+      const shape = { batch: 64, prompt: columnsFor(prompts.map((p) => p.length)), answer: options.answerTokens };
+      const config = {
+        ...PPO_DEFAULTS,
+        episodes: options.episodes,
+        learningRate: options.learningRate,
+        beta: options.beta,
+        klTarget: options.klTarget,
+        seed: options.seed,
+      };
+      const calls = { policy: policyCalls(policy.config, shape, config), reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS) };
+      const report = reportTo(options.out);
+      const state = join(options.out, 'ppo.state.safetensors');
+      const place = join(options.out, 'ppo.state.json');
+      const sampler = startSampler(policy.config);
+      try {
+        const optimised = await ppo(
+          policy.config,
+          calls.policy,
+          { calls: calls.reward, rm },
+          parent,
+          prompts,
+          sampler.sample,
+          config,
+          report,
+          existsSync(place) ? readState(state, place, parent) : null,
+          ({ actor, adam, beta, iteration }) => {
+            writeWhole(state, treeToFile({ actor, adam }));
+            writeWhole(place, new TextEncoder().encode(JSON.stringify({ beta, iteration })));
+          },
+        );
+        writePolicy(options.out, policy, optimised);
+      } finally {
+        await sampler.close();
+      }
+      rmSync(place, { force: true });
+      rmSync(state, { force: true });
+      console.log(`policy written to ${options.out}`);
+    });
+
+  train
+    .command('evaluate')
+    .description('the gate: does a candidate beat its parent, by a judge fitted to judgements that neither was trained on?')
+    .requiredOption('--data <file>', 'judgements, JSONL: two thirds fit the judge, one third checks it')
+    .requiredOption('--prompts <file>', 'JSONL of {prompt} on which the two compete')
+    .requiredOption('--base <folder>', 'the parent')
+    .requiredOption('--candidate <folder>', 'the new policy')
+    .option('--root <folder>', 'first policy of the line (the parent, unless said)')
+    .option('--answer-tokens <n>', 'longest answer', count, 64)
+    .option('--seed <n>', 'of judge and answers', number, 0)
+    .action(async (options) => {
+      const policy = readPolicy(options.base);
+      const model = policy.config;
+      const parent = readWeights(options.base, model);
+      const candidate = readWeights(options.candidate, model);
+      const root = options.root ? readWeights(options.root, model) : parent;
+      const judgements = readJudgements(policy, options.data);
+      const prompts = readPrompts(policy, options.prompts);
+      const rows = judgements.flatMap((judgement) => judgement.rows);
+      const shape = {
+        batch: 64,
+        prompt: columnsFor([...prompts.map((p) => p.length), ...rows.map((row) => row.prompt.length)]),
+        answer: Math.min(options.answerTokens, columnsFor(rows.map((row) => row.answer.length))),
+      };
+      const calls = { policy: policyCalls(model, shape, PPO_DEFAULTS), reward: rewardCalls(model, shape, REWARD_DEFAULTS) };
+      const third = (i: number) => i % 3 === 2;
+      const on = await drawn(policy, root, prompts, shape.answer, options.seed);
+      const judge = await fitReward(model, calls.reward, root, judgements.filter((_, i) => !third(i)), on, options.seed, 'judge', toTerminal());
+      const sampler = startSampler(model);
+      try {
+        const gate = await evaluate(model, calls, { root, parent, candidate }, judge, judgements.filter((_, i) => third(i)), prompts, sampler, {
+          ...GATE_DEFAULTS,
+          seed: options.seed,
+        });
+        for (const reason of gate.reasons) console.log(`${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
+        console.log(gate.verdict);
+        if (gate.verdict === 'reject') process.exitCode = 3;
+      } finally {
+        await sampler.close();
+        dispose(judge);
+      }
+    });
+
+  return train;
+}
+
+function readState(state: string, place: string, parent: Parameters): PpoState {
+  const { actor, adam } = fileToTree(readFileSync(state)) as unknown as { actor: PpoState['actor']; adam: AdamState };
+  const form = { parameters: inFormOf(parent, actor.parameters), value: { weight: actor.value.weight, bias: actor.value.bias } };
+  const { beta, iteration } = z.object({ beta: z.number(), iteration: z.int() }).parse(JSON.parse(readFileSync(place, 'utf8')));
+  return { actor: form, adam: inFormOf(adamState(form), adam), beta, iteration };
+}
+
+/** The base's form with a tokenizer trained on the data; its special tokens keep their ids. */
+function withOwnTokenizer(base: Policy, lines: ReturnType<typeof readSftLines>, vocabSize: number): Policy {
+  const special = [...base.tokenizer.added.keys()];
+  const texts = lines.flatMap((line) => ('text' in line ? [line.text as string] : 'messages' in line ? (line.messages as Message[]).map((m) => m.content) : [JSON.stringify(line)]));
+  const text = tokenizerJson(trainBpe(texts, { vocabSize, special, individualDigits: true }));
+  const files = { ...base.files, 'tokenizer.json': text };
+  const scratch = { ...base.config, vocab_size: vocabSize };
+  return policyFromTexts((name) => (name === 'config.json' ? JSON.stringify(scratch) : files[name as keyof typeof files]));
+}
