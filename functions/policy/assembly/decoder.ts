@@ -28,8 +28,8 @@ let normed: usize; // (T, max(D, A·H)) f32
 let qkv: usize; // (T, (A + 2G)·H) f32
 let mixed: usize; // (T, A·H) f32
 let gateUp: usize; // (T, 2F) f32
-let quants: usize; // (T, K) i16
-let scales: usize; // (T, K/32) f32
+let quants: usize; // (T/4, K/4, 4, 4) i16
+let scales: usize; // (T/4, K/32, 4) f32
 let scores: usize; // (C) f32
 let logits: usize; // (wanted, V8) f32
 let shares: usize; // (V8) f32
@@ -84,31 +84,25 @@ export function logitsAt(): usize { return logits; }
 export function sharesAt(): usize { return shares; }
 
 // a · b + c
-// @ts-ignore: decorator
 @inline function madd(a: v128, b: v128, c: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) return f32x4.relaxed_madd(a, b, c);
   return f32x4.add(f32x4.mul(a, b), c);
 }
-// @ts-ignore: decorator
 @inline function dot(a: v128, b: v128, sum: v128): v128 {
   return i32x4.add(i32x4.dot_i16x8_s(a, b), sum);
 }
 // Two registers of (row, half) sums make one of row sums: a holds rows 0 and 1, b rows 2 and 3.
-// @ts-ignore: decorator
 @inline function fold(a: v128, b: v128): v128 {
   return f32x4.convert_i32x4_s(i32x4.add(i32x4.shuffle(a, b, 0, 2, 4, 6), i32x4.shuffle(a, b, 1, 3, 5, 7)));
 }
-// @ts-ignore: decorator
 @inline function sum4(a: v128): f32 {
   return (f32x4.extract_lane(a, 0) + f32x4.extract_lane(a, 1)) + (f32x4.extract_lane(a, 2) + f32x4.extract_lane(a, 3));
 }
-// @ts-ignore: decorator
 @inline function max4(a: v128): f32 {
   return max(max(f32x4.extract_lane(a, 0), f32x4.extract_lane(a, 1)), max(f32x4.extract_lane(a, 2), f32x4.extract_lane(a, 3)));
 }
 
 /** e^v by 2^n · e^r, |r| ≤ ln 2 / 2, to 2 ulp or so; 0 below −87. */
-// @ts-ignore: decorator
 @inline function exp4(v: v128): v128 {
   const alive = f32x4.ge(v, f32x4.splat(-87.0));
   v = f32x4.max(v, f32x4.splat(-87.0));
@@ -125,7 +119,11 @@ export function sharesAt(): usize { return shares; }
   return v128.and(alive, i32x4.add(p, i32x4.shl(i32x4.trunc_sat_f32x4_s(n), 23)));
 }
 
-/** Rounds K numbers to 16 bits by blocks of 32. */
+// Activations are rounded to 16 bits by blocks of 32, in tiles of four rows: for each 4 columns the four rows' numbers
+// lie side by side, so that one pointer and constant offsets reach all that a product needs.
+//   quants: tile t, columns 4c … 4c + 3, row r at  t · 8K + 32c + 8r      scales: tile t, block b, row r at  t · K/2 + 16b + 4r
+
+/** Rounds the row `from` of K numbers; `to` and `scale` are its places in its tile. */
 function quantise(from: usize, K: i32, to: usize, scale: usize): void {
   const end = from + (<usize>K << 2);
   while (from < end) {
@@ -137,89 +135,113 @@ function quantise(from: usize, K: i32, to: usize, scale: usize): void {
     for (let i: usize = 0; i < 128; i += 32) {
       const low = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(from + i), inverse)));
       const high = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(from + i, 16), inverse)));
-      v128.store(to, i16x8.narrow_i32x4_s(low, high));
-      to += 16;
+      const both = i16x8.narrow_i32x4_s(low, high);
+      v128.store64_lane(to, both, 0);
+      v128.store64_lane(to, both, 1, 32);
+      to += 64;
     }
     from += 128;
-    scale += 4;
+    scale += 16;
   }
 }
 
-/** One row: y = W q. (K) → (R) */
-function product1(w: usize, R: i32, K: i32, q0: usize, s0: usize, y: usize): void {
-  const rowEnd = q0 + (<usize>K << 1);
+/** The first row of a tile: y = W q. (K) → (R) */
+function product1(w: usize, R: i32, K: i32, tile: usize, tileScales: usize, y: usize): void {
+  const end = tile + (<usize>K << 3);
   for (let r = 0; r < R; r += 8) {
     let sum0 = f32x4.splat(0), sum1 = f32x4.splat(0);
-    let q = q0, s = s0;
-    while (q < rowEnd) {
-      let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0);
-      let v = v128.load64_splat(q);
+    let q = tile, s = tileScales;
+    while (q < end) {
+      let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0), v: v128;
+      v = v128.load64_splat(q);
       a = dot(v128.load8x8_s(w, 32), v, a); b = dot(v128.load8x8_s(w, 40), v, b);
       c = dot(v128.load8x8_s(w, 48), v, c); d = dot(v128.load8x8_s(w, 56), v, d);
-      v = v128.load64_splat(q, 8);
+      v = v128.load64_splat(q, 32);
       a = dot(v128.load8x8_s(w, 64), v, a); b = dot(v128.load8x8_s(w, 72), v, b);
       c = dot(v128.load8x8_s(w, 80), v, c); d = dot(v128.load8x8_s(w, 88), v, d);
-      v = v128.load64_splat(q, 16);
+      v = v128.load64_splat(q, 64);
       a = dot(v128.load8x8_s(w, 96), v, a); b = dot(v128.load8x8_s(w, 104), v, b);
       c = dot(v128.load8x8_s(w, 112), v, c); d = dot(v128.load8x8_s(w, 120), v, d);
-      v = v128.load64_splat(q, 24);
+      v = v128.load64_splat(q, 96);
       a = dot(v128.load8x8_s(w, 128), v, a); b = dot(v128.load8x8_s(w, 136), v, b);
       c = dot(v128.load8x8_s(w, 144), v, c); d = dot(v128.load8x8_s(w, 152), v, d);
-      v = v128.load64_splat(q, 32);
+      v = v128.load64_splat(q, 128);
       a = dot(v128.load8x8_s(w, 160), v, a); b = dot(v128.load8x8_s(w, 168), v, b);
       c = dot(v128.load8x8_s(w, 176), v, c); d = dot(v128.load8x8_s(w, 184), v, d);
-      v = v128.load64_splat(q, 40);
+      v = v128.load64_splat(q, 160);
       a = dot(v128.load8x8_s(w, 192), v, a); b = dot(v128.load8x8_s(w, 200), v, b);
       c = dot(v128.load8x8_s(w, 208), v, c); d = dot(v128.load8x8_s(w, 216), v, d);
-      v = v128.load64_splat(q, 48);
+      v = v128.load64_splat(q, 192);
       a = dot(v128.load8x8_s(w, 224), v, a); b = dot(v128.load8x8_s(w, 232), v, b);
       c = dot(v128.load8x8_s(w, 240), v, c); d = dot(v128.load8x8_s(w, 248), v, d);
-      v = v128.load64_splat(q, 56);
+      v = v128.load64_splat(q, 224);
       a = dot(v128.load8x8_s(w, 256), v, a); b = dot(v128.load8x8_s(w, 264), v, b);
       c = dot(v128.load8x8_s(w, 272), v, c); d = dot(v128.load8x8_s(w, 280), v, d);
       const scale = v128.load32_splat(s);
       sum0 = madd(fold(a, b), f32x4.mul(v128.load(w), scale), sum0);
       sum1 = madd(fold(c, d), f32x4.mul(v128.load(w, 16), scale), sum1);
-      w += BLOCK_BYTES; q += 64; s += 4;
+      w += BLOCK_BYTES; q += 256; s += 16;
     }
     v128.store(y, sum0); v128.store(y, sum1, 16);
     y += 32;
   }
 }
 
-/** Four rows at once over half a group: y[t] = W q[t], rows h·4 … h·4 + 3 of the group at w. */
-// @ts-ignore: decorator
-@inline function product4(w: usize, h: usize, K: i32, q0: usize, s0: usize, y: usize, stride: usize): void {
-  const K2 = <usize>K << 1, blocks4 = <usize>(K >> 5) << 2;
-  const q1 = q0 + K2, q2 = q1 + K2, q3 = q2 + K2;
+/** A tile's four rows and four of the matrix's, those of the half group at w: y[t] = W q[t]. (4, K) → (4, 4) */
+function product4(w: usize, K: i32, q: usize, s: usize, y: usize, stride: usize): void {
+  const end = q + (<usize>K << 3);
   let sum0 = f32x4.splat(0), sum1 = f32x4.splat(0), sum2 = f32x4.splat(0), sum3 = f32x4.splat(0);
-  w += h << 4;
-  for (let k: usize = 0; k < K2; k += 64) {
+  while (q < end) {
     let a0 = i32x4.splat(0), a1 = i32x4.splat(0), a2 = i32x4.splat(0), a3 = i32x4.splat(0);
     let b0 = i32x4.splat(0), b1 = i32x4.splat(0), b2 = i32x4.splat(0), b3 = i32x4.splat(0);
-    let p = w + 32;
-    for (let j = k; j < k + 64; j += 16) {
-      let wa = v128.load8x8_s(p), wb = v128.load8x8_s(p, 8);
-      let v = v128.load64_splat(q0 + j); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
-      v = v128.load64_splat(q1 + j); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
-      v = v128.load64_splat(q2 + j); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
-      v = v128.load64_splat(q3 + j); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
-      wa = v128.load8x8_s(p, 32); wb = v128.load8x8_s(p, 40);
-      v = v128.load64_splat(q0 + j, 8); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
-      v = v128.load64_splat(q1 + j, 8); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
-      v = v128.load64_splat(q2 + j, 8); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
-      v = v128.load64_splat(q3 + j, 8); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
-      p += 64;
-    }
+    let wa: v128, wb: v128, v: v128;
+    wa = v128.load8x8_s(w, 32); wb = v128.load8x8_s(w, 40);
+    v = v128.load64_splat(q); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 8); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 16); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 24); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
+    wa = v128.load8x8_s(w, 64); wb = v128.load8x8_s(w, 72);
+    v = v128.load64_splat(q, 32); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 40); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 48); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 56); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
+    wa = v128.load8x8_s(w, 96); wb = v128.load8x8_s(w, 104);
+    v = v128.load64_splat(q, 64); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 72); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 80); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 88); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
+    wa = v128.load8x8_s(w, 128); wb = v128.load8x8_s(w, 136);
+    v = v128.load64_splat(q, 96); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 104); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 112); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 120); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
+    wa = v128.load8x8_s(w, 160); wb = v128.load8x8_s(w, 168);
+    v = v128.load64_splat(q, 128); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 136); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 144); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 152); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
+    wa = v128.load8x8_s(w, 192); wb = v128.load8x8_s(w, 200);
+    v = v128.load64_splat(q, 160); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 168); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 176); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 184); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
+    wa = v128.load8x8_s(w, 224); wb = v128.load8x8_s(w, 232);
+    v = v128.load64_splat(q, 192); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 200); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 208); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 216); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
+    wa = v128.load8x8_s(w, 256); wb = v128.load8x8_s(w, 264);
+    v = v128.load64_splat(q, 224); a0 = dot(wa, v, a0); b0 = dot(wb, v, b0);
+    v = v128.load64_splat(q, 232); a1 = dot(wa, v, a1); b1 = dot(wb, v, b1);
+    v = v128.load64_splat(q, 240); a2 = dot(wa, v, a2); b2 = dot(wb, v, b2);
+    v = v128.load64_splat(q, 248); a3 = dot(wa, v, a3); b3 = dot(wb, v, b3);
     const scale = v128.load(w);
-    const s = s0 + (k >> 4);
     sum0 = madd(fold(a0, b0), f32x4.mul(scale, v128.load32_splat(s)), sum0);
-    sum1 = madd(fold(a1, b1), f32x4.mul(scale, v128.load32_splat(s + blocks4)), sum1);
-    sum2 = madd(fold(a2, b2), f32x4.mul(scale, v128.load32_splat(s + 2 * blocks4)), sum2);
-    sum3 = madd(fold(a3, b3), f32x4.mul(scale, v128.load32_splat(s + 3 * blocks4)), sum3);
-    w += BLOCK_BYTES;
+    sum1 = madd(fold(a1, b1), f32x4.mul(scale, v128.load32_splat(s, 4)), sum1);
+    sum2 = madd(fold(a2, b2), f32x4.mul(scale, v128.load32_splat(s, 8)), sum2);
+    sum3 = madd(fold(a3, b3), f32x4.mul(scale, v128.load32_splat(s, 12)), sum3);
+    w += BLOCK_BYTES; q += 256; s += 16;
   }
-  y += h << 4;
   v128.store(y, sum0);
   v128.store(y + stride, sum1);
   v128.store(y + 2 * stride, sum2);
@@ -228,23 +250,23 @@ function product1(w: usize, R: i32, K: i32, q0: usize, s0: usize, y: usize): voi
 
 /** y = W x for T rows. (T, K) → (T, R); x and y may have wider rows */
 function product(w: usize, R: i32, K: i32, T: i32, from: usize, fromStride: usize, y: usize, yStride: usize): void {
-  const K2 = <usize>K << 1, blocks4 = <usize>(K >> 5) << 2;
-  for (let t = 0; t < T; t++) quantise(from + <usize>t * fromStride, K, quants + <usize>t * K2, scales + <usize>t * blocks4);
-  const rest = T & 3;
-  const even = rest == 1 ? T - 1 : (T + 3) & ~3; // two or three rows left are run as four
-  const groupBytes = <usize>(K >> 5) * BLOCK_BYTES;
-  if (even > 0) {
+  const tile = <usize>K << 3, tileScales = <usize>K >> 1; // bytes
+  for (let t: usize = 0; t < <usize>T; t++)
+    quantise(from + t * fromStride, K, quants + (t >> 2) * tile + ((t & 3) << 3), scales + (t >> 2) * tileScales + ((t & 3) << 2));
+  const tiles = <usize>((T & 3) == 1 ? T >> 2 : (T + 3) >> 2); // two or three rows left are run as four
+  const group = <usize>(K >> 5) * BLOCK_BYTES;
+  if (tiles > 0) {
     let at = w;
-    for (let r = 0; r < R; r += 8) {
-      for (let t = 0; t < even; t += 4) {
-        const q = quants + <usize>t * K2, s = scales + <usize>t * blocks4, to = y + <usize>t * yStride + (<usize>r << 2);
-        product4(at, 0, K, q, s, to, yStride);
-        product4(at, 1, K, q, s, to, yStride);
+    for (let r: usize = 0; r < <usize>R; r += 8) {
+      for (let t: usize = 0; t < tiles; t++) {
+        const to = y + (t << 2) * yStride + (r << 2);
+        product4(at, K, quants + t * tile, scales + t * tileScales, to, yStride);
+        product4(at + 16, K, quants + t * tile, scales + t * tileScales, to + 16, yStride);
       }
-      at += groupBytes;
+      at += group;
     }
   }
-  if (rest == 1) product1(w, R, K, quants + <usize>even * K2, scales + <usize>even * blocks4, y + <usize>even * yStride);
+  if ((T & 3) == 1) product1(w, R, K, quants + tiles * tile, scales + tiles * tileScales, y + (tiles << 2) * yStride);
 }
 
 /** (D) → (D) */
@@ -341,9 +363,7 @@ function embed(table: usize, token: i32, to: usize): void {
   }
 }
 
-// @ts-ignore: decorator
 @inline function tensor(i: i32): usize { return weights + load<u32>(offsets + (<usize>i << 2)); }
-// @ts-ignore: decorator
 @inline function input(list: usize, t: i32): i32 { return load<i32>(list + (<usize>t << 2)); }
 
 /** Runs T rows; logits are made for the n rows that `wanted` names. */
