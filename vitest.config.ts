@@ -5,6 +5,17 @@ import { defineConfig } from 'vitest/config';
 const inWorkerd = ['test/functions/**/*.test.ts', 'test/schema/tables*.test.ts'];
 const policy = 'test/functions/policy/**';
 
+/** What a launcher is to the Worker: it takes requests at /launch, and tells the tests which. */
+const launched: unknown[] = [];
+async function launcher(request: Request) {
+  const { pathname } = new URL(request.url);
+  if (pathname === '/launches') return Response.json(launched) as never;
+  if (pathname !== '/launch' || request.headers.get('Authorization') !== 'Bearer of-the-launcher')
+    return new Response(null, { status: 503 }) as never;
+  launched.push(await request.json());
+  return new Response(null, { status: 202 }) as never;
+}
+
 export default defineConfig({
   test: {
     projects: [
@@ -23,6 +34,7 @@ export default defineConfig({
           cloudflareTest(async () => ({
             wrangler: { configPath: './wrangler.jsonc' },
             miniflare: {
+              outboundService: launcher,
               bindings: {
                 MIGRATIONS: await readD1Migrations('schema/migrations'),
                 PLUMB_TOKEN_SECRETS: 'new:the-secret-that-signs-now,old:the-secret-of-last-month',

@@ -5,11 +5,23 @@ import { answer, asApiError, notFound } from './error.ts';
 import { type App, mount } from './route.ts';
 import { completionRoutes } from './routes/completions.ts';
 import { feedbackRoutes } from './routes/feedback.ts';
+import { jobRoutes } from './routes/jobs.ts';
 import { keyRoutes } from './routes/keys.ts';
 import { modelRoutes } from './routes/models.ts';
+import { policyRoutes } from './routes/policies.ts';
+import { runRoutes } from './routes/runs.ts';
 import { sampleRoutes } from './routes/samples.ts';
 
-export const routes = [...completionRoutes, ...modelRoutes, ...sampleRoutes, ...feedbackRoutes, ...keyRoutes];
+export const routes = [
+  ...completionRoutes,
+  ...modelRoutes,
+  ...sampleRoutes,
+  ...feedbackRoutes,
+  ...runRoutes,
+  ...policyRoutes,
+  ...jobRoutes,
+  ...keyRoutes,
+];
 
 export const app = new Hono<App>();
 

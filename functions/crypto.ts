@@ -1,6 +1,7 @@
 // Hashes, MACs and their spellings, by Web Crypto.
 const utf8 = new TextEncoder();
-const bytesOf = (data: string | Uint8Array<ArrayBuffer>) => (typeof data === 'string' ? utf8.encode(data) : data);
+const bytesOf = (data: string | Uint8Array) =>
+  (typeof data === 'string' ? utf8.encode(data) : data) as Uint8Array<ArrayBuffer>;
 
 export const hex = (bytes: Uint8Array) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
 
@@ -29,7 +30,7 @@ export function crockford(bytes: Uint8Array): string {
   return text;
 }
 
-export const sha256 = async (data: string | Uint8Array<ArrayBuffer>) =>
+export const sha256 = async (data: string | Uint8Array) =>
   hex(new Uint8Array(await crypto.subtle.digest('SHA-256', bytesOf(data))));
 
 const imported = (secret: string, use: 'sign' | 'verify') =>

@@ -1,5 +1,6 @@
 // Entry of the Worker.
 import { app } from './app.ts';
 import type { Env } from './env.ts';
+import { tick } from './jobs/schedule.ts';
 
-export default { fetch: app.fetch } satisfies ExportedHandler<Env>;
+export default { fetch: app.fetch, scheduled: (_, env) => tick(env) } satisfies ExportedHandler<Env>;

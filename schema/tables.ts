@@ -197,14 +197,16 @@ export interface Part {
   rows: number;
 }
 
-/** The state of votes and prompts at `to_seq`: the parts of the snapshot before, and those from `from_seq` on. */
+/**
+ * The state of votes and prompts at `to_seq`. It begins with the parts of the one before and goes on from where that
+ * one came to: parts only grow in number, and of a vote's rows the one with the highest seq counts.
+ */
 export const snapshots = sqliteTable(
   'snapshots',
   {
     id: text().primaryKey(),
-    from_seq: integer().notNull(),
     to_seq: integer().notNull(),
-    /** How far votes and prompts are written; equal to `to_seq` when it is done. */
+    /** How far votes and prompts are written: `to_seq` when it is done. */
     votes_cursor: integer().notNull(),
     prompts_cursor: integer().notNull(),
     parts: text({ mode: 'json' }).$type<Part[]>().notNull(),
@@ -230,7 +232,11 @@ export const releases = sqliteTable(
     rollback_of: text(),
     created_at: text().notNull(),
   },
-  (t) => [uniqueIndex('releases_seq').on(t.seq), index('releases_channel').on(t.channel, t.seq)],
+  (t) => [
+    uniqueIndex('releases_seq').on(t.seq),
+    index('releases_channel').on(t.channel, t.seq),
+    index('releases_run').on(t.run),
+  ],
 );
 
 export const keys = sqliteTable(

@@ -75,6 +75,12 @@ const PartUrl = z.object({ sha256: Sha256, bytes: z.int(), rows: z.int(), url: z
 export const LaunchRequest = z.strictObject({ run: idSchema('run'), fence: Fence, url: z.url(), token: z.string() });
 export type LaunchRequest = z.infer<typeof LaunchRequest>;
 
+const JobPolicy = z.object({
+  policy: idSchema('policy'),
+  manifest: Manifest,
+  files: z.array(PolicyFile.extend({ url: z.url() })),
+});
+
 export const Job = z.object({
   run: idSchema('run'),
   fence: Fence,
@@ -87,11 +93,9 @@ export const Job = z.object({
     parts: z.array(PartUrl),
     prompts: z.array(PartUrl),
   }),
-  base: z.object({
-    policy: idSchema('policy'),
-    manifest: Manifest,
-    files: z.array(PolicyFile.extend({ url: z.url() })),
-  }),
+  base: JobPolicy,
+  /** The first of the base's line: the judge is fitted from it, and KL is measured to it too. */
+  root: JobPolicy,
 });
 export type Job = z.infer<typeof Job>;
 
@@ -125,6 +129,9 @@ export const Checkpoint = z.strictObject({
   state: Config,
 });
 export type Checkpoint = z.infer<typeof Checkpoint>;
+export const SavedCheckpoint = Checkpoint.extend({
+  files: z.array(Checkpoint.shape.files.element.extend({ url: z.url() })),
+});
 
 export const Publish = z
   .strictObject({
@@ -135,7 +142,7 @@ export const Publish = z
   })
   .refine((body) => body.verdict === 'reject' || body.manifest, { message: 'is needed', path: ['manifest'] });
 export type Publish = z.infer<typeof Publish>;
-/** `release` is null where the run was rejected, or its base is no longer stable. */
-export const Published = z.object({ run: Run, release: Release.nullable() });
+/** The release, or null where there is none: the run was rejected, or its base is no longer stable. */
+export const Published = Release.nullable();
 
 export const Fail = z.strictObject({ fence: Fence, error: z.string().min(1).max(8192) });

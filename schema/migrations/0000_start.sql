@@ -89,6 +89,7 @@ CREATE TABLE `releases` (
 --> statement-breakpoint
 CREATE UNIQUE INDEX `releases_seq` ON `releases` (`seq`);--> statement-breakpoint
 CREATE INDEX `releases_channel` ON `releases` (`channel`,`seq`);--> statement-breakpoint
+CREATE INDEX `releases_run` ON `releases` (`run`);--> statement-breakpoint
 CREATE TABLE `requests` (
 	`key` text PRIMARY KEY NOT NULL,
 	`body` text NOT NULL,
@@ -175,7 +176,6 @@ CREATE TABLE `sequence` (
 --> statement-breakpoint
 CREATE TABLE `snapshots` (
 	`id` text PRIMARY KEY NOT NULL,
-	`from_seq` integer NOT NULL,
 	`to_seq` integer NOT NULL,
 	`votes_cursor` integer NOT NULL,
 	`prompts_cursor` integer NOT NULL,

@@ -6,7 +6,8 @@ import { newId } from '../../schema/ids.ts';
 import type { Manifest, ModelConfig, PolicyFile } from '../../schema/manifest.ts';
 import { loadTokenizer, tokenizerJson, trainBpe } from '../../schema/tokenizer.ts';
 
-const text = (file: unknown) => new Uint8Array(new TextEncoder().encode(typeof file === 'string' ? file : JSON.stringify(file)));
+const text = (file: unknown) =>
+  new Uint8Array(new TextEncoder().encode(typeof file === 'string' ? file : JSON.stringify(file)));
 
 export interface Tiny {
   manifest: Manifest;

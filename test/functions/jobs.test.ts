@@ -1,0 +1,532 @@
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { sha256 } from '../../functions/crypto.ts';
+import { type Env, settings } from '../../functions/env.ts';
+import { tick } from '../../functions/jobs/schedule.ts';
+import { forget } from '../../functions/store/keys.ts';
+import { importPolicy } from '../../functions/store/policies.ts';
+import { jobToken } from '../../functions/token.ts';
+import { newId } from '../../schema/ids.ts';
+import type { Manifest } from '../../schema/manifest.ts';
+import { PromptRow, SnapshotRow } from '../../schema/snapshot.ts';
+import { Job } from '../../schema/wire-runs.ts';
+import { ask, keyOf, env as plain } from './support.ts';
+import { type Tiny, tinyPolicy } from './tiny.ts';
+
+const env: Env = {
+  ...plain,
+  PLUMB_MIN_FEEDBACK: '3',
+  PLUMB_LAUNCHER_URL: 'http://launcher.test/launch',
+  PLUMB_LAUNCHER_TOKEN: 'of-the-launcher',
+};
+const launches = async () =>
+  (await (await fetch('http://launcher.test/launches')).json()) as {
+    run: string;
+    fence: number;
+    url: string;
+    token: string;
+  }[];
+
+let sk = '';
+let tiny: Tiny;
+let base = '';
+beforeAll(async () => {
+  sk = await keyOf('sk');
+  tiny = await tinyPolicy();
+  const withWeights = new TextEncoder().encode('weights');
+  tiny.files['model.safetensors'] = new Uint8Array(withWeights);
+  tiny.manifest.files.push({ name: 'model.safetensors', sha256: await sha256(withWeights), bytes: withWeights.length });
+  base = tiny.manifest.id;
+});
+beforeEach(async () => {
+  for (const table of [
+    'runs',
+    'snapshots',
+    'feedback',
+    'revisions',
+    'feedback_samples',
+    'samples',
+    'prompts',
+    'releases',
+    'policies',
+    'run_metrics',
+  ])
+    await env.DB.prepare(`DELETE FROM ${table}`).run();
+  await importPolicy(env.DB, env.BUCKET, tiny.manifest, tiny.files, 'stable');
+  forget(env.DB);
+});
+
+const get = (path: string) => ask('GET', path, { key: sk, env });
+const post = (path: string, body: unknown, headers = {}) => ask('POST', path, { key: sk, env, body, headers });
+const runs = async () => (await get('/v1/runs')).json.data;
+
+let asked = 0;
+async function draw(n = 1, over: object = {}): Promise<string[]> {
+  const choices = Array.from({ length: n }, (_, i) => ({ text: `answer ${i}` }));
+  const { json } = await post('/v1/samples', { prompt: `question ${asked++}`, choices, model: 'elsewhere', ...over });
+  return json.choices.map((choice: { sample_id: string }) => choice.sample_id);
+}
+async function thumb(sample_id: string, value = 1, id = 'ann') {
+  return (await post('/v1/feedback', { kind: 'thumb', sample_id, value, rater: { id } })).json;
+}
+async function judgements(n: number) {
+  const votes = [];
+  for (let i = 0; i < n; i++) votes.push(await thumb((await draw())[0]!));
+  return votes;
+}
+
+/** What the trainer does. */
+const trainer = async (run: string) => {
+  const key = await jobToken(settings(env), run);
+  const path = `/v1/jobs/${run}`;
+  const send = (method: string, to: string, body?: unknown) =>
+    ask(method, `${path}${to}`, { key, env, ...(body === undefined ? {} : { body }) });
+  return {
+    send,
+    beat: (fence = 1, over: object = {}) =>
+      send('POST', '/heartbeat', { fence, stage: 'ppo', step: 1, steps: 9, metrics: [], ...over }),
+    put: (sha: string, body: string) =>
+      ask('PUT', `${path}/blobs/${sha}`, { key, env, body, headers: { 'Content-Type': 'application/octet-stream' } }),
+    manifest: async (over: Partial<Manifest> = {}): Promise<Manifest> => {
+      const job = (await send('GET', '')).json;
+      return {
+        ...tiny.manifest,
+        id: newId('policy'),
+        parent: base,
+        root: base,
+        run,
+        snapshot: job.snapshot.id,
+        ...over,
+      };
+    },
+  };
+};
+async function started() {
+  await judgements(3);
+  await tick(env);
+  const [run] = await runs();
+  return { id: run.id as string, ...(await trainer(run.id)) };
+}
+const rows = async (parts: { url: string; sha256: string }[], key: string) => {
+  const all = [];
+  for (const part of parts) {
+    const { text } = await ask('GET', new URL(part.url).pathname, { key, env });
+    expect(await sha256(text)).toBe(part.sha256);
+    all.push(
+      ...text
+        .trimEnd()
+        .split('\n')
+        .map((line) => JSON.parse(line)),
+    );
+  }
+  return all;
+};
+
+describe('the cron', () => {
+  test('waits for enough new judgements, then starts one run and launches it', async () => {
+    await judgements(2);
+    await tick(env);
+    expect(await runs()).toEqual([]);
+    await judgements(1);
+    await Promise.all([tick(env), tick(env)]);
+    await tick(env);
+    const [run, ...more] = await runs();
+    expect(more).toEqual([]);
+    expect(run).toMatchObject({ status: 'launched', base_policy: base, release: null, reason: '3 new judgements' });
+    expect(await launches()).toContainEqual({
+      run: run.id,
+      fence: 1,
+      url: 'http://plumb.test',
+      token: await jobToken(settings(env), run.id),
+    });
+    expect((await launches()).filter((l) => l.run === run.id)).toHaveLength(1);
+  });
+
+  test('starts for any that has waited for long, and not twice for the same ones', async () => {
+    await judgements(1);
+    await env.DB.prepare("UPDATE feedback SET updated_at = '2020-01-01T00:00:00.000Z'").run();
+    await tick(env);
+    const [run] = await runs();
+    expect(run.reason).toBe('judgements have waited');
+    await post(`/v1/runs/${run.id}/cancel`, {});
+    await tick(env);
+    expect(await runs()).toHaveLength(1);
+  });
+
+  test('a launcher that cannot be reached is asked again, until patience ends', async () => {
+    await judgements(3);
+    const down = { ...env, PLUMB_LAUNCHER_URL: 'http://launcher.test/down' };
+    await tick(down);
+    const [run] = await runs();
+    expect(run).toMatchObject({ status: 'queued', error: expect.stringMatching(/503/) });
+    await tick(env);
+    expect((await runs())[0]).toMatchObject({ status: 'launched' });
+    await env.DB.prepare("UPDATE runs SET status = 'queued', launched_at = '2020-01-01T00:00:00.000Z'").run();
+    await tick(down);
+    expect((await runs())[0]).toMatchObject({ status: 'failed', error: expect.stringMatching(/503/) });
+  });
+
+  test('a lost trainer is launched again under the next fence, three times, then the run has failed', async () => {
+    const run = await started();
+    expect((await run.beat()).status).toBe(200);
+    await tick(env);
+    expect((await runs())[0].status).toBe('running');
+    for (const fence of [2, 3, 4]) {
+      await env.DB.prepare("UPDATE runs SET lease_until = '2020-01-01T00:00:00.000Z'").run();
+      await tick(env);
+      expect((await launches()).at(-1)).toMatchObject({ run: run.id, fence });
+      expect((await run.beat(fence - 1)).status).toBe(410);
+      expect((await run.beat(fence)).status).toBe(200);
+    }
+    await env.DB.prepare("UPDATE runs SET lease_until = '2020-01-01T00:00:00.000Z'").run();
+    await tick(env);
+    expect((await runs())[0]).toMatchObject({ status: 'failed', error: 'its trainer was lost 4 times' });
+    expect((await run.beat(4)).status).toBe(410);
+  });
+
+  test('a trainer that never beats is launched again after ten minutes', async () => {
+    await started();
+    await env.DB.prepare("UPDATE runs SET launched_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-9 minutes')").run();
+    await tick(env);
+    expect((await launches()).at(-1)!.fence).toBe(1);
+    await env.DB.prepare("UPDATE runs SET launched_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')").run();
+    await tick(env);
+    expect((await launches()).at(-1)!.fence).toBe(2);
+  });
+});
+
+describe('snapshots', () => {
+  test('hold every standing vote once; the next goes on from them', async () => {
+    const [a, b, c] = await judgements(3);
+    await thumb(a.sample_id, -1);
+    await ask('DELETE', `/v1/feedback/${b.id}`, { key: sk, env });
+    const pair = await draw(2);
+    const choice = (
+      await post('/v1/feedback', {
+        kind: 'choice',
+        sample_ids: pair,
+        winner: pair[1],
+        rater: { id: 'eve', cohorts: { team: 'red' } },
+      })
+    ).json;
+    await post('/v1/feedback', { kind: 'comment', sample_id: pair[0], text: 'hm', rater: { id: 'eve' } });
+    await tick(env);
+    const first = (await runs())[0].id;
+    const one = await trainer(first);
+    const job = Job.parse((await one.send('GET', '')).json);
+    const key = await jobToken(settings(env), first);
+    const votes = (await rows(job.snapshot.parts, key)).map((row) => SnapshotRow.parse(row));
+    expect(votes.map((v) => [v.feedback, v.kind])).toEqual([
+      [c.id, 'thumb'],
+      [a.id, 'thumb'],
+      [b.id, 'gone'],
+      [choice.id, 'choice'],
+    ]);
+    expect(votes[1]).toMatchObject({
+      value: -1,
+      samples: [{ text: 'answer 0', policy: 'elsewhere' }],
+      prompt: [{ role: 'user' }],
+    });
+    expect(votes[3]).toMatchObject({
+      winner: pair[1],
+      cohorts: { team: 'red' },
+      rater_kind: 'asserted',
+      samples: pair.map((id) => ({ id })),
+    });
+    const prompts = (await rows(job.snapshot.prompts, key)).map((row) => PromptRow.parse(row));
+    expect(prompts).toHaveLength(4);
+    for (const vote of votes)
+      if (vote.kind !== 'gone') expect(prompts.find((p) => p.root === vote.root)!.side).toBe(vote.side);
+
+    await one.beat();
+    await one.send('POST', '/publish', { fence: 1, report: {}, verdict: 'reject' });
+    await thumb(c.sample_id, -1);
+    await judgements(2);
+    await tick(env);
+    const second = (await runs())[1].id;
+    const two = Job.parse((await (await trainer(second)).send('GET', '')).json);
+    expect(two.snapshot.parts.slice(0, job.snapshot.parts.length).map((p) => p.sha256)).toEqual(
+      job.snapshot.parts.map((p) => p.sha256),
+    );
+    const all = (await rows(two.snapshot.parts, await jobToken(settings(env), second))).map((row) =>
+      SnapshotRow.parse(row),
+    );
+    const latest = new Map(all.toSorted((x, y) => x.seq - y.seq).map((row) => [row.feedback, row]));
+    expect([...latest.values()].filter((row) => row.kind !== 'gone')).toHaveLength(5);
+    expect(latest.get(c.id)).toMatchObject({ value: -1 });
+    const found = await get(`/v1/feedback?run=${first}`);
+    expect(found.json.data.map((v: { id: string }) => v.id)).toEqual([a.id, c.id, choice.id, expect.anything()]);
+  });
+
+  test('sides are a half, three tenths and two tenths of the conversations, which keep theirs', async () => {
+    const chat = (turn: string) => ({
+      messages: [
+        { role: 'user', content: 'root' },
+        { role: 'assistant', content: 'so' },
+        { role: 'user', content: turn },
+      ],
+      prompt: undefined,
+    });
+    await draw(1, chat('one'));
+    await draw(1, chat('two'));
+    for (let i = 0; i < 300; i++) await draw();
+    const sides = (
+      await env.DB.prepare('SELECT side, count(*) AS n FROM prompts GROUP BY side ORDER BY side').all<{
+        side: string;
+        n: number;
+      }>()
+    ).results;
+    expect(sides.map(({ side }) => side)).toEqual(['A', 'B', 'C']);
+    for (const [i, share] of [0.5, 0.3, 0.2].entries()) expect(Math.abs(sides[i]!.n / 302 - share)).toBeLessThan(0.1);
+    const same = (await env.DB.prepare("SELECT DISTINCT root, side FROM prompts WHERE body LIKE '%root%'").all())
+      .results;
+    expect(same).toHaveLength(1);
+    // two hundred a page: the builder pages through them
+    await judgements(3);
+    await tick(env);
+    const { id } = (await runs())[0];
+    const job = Job.parse((await (await trainer(id)).send('GET', '')).json);
+    expect(await rows(job.snapshot.prompts, await jobToken(settings(env), id))).toHaveLength(305);
+  });
+
+  test('a build that ran out of time goes on from its cursor', async () => {
+    await judgements(3);
+    await post('/v1/runs', {});
+    const [{ id, snapshot }] = await runs();
+    const { buildSnapshot } = await import('../../functions/jobs/snapshot.ts');
+    expect(await buildSnapshot(env, snapshot, 0)).toBe(false);
+    await tick(env);
+    expect((await get(`/v1/runs/${id}`)).json.status).toBe('launched');
+    expect(await buildSnapshot(env, snapshot, 0)).toBe(true);
+  });
+});
+
+describe('runs', () => {
+  test('one is active; too little feedback is 422; a second is 409 and names the first', async () => {
+    expect((await post('/v1/runs', {})).status).toBe(422);
+    await judgements(3);
+    const first = await post('/v1/runs', { reason: 'why not', config: { lr: 1 } }, { 'Idempotency-Key': 'run' });
+    expect([first.status, first.json.status, first.json.reason]).toEqual([202, 'queued', 'why not']);
+    expect((await post('/v1/runs', { reason: 'why not', config: { lr: 1 } }, { 'Idempotency-Key': 'run' })).text).toBe(
+      first.text,
+    );
+    const second = await post('/v1/runs', {});
+    expect([second.status, second.json.run]).toEqual([409, first.json.id]);
+    expect((await get('/v1/runs?status=queued')).json.data).toHaveLength(1);
+    expect((await get('/v1/runs?status=failed')).json.data).toHaveLength(0);
+    expect((await get('/v1/runs?status=lost')).status).toBe(400);
+    const cancelled = await post(`/v1/runs/${first.json.id}/cancel`, undefined);
+    expect([cancelled.status, cancelled.json.status]).toEqual([200, 'cancelled']);
+    expect((await post(`/v1/runs/${first.json.id}/cancel`, undefined)).status).toBe(200);
+    const racing = await Promise.all([1, 2, 3].map(() => post('/v1/runs', {})));
+    expect(racing.map(({ status }) => status).toSorted()).toEqual([202, 409, 409]);
+    expect((await get('/v1/runs/run_01ARZ3NDEKTSV4RRFFQ69G5FAV')).status).toBe(404);
+  });
+
+  test('a cancelled trainer is told so by its heartbeat, and may write nothing more', async () => {
+    const run = await started();
+    await run.beat();
+    await post(`/v1/runs/${run.id}/cancel`, undefined);
+    expect((await run.beat()).json.cancel).toBe(true);
+    expect(
+      (await run.send('PUT', '/checkpoint', { fence: 1, stage: 'ppo', step: 1, files: [], state: {} })).status,
+    ).toBe(410);
+    expect((await run.send('POST', '/publish', { fence: 1, report: {}, verdict: 'reject' })).status).toBe(410);
+  });
+});
+
+describe('the job protocol', () => {
+  test('is the run’s own trainer’s alone', async () => {
+    const run = await started();
+    const path = `/v1/jobs/${run.id}`;
+    expect((await ask('GET', path, { env })).status).toBe(401);
+    expect((await ask('GET', path, { key: sk, env })).status).toBe(403);
+    const other = await jobToken(settings(env), newId('run'));
+    expect((await ask('GET', path, { key: other, env })).status).toBe(403);
+    const own = await jobToken(settings(env), run.id);
+    expect((await ask('GET', path, { key: `${own.slice(0, -2)}AA`, env })).status).toBe(401);
+    expect((await ask('GET', '/v1/runs', { key: own, env })).status).toBe(403);
+    const job = Job.parse((await run.send('GET', '')).json);
+    expect(job).toMatchObject({
+      run: run.id,
+      fence: 1,
+      lease_seconds: 60,
+      base: { policy: base },
+      root: { policy: base },
+    });
+    const tokenizer = job.base.files.find((file) => file.name === 'tokenizer.json')!;
+    const { text, headers } = await ask('GET', new URL(tokenizer.url).pathname, { key: own, env });
+    expect(await sha256(text)).toBe(tokenizer.sha256);
+    expect(headers.get('Content-Length')).toBe(String(tokenizer.bytes));
+  });
+
+  test('heartbeats keep the lease, say how far it is and bring metrics', async () => {
+    const run = await started();
+    const metric = (step: number, value: number) => ({ step, name: 'ppo/kl', value });
+    const first = await run.beat(1, { metrics: [metric(1, 0.5), metric(2, 1)] });
+    expect(Date.parse(first.json.lease_until) - Date.now()).toBeGreaterThan(55_000);
+    expect(first.json.cancel).toBe(false);
+    await run.beat(1, { stage: 'evaluate', metrics: [metric(2, 2)] });
+    expect((await run.beat(9)).status).toBe(410);
+    expect((await run.beat(1, { metrics: [{ ...metric(3, 0), value: null }] })).status).toBe(400);
+    expect((await get(`/v1/runs/${run.id}`)).json).toMatchObject({
+      status: 'evaluating',
+      stage: 'evaluate',
+      step: 1,
+      steps: 9,
+    });
+    const all = (await get(`/v1/runs/${run.id}/metrics`)).json;
+    expect(all.data.map((m: { step: number; value: number }) => [m.step, m.value])).toEqual([
+      [1, 0.5],
+      [2, 2],
+    ]);
+    expect((await get(`/v1/runs/${run.id}/metrics?after=${all.first_id}`)).json.data).toHaveLength(1);
+  });
+
+  test('uploads go by hash, and what differs is refused', async () => {
+    const run = await started();
+    const sha = await sha256('what comes');
+    const files = [
+      { sha256: sha, bytes: 10 },
+      ...tiny.manifest.files.slice(0, 1).map(({ sha256, bytes }) => ({ sha256, bytes })),
+    ];
+    const asked = await run.send('POST', '/uploads', { files });
+    expect(asked.json).toEqual([
+      { sha256: sha, upload: `http://plumb.test/v1/jobs/${run.id}/blobs/${sha}` },
+      { sha256: files[1]!.sha256 },
+    ]);
+    expect((await run.send('POST', '/uploads/complete', { files })).status).toBe(422);
+    expect((await run.put(sha, 'what else comes')).status).toBe(422);
+    expect((await run.send('POST', '/uploads/complete', { files })).status).toBe(422);
+    expect((await run.put(sha, 'what comes')).status).toBe(204);
+    expect((await run.send('POST', '/uploads/complete', { files })).json).toEqual({ files: 2 });
+    expect((await run.send('POST', '/uploads', { files })).json).toEqual(files.map(({ sha256 }) => ({ sha256 })));
+    expect((await run.put('nonsense', 'x')).status).toBe(400);
+
+    expect((await run.send('GET', '/checkpoint')).status).toBe(404);
+    const checkpoint = {
+      fence: 1,
+      stage: 'ppo',
+      step: 7,
+      files: [{ name: 'ppo', sha256: sha, bytes: 10 }],
+      state: { beta: 0.2 },
+    };
+    expect((await run.send('PUT', '/checkpoint', { ...checkpoint, fence: 2 })).status).toBe(410);
+    expect((await run.send('PUT', '/checkpoint', checkpoint)).status).toBe(204);
+    const saved = (await run.send('GET', '/checkpoint')).json;
+    expect(saved).toMatchObject({ step: 7, state: { beta: 0.2 }, files: [{ name: 'ppo', url: asked.json[0].upload }] });
+  });
+
+  test('a failure is kept, and ends the run', async () => {
+    const run = await started();
+    expect((await run.send('POST', '/fail', { fence: 2, error: 'no' })).status).toBe(410);
+    expect((await run.send('POST', '/fail', { fence: 1, error: 'out of memory' })).status).toBe(204);
+    expect((await get(`/v1/runs/${run.id}`)).json).toMatchObject({ status: 'failed', error: 'out of memory' });
+    expect((await run.send('GET', '')).status).toBe(410);
+  });
+});
+
+describe('publishing', () => {
+  const publish = (run: Awaited<ReturnType<typeof started>>, body: object) =>
+    run.send('POST', '/publish', { fence: 1, report: { reasons: ['good'] }, verdict: 'promote', ...body });
+
+  test('promotes: policy, release and the end of the run; asked again it is the same answer', async () => {
+    const run = await started();
+    await run.beat();
+    const manifest = await run.manifest();
+    const done = await publish(run, { manifest });
+    expect(done.json).toMatchObject({ object: 'release', channel: 'stable', policy: manifest.id, run: run.id });
+    expect((await publish(run, { manifest })).json).toEqual(done.json);
+    expect((await publish(run, { manifest: { ...manifest, id: newId('policy') } })).status).toBe(410);
+    expect((await get(`/v1/runs/${run.id}`)).json).toMatchObject({
+      status: 'published',
+      verdict: 'promote',
+      policy: manifest.id,
+      release: { id: done.json.id, channel: 'stable' },
+      report: { reasons: ['good'] },
+    });
+    expect((await get(`/v1/policies/${manifest.id}`)).json).toMatchObject({
+      parent: base,
+      run: run.id,
+      channels: ['stable'],
+      withdrawn_at: null,
+    });
+    expect((await get('/v1/policies')).json.data.map((p: { id: string }) => p.id)).toEqual([base, manifest.id]);
+  });
+
+  test('without the fence or the lease nothing is written', async () => {
+    const run = await started();
+    await run.beat();
+    const manifest = await run.manifest();
+    expect((await publish(run, { manifest, fence: 2 })).status).toBe(409);
+    await env.DB.prepare("UPDATE runs SET lease_until = '2020-01-01T00:00:00.000Z'").run();
+    expect((await publish(run, { manifest })).status).toBe(409);
+    expect((await get('/v1/policies')).json.data).toHaveLength(1);
+    expect((await get('/v1/releases')).json.data).toHaveLength(1);
+    expect((await get(`/v1/runs/${run.id}`)).json.status).toBe('running');
+  });
+
+  test('a rejected run releases nothing; its policy may be kept to be looked at', async () => {
+    const run = await started();
+    await run.beat();
+    expect((await publish(run, {})).status).toBe(400);
+    const manifest = await run.manifest();
+    expect((await publish(run, { verdict: 'reject', manifest })).json).toBeNull();
+    expect((await get(`/v1/runs/${run.id}`)).json).toMatchObject({
+      status: 'rejected',
+      release: null,
+      policy: manifest.id,
+    });
+    expect((await get('/v1/releases')).json.data).toHaveLength(1);
+  });
+
+  test('a manifest must be this run’s, and its files be there', async () => {
+    const run = await started();
+    await run.beat();
+    for (const over of [
+      { run: newId('run') },
+      { parent: null },
+      { snapshot: null },
+      { root: newId('policy') },
+      { files: [] },
+    ])
+      expect((await publish(run, { manifest: await run.manifest(over) })).status, JSON.stringify(over)).toBe(422);
+    const files = tiny.manifest.files.map((file) => ({ ...file, bytes: file.bytes + 1 }));
+    expect((await publish(run, { manifest: await run.manifest({ files }) })).status).toBe(422);
+  });
+
+  test('a run whose base is no longer stable publishes without a release; canary is a channel of its own', async () => {
+    const run = await started();
+    await run.beat();
+    const other = await tinyPolicy(7);
+    await importPolicy(env.DB, env.BUCKET, other.manifest, other.files, 'stable');
+    const manifest = await run.manifest();
+    expect((await publish(run, { manifest })).json).toBeNull();
+    expect((await get(`/v1/runs/${run.id}`)).json).toMatchObject({
+      status: 'published',
+      release: null,
+      policy: manifest.id,
+    });
+    const canary = await post('/v1/releases', { channel: 'canary', policy: manifest.id, share: 0.5 });
+    expect([canary.status, canary.json.share]).toEqual([201, 0.5]);
+    expect((await post('/v1/releases', { channel: 'stable', policy: manifest.id, share: 0.5 })).status).toBe(400);
+  });
+});
+
+describe('rollback', () => {
+  test('goes back to the last that was not rolled back itself, and withdraws the other for good', async () => {
+    const others: string[] = [];
+    for (const seed of [2, 3]) {
+      const { manifest, files } = await tinyPolicy(seed);
+      others.push(manifest.id);
+      await importPolicy(env.DB, env.BUCKET, manifest, files, 'stable');
+    }
+    const [second, third] = others as [string, string];
+    const back = () => post('/v1/releases/rollback', { channel: 'stable' });
+    expect((await back()).json).toMatchObject({ channel: 'stable', policy: second, rollback_of: third });
+    expect((await back()).json).toMatchObject({ policy: base, rollback_of: second });
+    expect((await back()).status).toBe(409);
+    expect((await post('/v1/releases', { channel: 'stable', policy: third })).status).toBe(422);
+    expect((await get(`/v1/policies/${third}`)).json.withdrawn_at).toMatch(/Z$/);
+    expect((await get(`/v1/policies/${base}`)).json.channels).toEqual(['stable']);
+  });
+});
