@@ -1,0 +1,58 @@
+// The oracle beside Hugging Face's Llama, on the logits of test/golden/llama.py: conventions, not speed.
+import { readFileSync } from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import { loadDecoder } from '../../../functions/policy/node.ts';
+import { referenceDecoder } from '../../../functions/policy/reference.ts';
+import { packEdge } from '../../../schema/edge.ts';
+import { ModelConfig } from '../../../schema/manifest.ts';
+
+interface Golden {
+  name: string;
+  config: ModelConfig;
+  tensors: Record<string, { shape: number[]; seed: number }>;
+  ids: number[];
+  logits: Record<string, number[]>;
+}
+const golden: Golden[] = JSON.parse(readFileSync(`${import.meta.dirname}/../../golden/llama.json`, 'utf8'));
+
+/** As `numbers` of llama.py, scaled as there. */
+function weights(seed: number, shape: number[]): Float32Array {
+  const count = shape.reduce((a, b) => a * b);
+  return Float32Array.from({ length: count }, (_, i) => {
+    let h = (Math.imul(i + 1, 2654435761) + seed * 40503) >>> 0;
+    h = Math.imul(h ^ (h >>> 15), 2246822519) >>> 0;
+    h = (h ^ (h >>> 13)) >>> 0;
+    const value = Math.fround(h / 2 ** 31 - 1);
+    return shape.length === 2 ? value / 8 : value / 4 + 1;
+  });
+}
+
+describe.each(golden)('$name', ({ config: raw, tensors: described, ids, logits }) => {
+  const config = ModelConfig.parse(raw);
+  const tensors = new Map(
+    Object.entries(described).map(([name, { shape, seed }]) => [name, { shape, data: weights(seed, shape) }]),
+  );
+  const worst = (rows: Float32Array[]) =>
+    Math.max(...Object.entries(logits).flatMap(([i, row]) => row.map((v, k) => Math.abs(v - rows[Number(i)]![k]!))));
+
+  test('float32: within 1e-4 of Hugging Face’s logits', () => {
+    const oracle = referenceDecoder(config, tensors);
+    const rows = ids.map((id, i) => {
+      oracle.forward([id], [i], [0], [0]);
+      return oracle.logits(0);
+    });
+    expect(worst(rows)).toBeLessThan(1e-4);
+  });
+
+  test('int8, as served: within what rounding the weights costs', () => {
+    const decoder = loadDecoder(packEdge(config, tensors), { slots: 64 });
+    decoder.forward(
+      ids,
+      ids.map((_, i) => i),
+      ids.map(() => 0),
+      ids.map((_, i) => i),
+    );
+    const rows = ids.map((_, i) => decoder.logits(i));
+    expect(worst(rows)).toBeLessThan(0.1);
+  });
+});
