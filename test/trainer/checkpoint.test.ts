@@ -1,0 +1,28 @@
+import { existsSync, mkdtempSync, readFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { fileToTree, inFormOf, treeToFile, writeWhole } from '../../trainer/checkpoint.ts';
+import { flatten } from '../../trainer/engine/compile.ts';
+import { type Tensor, tf } from '../../trainer/engine/tf.ts';
+
+const tree = () => ({
+  zeta: tf.scalar(0.1) as Tensor,
+  layers: Array.from({ length: 12 }, (_, i) => ({ w: tf.tensor1d([i, i + 0.5]) as Tensor })),
+});
+const values = (t: ReturnType<typeof tree>) => flatten(t).map((x) => Array.from(x.dataSync()));
+
+test('a tree comes back from its file bit for bit, its arrays in order, its keys in the form’s', () => {
+  const form = tree();
+  const back = inFormOf(form, fileToTree(treeToFile(form)));
+  expect(values(back)).toEqual(values(form));
+  expect(Object.keys(back)).toEqual(Object.keys(form));
+});
+
+test('a file is there whole or not at all', () => {
+  const path = join(mkdtempSync(join(tmpdir(), 'plumb-')), 'state.safetensors');
+  writeWhole(path, treeToFile(tree()));
+  expect(existsSync(`${path}.part`)).toBe(false);
+  expect(readFileSync(path).length).toBe(treeToFile(tree()).length);
+  expect(() => fileToTree(readFileSync(path).subarray(0, 700))).toThrow(/safetensors/);
+});

@@ -1,0 +1,83 @@
+import { expect, test } from 'vitest';
+import { compilations, compile, dispose, flatten, unflatten } from '../../../trainer/engine/compile.ts';
+import { gatherRows } from '../../../trainer/engine/ops.ts';
+import { type Tensor, tf } from '../../../trainer/engine/tf.ts';
+
+const value = (tensor: Tensor) => Array.from(tensor.dataSync());
+
+test('a compiled function gives what the plain one gives, call after call, for inputs that change', () => {
+  const plain = (x: Tensor, w: Tensor) => tf.sum(tf.relu(tf.matMul(x, w)), -1) as Tensor;
+  const fast = compile('relu', plain);
+  for (let i = 0; i < 3; i++) {
+    const x = tf.randomNormal([5, 4], 0, 1, 'float32', i);
+    const w = tf.randomNormal([4, 3], 0, 1, 'float32', 10 + i);
+    value(fast(x, w)).forEach((y, j) => {
+      expect(y).toBeCloseTo(value(plain(x, w))[j]!, 5);
+    });
+  }
+});
+
+test('training steps agree with eager ones within 1e-5 over five steps', () => {
+  const step = (w: Tensor, x: Tensor, rate: Tensor) => {
+    const { value: loss, grads } = tf.valueAndGrads((v: Tensor) => tf.mean(tf.square(tf.sub(tf.sigmoid(tf.matMul(x, v)), 0.3))) as never)([w] as never);
+    return { loss: loss as Tensor, w: tf.sub(w, tf.mul(grads[0]!, rate)) as Tensor };
+  };
+  const fast = compile('descend', step);
+  const x = tf.randomNormal([6, 4], 0, 1, 'float32', 1);
+  const rate = tf.scalar(0.5);
+  let a: Tensor = tf.randomNormal([4, 2], 0, 1, 'float32', 2);
+  let b: Tensor = a;
+  for (let i = 0; i < 5; i++) {
+    const eager = step(a, x, rate);
+    const compiled = fast(b, x, rate);
+    const difference = Math.abs(value(eager.loss)[0]! - value(compiled.loss)[0]!) / value(eager.loss)[0]!;
+    expect(difference).toBeLessThan(1e-5);
+    a = eager.w;
+    b = compiled.w;
+  }
+});
+
+test('the same tensor may be two arguments, and a tensor made outside is captured', () => {
+  const outside = tf.tensor1d(Array.from({ length: 1000 }, (_, i) => i));
+  const fast = compile('twice', (x: Tensor, y: Tensor) => tf.add(tf.mul(x, y), outside) as Tensor);
+  const x = tf.fill([1000], 3) as Tensor;
+  expect(value(fast(x, x)).slice(0, 3)).toEqual([9, 10, 11]);
+});
+
+test('reading a traced value is an error that names the function, not a frozen number', () => {
+  const bad = compile('frozen', (x: Tensor) => tf.mul(x, x.dataSync()[0]!) as Tensor);
+  expect(() => bad(tf.scalar(2))).toThrow(/compile\(frozen\): the function reads the value/);
+  // and the engine works on
+  expect(value(tf.mul(tf.scalar(2), 3))).toEqual([6]);
+});
+
+test('each combination of shapes is compiled once, and listed with its seconds', () => {
+  const fast = compile('shapes', (x: Tensor) => tf.square(x) as Tensor);
+  for (const n of [2, 3, 2, 3]) fast(tf.ones([n]));
+  const own = compilations.filter(({ name }) => name === 'shapes');
+  expect(own).toHaveLength(2);
+  expect(own[0]!.seconds).toBeGreaterThan(0);
+});
+
+test('gathered rows and their gradient equal tf.gather’s', () => {
+  const table = tf.tensor2d([
+    [1, 2],
+    [3, 4],
+    [5, 6],
+  ]);
+  const indices = tf.tensor1d([2, 0, 2], 'int32');
+  expect(value(gatherRows(table, indices))).toEqual([5, 6, 1, 2, 5, 6]);
+  const gradient = compile('gather', (t: Tensor, i: Tensor) => tf.grad((x) => tf.sum(tf.square(gatherRows(x as Tensor, i))) as never)(t as never) as Tensor);
+  expect(value(gradient(table, indices))).toEqual([2, 4, 0, 0, 20, 24]);
+});
+
+test('trees come apart and together in one order, and no call leaves tensors behind', () => {
+  const tree = { a: tf.scalar(1) as Tensor, b: [tf.scalar(2) as Tensor, { c: tf.scalar(3) as Tensor }] };
+  expect(flatten(tree).map((t) => value(t)[0])).toEqual([1, 2, 3]);
+  expect(value((unflatten(tree, flatten(tree)) as typeof tree).b[0] as Tensor)).toEqual([2]);
+  const fast = compile('tree', (t: typeof tree) => ({ sum: tf.addN(flatten(t) as never) as Tensor }));
+  dispose(fast(tree));
+  const before = tf.memory().numTensors;
+  for (let i = 0; i < 10; i++) dispose(fast(tree));
+  expect(tf.memory().numTensors).toBe(before);
+});

@@ -1,0 +1,109 @@
+import { expect, test } from 'vitest';
+import { tf } from '../../trainer/engine/tf.ts';
+import { random } from '../../trainer/random.ts';
+import {
+  adaptedBeta,
+  gae,
+  mismatchWeights,
+  penalisedRewards,
+  policyLoss,
+  sequenceMean,
+  tokenMean,
+  valueLoss,
+  whiten,
+} from '../../trainer/rl.ts';
+
+const close = (actual: ArrayLike<number>, expected: number[], digits = 4) =>
+  Array.from(actual).forEach((x, i) => {
+    expect(x).toBeCloseTo(expected[i]!, digits);
+  });
+
+test('rewards carry the KL penalty on every token and the score on the last one of each answer', () => {
+  const shape = { columns: 3, lengths: [2, 3] };
+  const { rewards, k1, k3 } = penalisedRewards(
+    Float32Array.from([-1, -2, 9, -1, -1, -1]),
+    Float32Array.from([-1.5, -2, 9, -1, -3, -1]),
+    [10, 20],
+    0.1,
+    shape,
+  );
+  close(rewards, [-0.05, 10, 0, 0, -0.2, 20]);
+  close(k1, [0.5, 0, 0, 0, 2, 0]);
+  close(k3, [Math.exp(-0.5) - 1 + 0.5, 0, 0, 0, Math.exp(-2) - 1 + 2, 0]);
+  expect(sequenceMean(k1, shape)).toBeCloseTo(1.25);
+  expect(tokenMean(k1, shape)).toBeCloseTo(0.5);
+});
+
+test('advantages agree with the definition: the discounted sum of later TD errors, token by token', () => {
+  const rng = random(1);
+  const columns = 7;
+  const lengths = [7, 1, 4];
+  const numbers = () => Float32Array.from({ length: columns * lengths.length }, () => rng.normal());
+  const rewards = numbers();
+  const values = numbers();
+  const gamma = 0.97;
+  const lambda = 0.9;
+  const { advantages, returns } = gae(rewards, values, { gamma, lambda }, { columns, lengths });
+  lengths.forEach((length, row) => {
+    for (let t = 0; t < length; t++) {
+      let expected = 0;
+      for (let l = t; l < length; l++) {
+        const next = l + 1 < length ? values[row * columns + l + 1]! : 0;
+        expected += (gamma * lambda) ** (l - t) * (rewards[row * columns + l]! + gamma * next - values[row * columns + l]!);
+      }
+      expect(advantages[row * columns + t]).toBeCloseTo(expected, 4);
+      expect(returns[row * columns + t]).toBeCloseTo(expected + values[row * columns + t]!, 4);
+    }
+  });
+  // Padding gets nothing.
+  expect(Array.from(advantages.slice(8, 14))).toEqual([0, 0, 0, 0, 0, 0]);
+});
+
+test('whitening matches lm-human-preferences: biased variance, the mean kept where it is not to shift', () => {
+  const x = Float32Array.from([1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]);
+  const shape = { columns: 3, lengths: [3, 3, 3] };
+  close(whiten(x, false, shape).slice(0, 3), [0.0508, 0.4381, 0.8254]);
+  const shifted = whiten(x, true, shape);
+  expect(tokenMean(shifted, shape)).toBeCloseTo(0, 5);
+});
+
+test('whitening leaves padding out', () => {
+  const shape = { columns: 2, lengths: [1, 2] };
+  close(whiten(Float32Array.from([1, 1000, 2, 3]), true, shape), [-1.2247, 0, 0, 1.2247]);
+});
+
+test('the KL coefficient rises above the target and falls below it, by a fifth of n/horizon at most', () => {
+  expect(adaptedBeta(0.2, 40, { target: 4, horizon: 1280 }, 128)).toBeCloseTo(0.2 * 1.02);
+  expect(adaptedBeta(0.2, 0, { target: 4, horizon: 1280 }, 128)).toBeCloseTo(0.2 * 0.98);
+  expect(adaptedBeta(0.2, 4.4, { target: 4, horizon: 1280 }, 128)).toBeCloseTo(0.2 * 1.01);
+  expect(adaptedBeta(0.2, 4, { target: 4, horizon: 1280 }, 128)).toBe(0.2);
+});
+
+test('importance weights are the ratio of trainer to sampler, truncated', () => {
+  close(mismatchWeights(Float32Array.from([-1, -1, -1]), Float32Array.from([-1, -3, -0.5]), 2, { columns: 3, lengths: [3] }), [1, 2, Math.exp(-0.5)]);
+});
+
+test('before any step the ratio is 1 and nothing is clipped; the loss is minus the mean advantage', () => {
+  const logprobs = tf.tensor2d([[-1, -2, -3]]);
+  const advantages = tf.tensor2d([[1, -2, 50]]);
+  const mask = tf.tensor2d([[1, 1, 0]]);
+  const { loss, clipfrac, approxkl, ratio } = policyLoss(logprobs, logprobs, advantages, tf.onesLike(mask), mask, 0.2);
+  close([loss, clipfrac, approxkl, ratio].map((x) => x.dataSync()[0] as number), [0.5, 0, 0, 1]);
+});
+
+test('the policy loss clips gains, not losses', () => {
+  const old = tf.tensor2d([[0, 0]]);
+  const now = tf.tensor2d([[Math.log(1.5), Math.log(1.5)]]);
+  const mask = tf.onesLike(old);
+  const { loss, clipfrac } = policyLoss(now, old, tf.tensor2d([[1, -1]]), mask, mask, 0.2);
+  // Better than before and already 1.5 times likelier: counted as 1.2. Worse: counted in full.
+  expect(loss.dataSync()[0]).toBeCloseTo((-1.2 + 1.5) / 2);
+  expect(clipfrac.dataSync()[0]).toBeCloseTo(0.5);
+});
+
+test('the value loss is half the worse of plain and clipped error', () => {
+  const old = tf.tensor2d([[0]]);
+  const one = tf.onesLike(old);
+  expect(valueLoss(tf.tensor2d([[1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.8 ** 2);
+  expect(valueLoss(tf.tensor2d([[0.1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.9 ** 2);
+});
