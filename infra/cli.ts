@@ -9,11 +9,14 @@ import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './loca
 
 const port = (text: string): number => {
   const value = Number(text);
-  if (!Number.isInteger(value) || value < 1 || value > 65_535) throw new InvalidArgumentError('a port is a number from 1 to 65535');
+  if (!Number.isInteger(value) || value < 1 || value > 65_535)
+    throw new InvalidArgumentError('a port is a number from 1 to 65535');
   return value;
 };
 
-const plumb = new Command('plumb').description('Keep a language model true to the people who use it.').showHelpAfterError('(plumb --help lists the commands)');
+const plumb = new Command('plumb')
+  .description('Keep a language model true to the people who use it.')
+  .showHelpAfterError('(plumb --help lists the commands)');
 
 plumb
   .command('dev')
@@ -34,7 +37,11 @@ plumb
   Ctrl-C stops it; the data stay.
 `);
     stopOnSignals(local.close);
-    if (!engineReady()) await setUpEngine(progressLine()).then(() => console.log('  training engine: ready'), (error) => console.error(`  no training engine yet: ${error.message}`));
+    if (!engineReady())
+      await setUpEngine(progressLine()).then(
+        () => console.log('  training engine: ready'),
+        (error) => console.error(`  no training engine yet: ${error.message}`),
+      );
   });
 
 plumb
@@ -60,26 +67,36 @@ plumb
     const which = device();
     console.log(`device   ${which} (${which === 'gpu' ? 'nvidia-smi answers' : 'nvidia-smi does not answer'})`);
     console.log(`folder   ${engineFolder()}`);
-    if (process.env.PLUMB_ENGINE === 'stock') console.log('engine   the stock tfjs-node package, for PLUMB_ENGINE=stock: slow, no compiled calls');
+    if (process.env.PLUMB_ENGINE === 'stock')
+      console.log('engine   the stock tfjs-node package, for PLUMB_ENGINE=stock: slow, no compiled calls');
     else if (engineReady()) {
       const { compile } = await import('../trainer/engine/compile.ts');
       const { tf } = await import('../trainer/engine/tf.ts');
       const twice = compile('check', (x: ReturnType<typeof tf.scalar>) => tf.mul(x, 2));
       const works = twice(tf.scalar(21)).dataSync()[0] === 42;
-      console.log(works ? 'engine   TensorFlow 2.21, compiled calls work' : 'engine   computes wrongly: remove the folder and run plumb engine --install');
+      console.log(
+        works
+          ? 'engine   TensorFlow 2.21, compiled calls work'
+          : 'engine   computes wrongly: remove the folder and run plumb engine --install',
+      );
       if (!works) process.exitCode = 1;
     } else {
-      console.log('engine   not set up: plumb engine --install does it (Python with pip, and a download of some 280 MB)');
+      console.log(
+        'engine   not set up: plumb engine --install does it (Python with pip, and a download of some 280 MB)',
+      );
       process.exitCode = 1;
     }
   });
 
 plumb
   .command('job')
-  .description('work one run for the Worker (what a launcher starts; PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN say which)')
+  .description(
+    'work one run for the Worker (what a launcher starts; PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN say which)',
+  )
   .action(async () => {
     const { PLUMB_URL: url, PLUMB_RUN: run, PLUMB_JOB_TOKEN: token } = process.env;
-    if (!url || !run || !token) throw new UserError('PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN must be set: a launcher does that');
+    if (!url || !run || !token)
+      throw new UserError('PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN must be set: a launcher does that');
     try {
       await setUpEngine(progressLine());
     } catch (error) {
@@ -104,13 +121,17 @@ plumb
   .option('--release <channel>', 'release it to a channel: stable or canary')
   .action(async (path, options) => {
     if (!existsSync(path)) throw new UserError(`there is no ${path}`);
-    if (!statSync(path).isDirectory()) throw new UserError(`${path} is not a folder with config.json, tokenizer.json and model.safetensors`);
-    if (options.release && !['stable', 'canary'].includes(options.release)) throw new UserError(`${options.release} is not a channel: stable or canary`);
+    if (!statSync(path).isDirectory())
+      throw new UserError(`${path} is not a folder with config.json, tokenizer.json and model.safetensors`);
+    if (options.release && !['stable', 'canary'].includes(options.release))
+      throw new UserError(`${options.release} is not a channel: stable or canary`);
     const { importFolder } = await import('../trainer/import/folder.ts');
     const { importPolicy } = await import('../functions/store/policies.ts');
     const folder = resolve(path);
     const { manifest, files } = importFolder(folder, options.name ?? folder.split('/').at(-1)!);
-    await withStore(homeFolder(), ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), options.release));
+    await withStore(homeFolder(), ({ DB, BUCKET }) =>
+      importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), options.release),
+    );
     console.log(manifest.id);
   });
 
@@ -122,7 +143,10 @@ async function api<T>(method: string, path: string, body?: object): Promise<T> {
   const url = process.env.PLUMB_URL ?? dev?.url;
   const key = process.env.PLUMB_KEY ?? dev?.keys.secret;
   if (!url || !key) throw new UserError('no Plumb runs here: start one (npm start), or set PLUMB_URL and PLUMB_KEY');
-  const init: RequestInit = { method, headers: { authorization: `Bearer ${key}`, ...(body && { 'content-type': 'application/json' }) } };
+  const init: RequestInit = {
+    method,
+    headers: { authorization: `Bearer ${key}`, ...(body && { 'content-type': 'application/json' }) },
+  };
   if (body) init.body = JSON.stringify(body);
   const response = await fetch(url + path, init).catch((error) => {
     throw new UserError(`Plumb at ${url} cannot be reached (${error.cause?.code ?? error.message}): is it running?`);
@@ -137,7 +161,13 @@ interface Listed<T> {
 }
 const table = (rows: string[][]): void => {
   const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]!.length))) ?? [];
-  for (const row of rows) console.log(row.map((cell, column) => cell.padEnd(widths[column]!)).join('  ').trimEnd());
+  for (const row of rows)
+    console.log(
+      row
+        .map((cell, column) => cell.padEnd(widths[column]!))
+        .join('  ')
+        .trimEnd(),
+    );
 };
 
 const keys = plumb.command('keys').description('who may call the API');
@@ -161,7 +191,9 @@ keys
   .command('list')
   .description('every key, without its secret')
   .action(async () => {
-    const { data } = await api<Listed<{ id: string; kind: string; name: string; created_at: string; revoked_at: string | null }>>('GET', '/v1/keys?limit=1000');
+    const { data } = await api<
+      Listed<{ id: string; kind: string; name: string; created_at: string; revoked_at: string | null }>
+    >('GET', '/v1/keys?limit=1000');
     table(data.map((key) => [key.id, key.kind, key.revoked_at ? 'revoked' : 'valid', key.created_at, key.name]));
   });
 keys
@@ -176,16 +208,37 @@ plumb
   .command('runs')
   .description('training runs, oldest first')
   .action(async () => {
-    const { data } = await api<Listed<{ id: string; status: string; stage: string | null; step: number | null; steps: number | null; error?: string; policy?: string }>>('GET', '/v1/runs?limit=1000');
-    table(data.map((run) => [run.id, run.status, run.stage ? `${run.stage} ${run.step}/${run.steps}` : '', run.policy ?? run.error ?? '']));
+    const { data } = await api<
+      Listed<{
+        id: string;
+        status: string;
+        stage: string | null;
+        step: number | null;
+        steps: number | null;
+        error?: string;
+        policy?: string;
+      }>
+    >('GET', '/v1/runs?limit=1000');
+    table(
+      data.map((run) => [
+        run.id,
+        run.status,
+        run.stage ? `${run.stage} ${run.step}/${run.steps}` : '',
+        run.policy ?? run.error ?? '',
+      ]),
+    );
   });
 
 plumb
   .command('policies')
   .description('policies, oldest first, with the channels that serve them')
   .action(async () => {
-    const { data } = await api<Listed<{ id: string; name: string; channels: string[]; created_at: string; parent: string | null }>>('GET', '/v1/policies?limit=1000');
-    table(data.map((policy) => [policy.id, policy.name, policy.channels.join(' '), policy.created_at, policy.parent ?? '']));
+    const { data } = await api<
+      Listed<{ id: string; name: string; channels: string[]; created_at: string; parent: string | null }>
+    >('GET', '/v1/policies?limit=1000');
+    table(
+      data.map((policy) => [policy.id, policy.name, policy.channels.join(' '), policy.created_at, policy.parent ?? '']),
+    );
   });
 
 // ---- training
@@ -216,17 +269,25 @@ async function withTraining(): Promise<void> {
 function progressLine(stream: NodeJS.WriteStream = process.stderr) {
   let last = '';
   return (step: string, share?: number) => {
-    const bar = share === undefined ? '' : ` ${'█'.repeat(Math.round(20 * share)).padEnd(20, '·')} ${Math.round(100 * share)} %`;
+    const bar =
+      share === undefined ? '' : ` ${'█'.repeat(Math.round(20 * share)).padEnd(20, '·')} ${Math.round(100 * share)} %`;
     if (stream.isTTY) stream.write(`\r\x1b[K  training engine: ${step}${bar}${share === 1 ? '\n' : ''}`);
     else if (step !== last) stream.write(`  training engine: ${step}\n`);
     last = step;
   };
 }
 
-async function reportFailure({ url, run, token }: { url: string; run: string; token: string }, error: string): Promise<void> {
+async function reportFailure(
+  { url, run, token }: { url: string; run: string; token: string },
+  error: string,
+): Promise<void> {
   const headers = { authorization: `Bearer ${token}`, 'content-type': 'application/json' };
   const job = (await (await fetch(`${url}/v1/jobs/${run}`, { headers })).json()) as { fence: number };
-  await fetch(`${url}/v1/jobs/${run}/fail`, { method: 'POST', headers, body: JSON.stringify({ fence: job.fence, error }) });
+  await fetch(`${url}/v1/jobs/${run}/fail`, {
+    method: 'POST',
+    headers,
+    body: JSON.stringify({ fence: job.fence, error }),
+  });
 }
 
 /** Closes once on the first signal; a second one ends the process at once. */

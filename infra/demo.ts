@@ -3,7 +3,7 @@
 // Exit 0 only if gold rose, with intervals that do not touch.
 
 import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Run } from '../schema/wire-runs.ts';
@@ -40,12 +40,18 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
   const home = mkdtempSync(join(tmpdir(), 'plumb-demo-'));
   const began = performance.now();
   const say = (line = '') => console.log(line);
-  const local = await startLocal({ home, port: await freePort(), cronSeconds: 2, variables: { PLUMB_MIN_FEEDBACK: String(JUDGEMENTS) } });
+  const local = await startLocal({
+    home,
+    port: await freePort(),
+    cronSeconds: 2,
+    variables: { PLUMB_MIN_FEEDBACK: String(JUDGEMENTS) },
+  });
   const stop = async () => {
     await local.close();
     rmSync(home, { recursive: true, force: true });
   };
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => void stop().then(() => process.exit(130)));
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+    process.once(signal, () => void stop().then(() => process.exit(130)));
 
   try {
     const { data } = await call<{ data: { id: string }[] }>(local, 'GET', '/v1/models');
@@ -53,8 +59,16 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
     const clock = stopwatch();
     const asked = tickets('evaluation', EVALUATION_SEED, EVALUATION_TICKETS);
     const evaluate = async () => {
-      const answers = await inTurn(asked, (ticket, i) => ask(local, ticket, 1, { seed: 1000 * seed + i, store: false }));
-      return { answers: answers.map((answer) => answer.choices[0]!.message.content), ...measure(asked, answers.map((a) => a.choices[0]!.message.content)) };
+      const answers = await inTurn(asked, (ticket, i) =>
+        ask(local, ticket, 1, { seed: 1000 * seed + i, store: false }),
+      );
+      return {
+        answers: answers.map((answer) => answer.choices[0]!.message.content),
+        ...measure(
+          asked,
+          answers.map((a) => a.choices[0]!.message.content),
+        ),
+      };
     };
 
     say(`\nbefore: ${EVALUATION_TICKETS} evaluation tickets, and the best of ${BEST_OF} answers as the mark to aim at`);
@@ -86,22 +100,46 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
     say('\nthe same tickets, before and after');
     for (const i of [0, 1, 2]) {
       say(`\n  ticket  ${asked[i]!.text}`);
-      measured.forEach((m, round) => say(`  ${(round === 0 ? 'before' : `round ${round}`).padEnd(8)}${m.answers[i]}  (gold ${gold(asked[i]!, m.answers[i]!).mean.toFixed(2)})`));
+      for (const [round, m] of measured.entries()) {
+        const name = (round === 0 ? 'before' : `round ${round}`).padEnd(8);
+        say(`  ${name}${m.answers[i]}  (gold ${gold(asked[i]!, m.answers[i]!).mean.toFixed(2)})`);
+      }
     }
     say('\nwhere the time went (seconds; budget a round: judging 20, training 105; evaluation 30 in all)');
     for (const [name, seconds] of clock.laps) say(`  ${name.padEnd(12)} ${seconds.toFixed(0).padStart(4)}`);
     for (const [round, run] of finished.entries()) {
       const stages = (run.report?.seconds ?? {}) as Record<string, number>;
-      say(`  run ${round + 1}: ${Object.entries(stages).map(([stage, seconds]) => `${stage} ${seconds.toFixed(0)}`).join(', ')}`);
+      say(
+        `  run ${round + 1}: ${Object.entries(stages)
+          .map(([stage, seconds]) => `${stage} ${seconds.toFixed(0)}`)
+          .join(', ')}`,
+      );
     }
 
     const rose = last.gold.low > first.gold.high;
     const way = (last.gold.mean - first.gold.mean) / (best - first.gold.mean);
     const seconds = (performance.now() - began) / 1000;
-    say(`\n${rose ? 'gold rose' : 'gold did not rise'}: ${first.gold.mean.toFixed(3)} → ${last.gold.mean.toFixed(3)}, ${(100 * way).toFixed(0)} % of the way to the best of ${BEST_OF} (${best.toFixed(3)}); ${seconds.toFixed(0)} s in all`);
+    say(
+      `\n${rose ? 'gold rose' : 'gold did not rise'}: ${first.gold.mean.toFixed(3)} → ${last.gold.mean.toFixed(3)}, ${(100 * way).toFixed(0)} % of the way to the best of ${BEST_OF} (${best.toFixed(3)}); ${seconds.toFixed(0)} s in all`,
+    );
     if (json) {
-      const row = (m: Measured, kl: number) => ({ gold: m.gold, relevance: m.relevance, coherence: m.coherence, ethics: m.ethics, kl, length: m.length, gap: m.gap });
-      say(JSON.stringify({ before: row(first, 0), rounds: measured.slice(1).map((m, i) => row(m, kls[i]!)), best_of_16: best, seconds }));
+      const row = (m: Measured, kl: number) => ({
+        gold: m.gold,
+        relevance: m.relevance,
+        coherence: m.coherence,
+        ethics: m.ethics,
+        kl,
+        length: m.length,
+        gap: m.gap,
+      });
+      say(
+        JSON.stringify({
+          before: row(first, 0),
+          rounds: measured.slice(1).map((m, i) => row(m, kls[i]!)),
+          best_of_16: best,
+          seconds,
+        }),
+      );
     }
     if (!rose) process.exitCode = 1;
   } finally {
@@ -112,7 +150,10 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
 // ---- asking and judging
 
 async function call<T>(local: Local, method: string, path: string, body?: object): Promise<T> {
-  const init: RequestInit = { method, headers: { authorization: `Bearer ${local.keys.secret}`, ...(body && { 'content-type': 'application/json' }) } };
+  const init: RequestInit = {
+    method,
+    headers: { authorization: `Bearer ${local.keys.secret}`, ...(body && { 'content-type': 'application/json' }) },
+  };
   if (body) init.body = JSON.stringify(body);
   const response = await fetch(local.url + path, init);
   if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${await response.text()}`);
@@ -120,7 +161,13 @@ async function call<T>(local: Local, method: string, path: string, body?: object
 }
 
 const ask = (local: Local, ticket: Ticket, n: number, more: { seed: number; store?: boolean; user?: string }) =>
-  call<Answered>(local, 'POST', '/v1/chat/completions', { model: 'stable', messages: [{ role: 'user', content: ticket.text }], n, max_tokens: MAX_TOKENS, ...more });
+  call<Answered>(local, 'POST', '/v1/chat/completions', {
+    model: 'stable',
+    messages: [{ role: 'user', content: ticket.text }],
+    n,
+    max_tokens: MAX_TOKENS,
+    ...more,
+  });
 
 /** Runs over the items, a few at once, and keeps their order. */
 async function inTurn<T, R>(items: T[], work: (item: T, index: number) => Promise<R>): Promise<R[]> {
@@ -150,9 +197,17 @@ async function judgeRound(local: Local, raters: RaterConfig, seed: number, round
   const kinds = voteKinds(JUDGEMENTS, random(seed, `kinds ${round}`));
   await inTurn(asked, async (ticket, i) => {
     const rng = random(seed * 1000 + round, `rater ${i}`);
-    const { choices } = await ask(local, ticket, kinds[i]!.answers, { seed: 1_000_000 * seed + 10_000 * round + i, user: `customer ${round}-${i}` });
+    const { choices } = await ask(local, ticket, kinds[i]!.answers, {
+      seed: 1_000_000 * seed + 10_000 * round + i,
+      user: `customer ${round}-${i}`,
+    });
     const ids = choices.map((choice) => choice.sample_id!);
-    const { order, up, cohort } = judge(rng, ticket, choices.map((choice) => choice.message.content), raters);
+    const { order, up, cohort } = judge(
+      rng,
+      ticket,
+      choices.map((choice) => choice.message.content),
+      raters,
+    );
     const rater = { id: `rater ${i % 20}`, cohorts: { outlook: cohort, dialect: ticket.dialect } };
     const kind = kinds[i]!.kind;
     const vote =
@@ -183,7 +238,12 @@ async function nextRun(local: Local, before: number, say: (line: string) => void
 
 // ---- showing
 
-function show(measured: (Measured & { each: number[] })[], kls: number[], best: number, say: (line: string) => void): void {
+function show(
+  measured: (Measured & { each: number[] })[],
+  kls: number[],
+  best: number,
+  say: (line: string) => void,
+): void {
   const interval = (m: Measured) => `${m.gold.mean.toFixed(3)} (${m.gold.low.toFixed(3)}–${m.gold.high.toFixed(3)})`;
   const rows: [string, ...string[]][] = [
     ['', ...measured.map((_, round) => (round === 0 ? 'before' : `after ${round}`))],
@@ -198,7 +258,13 @@ function show(measured: (Measured & { each: number[] })[], kls: number[], best: 
     ['gap A − B', ...measured.map((m) => m.gap.toFixed(3))],
   ];
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => (row[column] ?? '').length)));
-  for (const row of rows) say(`  ${row.map((cell, column) => cell.padEnd(widths[column]!)).join('   ').trimEnd()}`);
+  for (const row of rows)
+    say(
+      `  ${row
+        .map((cell, column) => cell.padEnd(widths[column]!))
+        .join('   ')
+        .trimEnd()}`,
+    );
   say(`  best of ${BEST_OF} answers of the first policy: ${best.toFixed(3)}`);
 }
 

@@ -21,16 +21,22 @@ export interface Launcher {
 const MOST_BYTES = 16_384;
 
 /** @param worker where the Worker is known to be, once it is: launches for any other URL are refused */
-export async function startLauncher(home: string, worker: () => string, environment: Record<string, string> = {}): Promise<Launcher> {
+export async function startLauncher(
+  home: string,
+  worker: () => string,
+  environment: Record<string, string> = {},
+): Promise<Launcher> {
   const token = randomBytes(32).toString('base64url');
   const children = new Map<string, ChildProcess>();
   const logs = join(home, 'runs');
   mkdirSync(logs, { recursive: true });
 
   const server = createServer(async (request, response) => {
-    const answer = (status: number, body: object) => response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+    const answer = (status: number, body: object) =>
+      response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
     if (request.headers.host !== `127.0.0.1:${port()}`) return answer(403, { detail: 'wrong Host' });
-    if (!same(request.headers.authorization ?? '', `Bearer ${token}`)) return answer(401, { detail: 'wrong or no bearer' });
+    if (!same(request.headers.authorization ?? '', `Bearer ${token}`))
+      return answer(401, { detail: 'wrong or no bearer' });
     if (request.method !== 'POST' || request.url !== '/launch') return answer(404, { detail: 'only POST /launch' });
     const body = LaunchRequest.safeParse(await json(request));
     if (!body.success || body.data.url !== worker()) return answer(400, { detail: 'not a launch of this Worker’s' });
@@ -74,7 +80,8 @@ export async function startLauncher(home: string, worker: () => string, environm
   };
 }
 
-const same = (a: string, b: string): boolean => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b));
+const same = (a: string, b: string): boolean =>
+  a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b));
 
 async function json(request: IncomingMessage): Promise<unknown> {
   let text = '';

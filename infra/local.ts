@@ -23,7 +23,8 @@ interface Secrets {
   token: string;
   pepper: string;
   side: string;
-  keys: { secret: string; public: string };
+  /** The secret key made at the first start, in plain: this machine's owner tries things with it. */
+  key: string;
 }
 export interface DevFile {
   url: string;
@@ -55,15 +56,25 @@ Object.assign(process.env, {
   X_LOCAL_EXPLORER: 'false',
 });
 
-export async function startLocal({ home, port, cronSeconds, variables = {}, environment = {} }: LocalOptions): Promise<Local> {
+export async function startLocal({
+  home,
+  port,
+  cronSeconds,
+  variables = {},
+  environment = {},
+}: LocalOptions): Promise<Local> {
   prepareHome(home);
   const taken = devFile(home);
-  if (taken && alive(taken.pid)) throw new UserError(`Plumb already runs on this data (process ${taken.pid}, ${taken.url}): stop it first, or set PLUMB_HOME`);
-  if (!(await portFree(port))) throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
+  if (taken && alive(taken.pid))
+    throw new UserError(
+      `Plumb already runs on this data (process ${taken.pid}, ${taken.url}): stop it first, or set PLUMB_HOME`,
+    );
+  if (!(await portFree(port)))
+    throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
 
   const secrets = await readSecrets(home);
   await migrate(home);
-  const policy = await bootstrap(home, port, secrets);
+  const policy = await bootstrap(home, secrets);
 
   const url = `http://127.0.0.1:${port}`;
   const launcher = await startLauncher(home, () => url, environment);
@@ -76,13 +87,23 @@ export async function startLocal({ home, port, cronSeconds, variables = {}, envi
     PLUMB_LAUNCHER_TOKEN: launcher.token,
     PLUMB_DEMO: '1',
     ...variables,
-    ...Object.fromEntries(Object.entries(process.env).filter(([name]) => SETTABLE.includes(name)) as [string, string][]),
+    ...Object.fromEntries(
+      Object.entries(process.env).filter(([name]) => SETTABLE.includes(name)) as [string, string][],
+    ),
   };
   const worker = await unstable_startWorker({
     config: join(ROOT, 'wrangler.jsonc'),
     envFiles: [],
-    bindings: Object.fromEntries(Object.entries(bindings).map(([name, value]) => [name, { type: 'plain_text' as const, value }])),
-    dev: { server: { hostname: '127.0.0.1', port }, persist: join(home, 'state'), watch: false, inspector: false, logLevel: 'warn' },
+    bindings: Object.fromEntries(
+      Object.entries(bindings).map(([name, value]) => [name, { type: 'plain_text' as const, value }]),
+    ),
+    dev: {
+      server: { hostname: '127.0.0.1', port },
+      persist: join(home, 'state'),
+      watch: false,
+      inspector: false,
+      logLevel: 'warn',
+    },
   } as Parameters<typeof unstable_startWorker>[0]);
 
   let closed = false;
@@ -112,13 +133,25 @@ export async function startLocal({ home, port, cronSeconds, variables = {}, envi
     await close();
     throw error;
   }
-  const dev: DevFile = { url, pid: process.pid, keys: { secret: secrets.keys.secret, public: await publicKey(home, port, secrets) }, policy };
+  const dev: DevFile = {
+    url,
+    pid: process.pid,
+    keys: { secret: secrets.key, public: await publicKey(home, port, secrets) },
+    policy,
+  };
   writeFileSync(join(home, 'dev.json'), `${JSON.stringify(dev, null, 2)}\n`, { mode: 0o600 });
   return { ...dev, launcher, tick, close };
 }
 
 /** Variables of the Worker that the environment of `plumb dev` may set. */
-const SETTABLE = ['PLUMB_TOKEN_TTL', 'PLUMB_MIN_FEEDBACK', 'PLUMB_MAX_WAIT', 'PLUMB_IDENTITY_KEY', 'PLUMB_LEASE', 'PLUMB_LAUNCH_PATIENCE'];
+const SETTABLE = [
+  'PLUMB_TOKEN_TTL',
+  'PLUMB_MIN_FEEDBACK',
+  'PLUMB_MAX_WAIT',
+  'PLUMB_IDENTITY_KEY',
+  'PLUMB_LEASE',
+  'PLUMB_LAUNCH_PATIENCE',
+];
 
 /** The folder, for its owner alone. */
 function prepareHome(home: string): void {
@@ -126,7 +159,9 @@ function prepareHome(home: string): void {
     mkdirSync(home, { recursive: true });
     chmodSync(home, 0o700);
   } catch (error) {
-    throw new UserError(`cannot use ${home} for data: ${(error as NodeJS.ErrnoException).code}; set PLUMB_HOME to a folder of yours`);
+    throw new UserError(
+      `cannot use ${home} for data: ${(error as NodeJS.ErrnoException).code}; set PLUMB_HOME to a folder of yours`,
+    );
   }
 }
 
@@ -153,20 +188,38 @@ async function readSecrets(home: string): Promise<Secrets> {
   const path = join(home, 'secrets.json');
   if (existsSync(path)) return JSON.parse(readFileSync(path, 'utf8'));
   const secret = () => randomBytes(24).toString('base64url');
-  const secrets: Secrets = { token: secret(), pepper: secret(), side: secret(), keys: { secret: '', public: '' } };
+  const secrets: Secrets = { token: secret(), pepper: secret(), side: secret(), key: '' };
   return secrets;
 }
 
 async function migrate(home: string): Promise<void> {
   const wrangler = join(ROOT, 'node_modules/wrangler/bin/wrangler.js');
-  const args = ['d1', 'migrations', 'apply', 'plumb', '--local', '--persist-to', join(home, 'state'), '--config', join(ROOT, 'wrangler.jsonc')];
+  const args = [
+    'd1',
+    'migrations',
+    'apply',
+    'plumb',
+    '--local',
+    '--persist-to',
+    join(home, 'state'),
+    '--config',
+    join(ROOT, 'wrangler.jsonc'),
+  ];
   await new Promise<void>((resolve, reject) => {
-    const child = spawn(process.execPath, [wrangler, ...args], { stdio: ['ignore', 'pipe', 'pipe'], cwd: ROOT, env: { ...process.env, CI: 'true' } });
+    const child = spawn(process.execPath, [wrangler, ...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      cwd: ROOT,
+      env: { ...process.env, CI: 'true' },
+    });
     let output = '';
     child.stdout.on('data', (data) => (output += data));
     child.stderr.on('data', (data) => (output += data));
     child.on('error', reject);
-    child.on('close', (code) => (code === 0 ? resolve() : reject(new UserError(`the database could not be brought up to date: ${output.trim().split('\n').at(-1)}`))));
+    child.on('close', (code) =>
+      code === 0
+        ? resolve()
+        : reject(new UserError(`the database could not be brought up to date: ${output.trim().split('\n').at(-1)}`)),
+    );
   });
 }
 
@@ -191,16 +244,17 @@ export async function withStore<T>(home: string, use: (env: Bindings) => Promise
 }
 
 /** First start: keys for trying, and the seed policy published and released. Returns what stable serves. */
-async function bootstrap(home: string, port: number, secrets: Secrets): Promise<string> {
+async function bootstrap(home: string, secrets: Secrets): Promise<string> {
   return withStore(home, async ({ DB, BUCKET }) => {
-    if (!secrets.keys.secret) {
+    if (!secrets.key) {
       const key = await makeKey('sk', undefined, [], 'made at the first start');
       await insertKey(DB, key.row);
-      secrets.keys.secret = key.plain;
-      secrets.keys.public = '';
+      secrets.key = key.plain;
       saveSecrets(home, secrets);
     }
-    const stable = await DB.prepare("SELECT policy FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1").first<{ policy: string }>();
+    const stable = await DB.prepare(
+      "SELECT policy FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1",
+    ).first<{ policy: string }>();
     if (stable) return stable.policy;
     const { manifest, files } = importFolder(SEED_FOLDER, 'plumb-seed');
     await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
@@ -210,12 +264,18 @@ async function bootstrap(home: string, port: number, secrets: Secrets): Promise<
 
 /** The public key names its origins, and they hold the port: each port has its own. */
 async function publicKey(home: string, port: number, secrets: Secrets): Promise<string> {
-  const known: Record<string, string> = existsSync(join(home, 'public-keys.json')) ? JSON.parse(readFileSync(join(home, 'public-keys.json'), 'utf8')) : {};
+  const known: Record<string, string> = existsSync(join(home, 'public-keys.json'))
+    ? JSON.parse(readFileSync(join(home, 'public-keys.json'), 'utf8'))
+    : {};
   if (known[port]) return known[port];
   const response = await fetch(`http://127.0.0.1:${port}/v1/keys`, {
     method: 'POST',
-    headers: { authorization: `Bearer ${secrets.keys.secret}`, 'content-type': 'application/json' },
-    body: JSON.stringify({ kind: 'pk', origins: [`http://127.0.0.1:${port}`, `http://localhost:${port}`], name: `pages of port ${port}` }),
+    headers: { authorization: `Bearer ${secrets.key}`, 'content-type': 'application/json' },
+    body: JSON.stringify({
+      kind: 'pk',
+      origins: [`http://127.0.0.1:${port}`, `http://localhost:${port}`],
+      name: `pages of port ${port}`,
+    }),
   });
   if (!response.ok) throw new Error(`no public key: ${response.status} ${await response.text()}`);
   const { key } = (await response.json()) as { key: string };
@@ -223,7 +283,8 @@ async function publicKey(home: string, port: number, secrets: Secrets): Promise<
   return key;
 }
 
-const saveSecrets = (home: string, secrets: Secrets) => writeFileSync(join(home, 'secrets.json'), JSON.stringify(secrets, null, 2), { mode: 0o600 });
+const saveSecrets = (home: string, secrets: Secrets) =>
+  writeFileSync(join(home, 'secrets.json'), JSON.stringify(secrets, null, 2), { mode: 0o600 });
 
 const portFree = (port: number): Promise<boolean> =>
   new Promise((resolve) => {

@@ -13,7 +13,9 @@ if (major >= 24) {
 } else {
   const own = join(here, '../node_modules/node/bin/node');
   if (!existsSync(own)) {
-    console.error(`plumb: this is Node ${process.versions.node} and the project's own Node 24 is not installed: run npm ci (with Node 20 or newer)`);
+    console.error(
+      `plumb: this is Node ${process.versions.node} and the project's own Node 24 is not installed: run npm ci (with Node 20 or newer)`,
+    );
     process.exit(1);
   }
   const child = spawn(own, [join(here, 'plumb.mjs'), ...process.argv.slice(2)], { stdio: 'inherit' });

@@ -9,7 +9,8 @@ import { tf } from './engine/tf.ts';
 export function treeToFile(tree: Tree): Uint8Array {
   const tensors = new Map<string, FloatTensor>();
   const walk = (branch: Tree, path: string) => {
-    if (branch instanceof tf.Tensor) tensors.set(path, { shape: branch.shape, data: branch.dataSync() as Float32Array });
+    if (branch instanceof tf.Tensor)
+      tensors.set(path, { shape: branch.shape, data: branch.dataSync() as Float32Array });
     else for (const [key, value] of Object.entries(branch)) walk(value as Tree, path ? `${path}/${key}` : key);
   };
   walk(tree, '');
@@ -31,7 +32,8 @@ export function fileToTree(file: Uint8Array): Tree {
   const arrays = (branch: unknown): unknown => {
     if (branch instanceof tf.Tensor) return branch;
     const entries = Object.entries(branch as object);
-    if (entries.every(([key]) => /^\d+$/.test(key))) return entries.sort(([a], [b]) => Number(a) - Number(b)).map(([, value]) => arrays(value));
+    if (entries.every(([key]) => /^\d+$/.test(key)))
+      return entries.sort(([a], [b]) => Number(a) - Number(b)).map(([, value]) => arrays(value));
     return Object.fromEntries(entries.map(([key, value]) => [key, arrays(value)]));
   };
   return arrays(root) as Tree;
@@ -42,7 +44,9 @@ export function inFormOf<T extends Tree>(form: T, tree: Tree): T {
   const rebuild = (like: Tree, from: Tree): Tree => {
     if (like instanceof tf.Tensor) return from;
     if (Array.isArray(like)) return like.map((branch, i) => rebuild(branch, (from as Tree[])[i]!));
-    return Object.fromEntries(Object.entries(like).map(([key, value]) => [key, rebuild(value, (from as Record<string, Tree>)[key]!)]));
+    return Object.fromEntries(
+      Object.entries(like).map(([key, value]) => [key, rebuild(value, (from as Record<string, Tree>)[key]!)]),
+    );
   };
   const rebuilt = rebuild(form, tree);
   if (flatten(rebuilt).length !== flatten(form).length) throw new Error('the checkpoint is of another model');

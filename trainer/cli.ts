@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { fileToTree, inFormOf, treeToFile, writeWhole } from './checkpoint.ts';
-import { columnsFor, readLines, readSftLines, type Row, sftRows, type Shape } from './data.ts';
+import { columnsFor, type Row, readLines, readSftLines, type Shape, sftRows } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate, GATE_DEFAULTS } from './evaluate.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
@@ -15,7 +15,7 @@ import { type Report, toFile, toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
 import { type AdamState, adamState } from './optimizer.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
-import { policyCalls, PPO_DEFAULTS, ppo, type PpoState } from './ppo.ts';
+import { PPO_DEFAULTS, type PpoState, policyCalls, ppo } from './ppo.ts';
 import { random } from './random.ts';
 import { accuracy, fitReward, REWARD_DEFAULTS, type RewardModel, rewardCalls } from './reward.ts';
 import { startSampler } from './rollout.ts';
@@ -53,40 +53,67 @@ const parted = <T>(rows: T[]): { train: T[]; held: T[] } => ({
 
 const shapeOf = (rows: Row[], batch: number, most: number, policy: Policy): Shape => {
   const answer = Math.min(most, columnsFor(rows.map((row) => row.answer.length)));
-  return { batch, answer, prompt: Math.min(columnsFor(rows.map((row) => row.prompt.length)), policy.config.max_position_embeddings - answer) };
+  return {
+    batch,
+    answer,
+    prompt: Math.min(columnsFor(rows.map((row) => row.prompt.length)), policy.config.max_position_embeddings - answer),
+  };
 };
 
-const PromptLine = z.looseObject({ prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages') });
+const PromptLine = z.looseObject({
+  prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages'),
+});
 const readPrompts = (policy: Policy, path: string): number[][] =>
-  readLines(path, PromptLine).map(({ prompt }) => policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt));
+  readLines(path, PromptLine).map(({ prompt }) =>
+    policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt),
+  );
 
 function readReward(folder: string, like: Parameters): RewardModel {
   const path = join(folder, 'reward.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no reward.safetensors: make one with plumb train reward`);
   const { parameters, head, thumbs } = fileToTree(readFileSync(path)) as RewardModel;
-  return { parameters: inFormOf(like, parameters), head: { weight: head.weight, bias: head.bias }, thumbs: { logScale: thumbs.logScale, bias: thumbs.bias } };
+  return {
+    parameters: inFormOf(like, parameters),
+    head: { weight: head.weight, bias: head.bias },
+    thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
+  };
 }
 
 /** Answers of the policy to given prompts, for bringing scores to mean 0 and variance 1. */
-async function drawn(policy: Policy, weights: Parameters, prompts: number[][], answer: number, seed: number): Promise<Row[]> {
+async function drawn(
+  policy: Policy,
+  weights: Parameters,
+  prompts: number[][],
+  answer: number,
+  seed: number,
+): Promise<Row[]> {
   const sampler = startSampler(policy.config);
   try {
     const asked = prompts.slice(0, 400);
-    const sampled = await sampler.sample(weights, asked, asked.map((_, i) => seed * 1_000_003 + i), { maxTokens: answer, temperature: 1 });
+    const sampled = await sampler.sample(
+      weights,
+      asked,
+      asked.map((_, i) => seed * 1_000_003 + i),
+      { maxTokens: answer, temperature: 1 },
+    );
     return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
   } finally {
     await sampler.close();
   }
 }
 
-const uniquePrompts = (judgements: Judgement[]): number[][] => [...new Map(judgements.map((j) => [j.rows[0]!.prompt.join(), j.rows[0]!.prompt])).values()];
+const uniquePrompts = (judgements: Judgement[]): number[][] => [
+  ...new Map(judgements.map((j) => [j.rows[0]!.prompt.join(), j.rows[0]!.prompt])).values(),
+];
 
 export function trainCommand(): Command {
   const train = new Command('train').description('train on files: one stage of the loop at a time');
 
   train
     .command('sft')
-    .description('initial model training: cross-entropy on answers ({messages}, {prompt, completion}) or on plain {text}')
+    .description(
+      'initial model training: cross-entropy on answers ({messages}, {prompt, completion}) or on plain {text}',
+    )
     .requiredOption('--data <file>', 'JSONL')
     .requiredOption('--base <folder>', 'policy whose configuration, tokenizer and weights to begin with')
     .requiredOption('--out <folder>', 'where the policy goes')
@@ -104,7 +131,9 @@ export function trainCommand(): Command {
       const rows = sftRows(policy, lines, options.answerTokens);
       const { train: fitted, held } = parted(rows);
       const fresh = options.fromScratch || options.ownTokenizer;
-      const weights = fresh ? initialParameters(policy.config, random(options.seed, 'weights')) : readWeights(options.base, policy.config);
+      const weights = fresh
+        ? initialParameters(policy.config, random(options.seed, 'weights'))
+        : readWeights(options.base, policy.config);
       const shape = shapeOf(rows, options.batch, options.answerTokens, policy);
       const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
       const { parameters, loss } = await sft(
@@ -112,16 +141,27 @@ export function trainCommand(): Command {
         weights,
         fitted,
         held,
-        { ...SFT_DEFAULTS, steps: options.steps, shape, warmup, learningRate: options.learningRate, seed: options.seed },
+        {
+          ...SFT_DEFAULTS,
+          steps: options.steps,
+          shape,
+          warmup,
+          learningRate: options.learningRate,
+          seed: options.seed,
+        },
         reportTo(options.out),
       );
       writePolicy(options.out, policy, parameters);
-      console.log(`${Number.isNaN(loss) ? '' : `held-out loss ${loss.toFixed(4)} nats a token; `}policy written to ${options.out}`);
+      console.log(
+        `${Number.isNaN(loss) ? '' : `held-out loss ${loss.toFixed(4)} nats a token; `}policy written to ${options.out}`,
+      );
     });
 
   train
     .command('reward')
-    .description('fit a reward model to {prompt, chosen, rejected}, {prompt, completions, ranks} or {prompt, completion, label}')
+    .description(
+      'fit a reward model to {prompt, chosen, rejected}, {prompt, completions, ranks} or {prompt, completion, label}',
+    )
     .requiredOption('--data <file>', 'JSONL')
     .requiredOption('--base <folder>', 'policy to begin from')
     .requiredOption('--out <folder>', 'where reward.safetensors goes')
@@ -134,19 +174,42 @@ export function trainCommand(): Command {
       const weights = readWeights(options.base, policy.config);
       const judgements = readJudgements(policy, options.data);
       const { train: fitted, held } = parted(judgements);
-      const shape = shapeOf(judgements.flatMap((judgement) => judgement.rows), 64, options.answerTokens, policy);
-      const calls = rewardCalls(policy.config, shape, { ...REWARD_DEFAULTS, epochs: options.epochs, learningRate: options.learningRate });
+      const shape = shapeOf(
+        judgements.flatMap((judgement) => judgement.rows),
+        64,
+        options.answerTokens,
+        policy,
+      );
+      const calls = rewardCalls(policy.config, shape, {
+        ...REWARD_DEFAULTS,
+        epochs: options.epochs,
+        learningRate: options.learningRate,
+      });
       const on = await drawn(policy, weights, uniquePrompts(judgements), shape.answer, options.seed);
-      const rm = await fitReward(policy.config, calls, weights, fitted, on, options.seed, 'reward', reportTo(options.out));
+      const rm = await fitReward(
+        policy.config,
+        calls,
+        weights,
+        fitted,
+        on,
+        options.seed,
+        'reward',
+        reportTo(options.out),
+      );
       const { right, pairs } = accuracy(calls, rm, held, policy.config.pad_token_id);
       writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
-      const accurate = pairs > 0 ? `right about ${((100 * right.reduce((a, b) => a + b, 0)) / pairs).toFixed(1)} % of ${pairs} held-out judgements; ` : '';
+      const accurate =
+        pairs > 0
+          ? `right about ${((100 * right.reduce((a, b) => a + b, 0)) / pairs).toFixed(1)} % of ${pairs} held-out judgements; `
+          : '';
       console.log(`${accurate}reward model written to ${options.out}`);
     });
 
   train
     .command('ppo')
-    .description('optimise a policy against a reward model; goes on where an earlier call with the same --out was cut off')
+    .description(
+      'optimise a policy against a reward model; goes on where an earlier call with the same --out was cut off',
+    )
     .requiredOption('--data <file>', 'JSONL of {prompt}')
     .requiredOption('--base <folder>', 'policy to begin from, and to stay near')
     .requiredOption('--reward <folder>', 'of plumb train reward')
@@ -171,7 +234,10 @@ export function trainCommand(): Command {
         klTarget: options.klTarget,
         seed: options.seed,
       };
-      const calls = { policy: policyCalls(policy.config, shape, config), reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS) };
+      const calls = {
+        policy: policyCalls(policy.config, shape, config),
+        reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
+      };
       const report = reportTo(options.out);
       const state = join(options.out, 'ppo.state.safetensors');
       const place = join(options.out, 'ppo.state.json');
@@ -203,7 +269,9 @@ export function trainCommand(): Command {
 
   train
     .command('evaluate')
-    .description('the gate: does a candidate beat its parent, by a judge fitted to judgements that neither was trained on?')
+    .description(
+      'the gate: does a candidate beat its parent, by a judge fitted to judgements that neither was trained on?',
+    )
     .requiredOption('--data <file>', 'judgements, JSONL: two thirds fit the judge, one third checks it')
     .requiredOption('--prompts <file>', 'JSONL of {prompt} on which the two compete')
     .requiredOption('--base <folder>', 'the parent')
@@ -225,17 +293,39 @@ export function trainCommand(): Command {
         prompt: columnsFor([...prompts.map((p) => p.length), ...rows.map((row) => row.prompt.length)]),
         answer: Math.min(options.answerTokens, columnsFor(rows.map((row) => row.answer.length))),
       };
-      const calls = { policy: policyCalls(model, shape, PPO_DEFAULTS), reward: rewardCalls(model, shape, REWARD_DEFAULTS) };
+      const calls = {
+        policy: policyCalls(model, shape, PPO_DEFAULTS),
+        reward: rewardCalls(model, shape, REWARD_DEFAULTS),
+      };
       const third = (i: number) => i % 3 === 2;
       const on = await drawn(policy, root, prompts, shape.answer, options.seed);
-      const judge = await fitReward(model, calls.reward, root, judgements.filter((_, i) => !third(i)), on, options.seed, 'judge', toTerminal());
+      const judge = await fitReward(
+        model,
+        calls.reward,
+        root,
+        judgements.filter((_, i) => !third(i)),
+        on,
+        options.seed,
+        'judge',
+        toTerminal(),
+      );
       const sampler = startSampler(model);
       try {
-        const gate = await evaluate(model, calls, { root, parent, candidate }, judge, judgements.filter((_, i) => third(i)), prompts, sampler, {
-          ...GATE_DEFAULTS,
-          seed: options.seed,
-        });
-        for (const reason of gate.reasons) console.log(`${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
+        const gate = await evaluate(
+          model,
+          calls,
+          { root, parent, candidate },
+          judge,
+          judgements.filter((_, i) => third(i)),
+          prompts,
+          sampler,
+          {
+            ...GATE_DEFAULTS,
+            seed: options.seed,
+          },
+        );
+        for (const reason of gate.reasons)
+          console.log(`${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
         console.log(gate.verdict);
         if (gate.verdict === 'reject') process.exitCode = 3;
       } finally {
@@ -249,17 +339,30 @@ export function trainCommand(): Command {
 
 function readState(state: string, place: string, parent: Parameters): PpoState {
   const { actor, adam } = fileToTree(readFileSync(state)) as unknown as { actor: PpoState['actor']; adam: AdamState };
-  const form = { parameters: inFormOf(parent, actor.parameters), value: { weight: actor.value.weight, bias: actor.value.bias } };
-  const { beta, iteration } = z.object({ beta: z.number(), iteration: z.int() }).parse(JSON.parse(readFileSync(place, 'utf8')));
+  const form = {
+    parameters: inFormOf(parent, actor.parameters),
+    value: { weight: actor.value.weight, bias: actor.value.bias },
+  };
+  const { beta, iteration } = z
+    .object({ beta: z.number(), iteration: z.int() })
+    .parse(JSON.parse(readFileSync(place, 'utf8')));
   return { actor: form, adam: inFormOf(adamState(form), adam), beta, iteration };
 }
 
 /** The base's form with a tokenizer trained on the data; its special tokens keep their ids. */
 function withOwnTokenizer(base: Policy, lines: ReturnType<typeof readSftLines>, vocabSize: number): Policy {
   const special = [...base.tokenizer.added.keys()];
-  const texts = lines.flatMap((line) => ('text' in line ? [line.text as string] : 'messages' in line ? (line.messages as Message[]).map((m) => m.content) : [JSON.stringify(line)]));
+  const texts = lines.flatMap((line) =>
+    'text' in line
+      ? [line.text as string]
+      : 'messages' in line
+        ? (line.messages as Message[]).map((m) => m.content)
+        : [JSON.stringify(line)],
+  );
   const text = tokenizerJson(trainBpe(texts, { vocabSize, special, individualDigits: true }));
   const files = { ...base.files, 'tokenizer.json': text };
   const scratch = { ...base.config, vocab_size: vocabSize };
-  return policyFromTexts((name) => (name === 'config.json' ? JSON.stringify(scratch) : files[name as keyof typeof files]));
+  return policyFromTexts((name) =>
+    name === 'config.json' ? JSON.stringify(scratch) : files[name as keyof typeof files],
+  );
 }

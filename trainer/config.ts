@@ -8,7 +8,10 @@ const settings = <T extends object>(defaults: T) =>
   z
     .strictObject(
       Object.fromEntries(
-        Object.entries(defaults).map(([name, value]) => [name, (typeof value === 'boolean' ? z.boolean() : z.number()).optional()]),
+        Object.entries(defaults).map(([name, value]) => [
+          name,
+          (typeof value === 'boolean' ? z.boolean() : z.number()).optional(),
+        ]),
       ),
     )
     .optional();

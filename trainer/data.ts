@@ -54,7 +54,9 @@ export function readLines<T>(path: string, schema: z.ZodType<T>): T[] {
   });
   if (bad.length > 0) {
     const more = bad.length > 20 ? [`and ${bad.length - 20} more`] : [];
-    throw new UserError([`${path} has ${bad.length} bad line${bad.length > 1 ? 's' : ''}`, ...bad.slice(0, 20), ...more].join('\n  '));
+    throw new UserError(
+      [`${path} has ${bad.length} bad line${bad.length > 1 ? 's' : ''}`, ...bad.slice(0, 20), ...more].join('\n  '),
+    );
   }
   if (rows.length === 0) throw new UserError(`${path} has no rows`);
   return rows;
@@ -69,23 +71,30 @@ export function sftRows(policy: Policy, lines: SftLine[], answerTokens: number):
     if ('text' in line) {
       const ids = [...encode(policy.tokenizer, line.text as string), eos];
       const rows: Row[] = [];
-      for (let i = 0; i < ids.length; i += answerTokens) rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + answerTokens) });
+      for (let i = 0; i < ids.length; i += answerTokens)
+        rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + answerTokens) });
       return rows;
     }
     if ('messages' in line) {
       const messages = line.messages as Message[];
       // Every assistant turn is an answer to what came before it.
-      return messages.flatMap((message, index) => (message.role === 'assistant' && index > 0 ? [answerRow(policy, messages.slice(0, index), message.content)] : []));
+      return messages.flatMap((message, index) =>
+        message.role === 'assistant' && index > 0 ? [answerRow(policy, messages.slice(0, index), message.content)] : [],
+      );
     }
     const { prompt, completion } = line as { prompt: string | Message[]; completion: string | Message[] };
-    const answer = typeof completion === 'string' ? completion : completion.map((message) => message.content).join('\n');
+    const answer =
+      typeof completion === 'string' ? completion : completion.map((message) => message.content).join('\n');
     return [answerRow(policy, typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt, answer)];
   });
 }
 
 /** A conversation and its answer as ids. */
 export function answerRow(policy: Policy, messages: Message[], answer: string): Row {
-  return { prompt: policy.encodePrompt(messages), answer: [...encode(policy.tokenizer, answer), policy.config.eos_token_id] };
+  return {
+    prompt: policy.encodePrompt(messages),
+    answer: [...encode(policy.tokenizer, answer), policy.config.eos_token_id],
+  };
 }
 
 export interface Shape {

@@ -6,8 +6,8 @@
 // Promotion needs all of: the win rate's lower bound above one half; a judge that is right more often than not about C, by its
 // lower bound; answers whose length and repetition have not run away; KL to parent and root within limits.
 
-import type { ModelConfig } from '../schema/manifest.ts';
 import { packEdge } from '../schema/edge.ts';
+import type { ModelConfig } from '../schema/manifest.ts';
 import type { Row } from './data.ts';
 import type { Judgement } from './judgements.ts';
 import type { Parameters } from './model.ts';
@@ -28,7 +28,13 @@ export interface GateConfig {
   repetitionGrowth: number;
   seed: number;
 }
-export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = { comparisons: 400, klToParent: 4, klToRoot: 8, lengthRatio: 1.4, repetitionGrowth: 0.05 };
+export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
+  comparisons: 400,
+  klToParent: 4,
+  klToRoot: 8,
+  lengthRatio: 1.4,
+  repetitionGrowth: 0.05,
+};
 
 export interface Reason {
   check: string;
@@ -89,7 +95,10 @@ export async function evaluate(
   const own = answerLogprobsOf(model, calls.policy, candidate, fresh);
   const kl = (other: Parameters) => {
     const theirs = answerLogprobsOf(model, calls.policy, other, fresh);
-    return sequenceMean(own.map((logprob, i) => logprob - theirs[i]!), perToken);
+    return sequenceMean(
+      own.map((logprob, i) => logprob - theirs[i]!),
+      perToken,
+    );
   };
   const klParent = kl(parent);
   const klRoot = kl(root);

@@ -11,11 +11,11 @@ import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '
 import { fileToTree, inFormOf, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
-import type { Head, Parameters } from './model.ts';
 import { type Judgement, judgementOf } from './judgements.ts';
-import type { Progress, Report } from './metrics.ts';
-import { type AdamState, adamState } from './optimizer.ts';
 import { manifestOf, sha256 } from './manifest.ts';
+import type { Progress, Report } from './metrics.ts';
+import type { Head, Parameters } from './model.ts';
+import { type AdamState, adamState } from './optimizer.ts';
 import { policyFromFiles } from './policy.ts';
 import { policyFiles } from './publish.ts';
 import type { RewardModel } from './reward.ts';
@@ -41,14 +41,22 @@ export async function workJob(access: JobAccess, local: Report): Promise<'publis
   try {
     return await train(api, job, beats, local);
   } catch (error) {
-    if (!(error instanceof Gone)) await api.send('POST', '/fail', { fence: job.fence, error: (error as Error).message.slice(0, 8000) }).catch(() => {});
+    if (!(error instanceof Gone))
+      await api
+        .send('POST', '/fail', { fence: job.fence, error: (error as Error).message.slice(0, 8000) })
+        .catch(() => {});
     throw error;
   } finally {
     beats.stop();
   }
 }
 
-async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>, local: Report): Promise<'published' | 'rejected'> {
+async function train(
+  api: Client,
+  job: Job,
+  beats: ReturnType<typeof heartbeats>,
+  local: Report,
+): Promise<'published' | 'rejected'> {
   const config = runConfig(job.config);
   // Where the time goes, by stage: what passes until a stage's report is that stage's.
   const seconds: Record<string, number> = {};
@@ -75,7 +83,8 @@ async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>
   }
   const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
   for (const row of await promptRows(api, job)) prompts[row.side].push(policy.encodePrompt(row.prompt));
-  if (judgements.A.length === 0 || prompts.A.length === 0) throw new UserError('the snapshot has no judgement to fit a reward model to (side A is empty)');
+  if (judgements.A.length === 0 || prompts.A.length === 0)
+    throw new UserError('the snapshot has no judgement to fit a reward model to (side A is empty)');
 
   const input = { model, root, parent, judgements, prompts };
   const shape = runShape(input, config);
@@ -131,7 +140,8 @@ async function standingVotes(api: Client, job: Job): Promise<Vote[]> {
 
 async function promptRows(api: Client, job: Job): Promise<PromptRow[]> {
   const rows = new Map<string, PromptRow>();
-  for (const part of job.snapshot.prompts) for (const row of lines(await api.blob(part.url, part.sha256), PromptRow)) rows.set(row.hash, row);
+  for (const part of job.snapshot.prompts)
+    for (const row of lines(await api.blob(part.url, part.sha256), PromptRow)) rows.set(row.hash, row);
   return [...rows.values()];
 }
 
@@ -145,7 +155,9 @@ function lines<T>(bytes: Uint8Array, schema: z.ZodType<T>): T[] {
 
 async function fetched(api: Client, files: (PolicyFile & { url: string })[]): Promise<Map<string, Uint8Array>> {
   const wanted = files.filter((file) => file.name !== 'edge.bin');
-  return new Map(await Promise.all(wanted.map(async (file) => [file.name, await api.blob(file.url, file.sha256)] as const)));
+  return new Map(
+    await Promise.all(wanted.map(async (file) => [file.name, await api.blob(file.url, file.sha256)] as const)),
+  );
 }
 
 // ---- progress
@@ -158,7 +170,11 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
   if (progressed.ppo) parts.ppo = { actor: progressed.ppo.actor, adam: progressed.ppo.adam };
   if (progressed.candidate) parts.candidate = progressed.candidate;
   const files = Object.entries(parts).map(([name, tree]) => ({ name, bytes: treeToFile(tree) }));
-  await uploaded(api, fence, files.map((file) => file.bytes));
+  await uploaded(
+    api,
+    fence,
+    files.map((file) => file.bytes),
+  );
   await api.send('PUT', '/checkpoint', {
     fence,
     stage: progressed.candidate ? 'evaluate' : 'ppo',
@@ -179,7 +195,11 @@ async function savedProgress(api: Client, parent: Parameters): Promise<Progresse
     const tree = fileToTree(await api.blob(file.url, file.sha256)) as never;
     if (file.name === 'reward') {
       const { parameters, head, thumbs } = tree as RewardModel;
-      out.reward = { parameters: inFormOf(parent, parameters), head: { weight: head.weight, bias: head.bias }, thumbs: { logScale: thumbs.logScale, bias: thumbs.bias } };
+      out.reward = {
+        parameters: inFormOf(parent, parameters),
+        head: { weight: head.weight, bias: head.bias },
+        thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
+      };
     } else if (file.name === 'candidate') out.candidate = inFormOf(parent, tree);
     else if (file.name === 'ppo') {
       const { actor, adam } = tree as { actor: { parameters: Parameters; value: Head }; adam: AdamState };
@@ -198,7 +218,10 @@ async function uploaded(api: Client, fence: number, blobs: Uint8Array[]): Promis
   const bySha = new Map(files.map((file, i) => [file.sha256, blobs[i]!]));
   const sent = answer.filter((file) => file.upload);
   for (const { sha256: hash, upload } of sent) await api.put(upload!, bySha.get(hash)!);
-  if (sent.length > 0) await api.send('POST', '/uploads/complete', { files: files.filter((file) => sent.some((s) => s.sha256 === file.sha256)) });
+  if (sent.length > 0)
+    await api.send('POST', '/uploads/complete', {
+      files: files.filter((file) => sent.some((s) => s.sha256 === file.sha256)),
+    });
   void fence;
 }
 
@@ -215,7 +238,13 @@ function heartbeats(api: Client, fence: number, leaseSeconds: number) {
     last = Date.now();
     const sending = metrics.splice(0, 2000);
     try {
-      const { cancel } = await api.json(HeartbeatAnswer, 'POST', '/heartbeat', { fence, stage, step, steps, metrics: sending });
+      const { cancel } = await api.json(HeartbeatAnswer, 'POST', '/heartbeat', {
+        fence,
+        stage,
+        step,
+        steps,
+        metrics: sending,
+      });
       if (cancel) stopped = new Gone('the run was cancelled');
     } catch (error) {
       metrics = [...sending, ...metrics];
@@ -228,7 +257,8 @@ function heartbeats(api: Client, fence: number, leaseSeconds: number) {
   return {
     note: (progress: Progress) => {
       ({ stage, step, steps } = progress);
-      for (const [name, value] of Object.entries(progress.metrics)) metrics.push({ step, name: name.includes('/') ? name : `${stage}/${name}`, value });
+      for (const [name, value] of Object.entries(progress.metrics))
+        metrics.push({ step, name: name.includes('/') ? name : `${stage}/${name}`, value });
     },
     /** Called between steps: beats when one is due (steps block the timer), and stops the run that was told to. */
     check: async () => {
@@ -246,7 +276,15 @@ function client({ url, run, token }: JobAccess) {
   const request = async (method: string, target: string, body?: Uint8Array | object): Promise<Response> => {
     for (let tries = 1; ; tries++) {
       try {
-        const init: RequestInit = { method, headers: { ...headers, ...(body && { 'content-type': body instanceof Uint8Array ? 'application/octet-stream' : 'application/json' }) } };
+        const init: RequestInit = {
+          method,
+          headers: {
+            ...headers,
+            ...(body && {
+              'content-type': body instanceof Uint8Array ? 'application/octet-stream' : 'application/json',
+            }),
+          },
+        };
         if (body) init.body = body instanceof Uint8Array ? (body as never) : JSON.stringify(body);
         const response = await fetch(target, init);
         if (response.status < 500 && response.status !== 429) return response;
@@ -260,16 +298,19 @@ function client({ url, run, token }: JobAccess) {
   const checked = async (response: Response, what: string): Promise<Response> => {
     if (response.ok) return response;
     const text = await response.text();
-    if (response.status === 410 || (response.status === 409 && text.includes('fence'))) throw new Gone(`the run is no longer this trainer's (${response.status})`);
+    if (response.status === 410 || (response.status === 409 && text.includes('fence')))
+      throw new Gone(`the run is no longer this trainer's (${response.status})`);
     throw new Error(`${what}: ${response.status} ${text.slice(0, 500)}`);
   };
   const base = `${url}/v1/jobs/${run}`;
   const raw = (method: string, path: string, body?: object) => request(method, base + path, body);
-  const send = async (method: string, path: string, body?: object) => checked(await raw(method, path, body), `${method} ${path}`);
+  const send = async (method: string, path: string, body?: object) =>
+    checked(await raw(method, path, body), `${method} ${path}`);
   return {
     raw,
     send,
-    json: async <T>(schema: z.ZodType<T>, method: string, path: string, body?: object): Promise<T> => schema.parse(await (await send(method, path, body)).json()),
+    json: async <T>(schema: z.ZodType<T>, method: string, path: string, body?: object): Promise<T> =>
+      schema.parse(await (await send(method, path, body)).json()),
     put: async (target: string, bytes: Uint8Array) => checked(await request('PUT', target, bytes), 'upload'),
     blob: async (target: string, hash: string): Promise<Uint8Array> => {
       const response = await checked(await request('GET', target), 'download');

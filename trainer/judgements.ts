@@ -4,7 +4,7 @@
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import type { Vote } from '../schema/snapshot.ts';
-import { answerRow, readLines, type Row } from './data.ts';
+import { answerRow, type Row, readLines } from './data.ts';
 import type { Policy } from './policy.ts';
 import { UserError } from './user-error.ts';
 
@@ -33,7 +33,8 @@ export function stagesOf(groups: number[][]): Stage[] {
   const stages: Stage[] = [];
   for (const [index, group] of groups.entries()) {
     const worse = groups.slice(index + 1).flat();
-    const orders = group.length <= 3 ? permutations(group) : group.map((_, i) => [...group.slice(i), ...group.slice(0, i)]);
+    const orders =
+      group.length <= 3 ? permutations(group) : group.map((_, i) => [...group.slice(i), ...group.slice(0, i)]);
     for (const order of orders) {
       order.forEach((chosen, place) => {
         const remaining = [...order.slice(place), ...worse];
@@ -46,7 +47,9 @@ export function stagesOf(groups: number[][]): Stage[] {
 
 function permutations(items: number[]): number[][] {
   if (items.length <= 1) return [items];
-  return items.flatMap((item, i) => permutations([...items.slice(0, i), ...items.slice(i + 1)]).map((rest) => [item, ...rest]));
+  return items.flatMap((item, i) =>
+    permutations([...items.slice(0, i), ...items.slice(i + 1)]).map((rest) => [item, ...rest]),
+  );
 }
 
 /** A vote's judgement, or null where it says nothing of which answer is better (equal texts, kinds without a likelihood yet). */
@@ -81,12 +84,21 @@ export function judgementOf(policy: Policy, vote: Vote): Judgement | null {
     case 'rating':
       return null;
   }
-  return shared({ id: vote.feedback, root: vote.root, rows: texts.map((text) => answerRow(policy, vote.prompt, text)), texts, stages, thumbs });
+  return shared({
+    id: vote.feedback,
+    root: vote.root,
+    rows: texts.map((text) => answerRow(policy, vote.prompt, text)),
+    texts,
+    stages,
+    thumbs,
+  });
 }
 
 /** Drops choices between equal texts and shares the judgement's weight of 1 among what is left; null if nothing is. */
 function shared(judgement: Judgement): Judgement | null {
-  const stages = judgement.stages.filter(({ remaining }) => new Set(remaining.map((row) => judgement.texts[row])).size > 1);
+  const stages = judgement.stages.filter(
+    ({ remaining }) => new Set(remaining.map((row) => judgement.texts[row])).size > 1,
+  );
   const total = [...stages, ...judgement.thumbs].reduce((sum, part) => sum + part.weight, 0);
   if (total === 0) return null;
   const scale = <T extends { weight: number }>(part: T): T => ({ ...part, weight: part.weight / total });
@@ -105,7 +117,8 @@ const JudgementLine = z.union(
 
 /** Judgements of a file: TRL's preference and unpaired preference rows, and rankings as Plumb exports them. */
 export function readJudgements(policy: Policy, path: string): Judgement[] {
-  const text = (value: z.infer<typeof Text>) => (typeof value === 'string' ? value : value.map((message) => message.content).join('\n'));
+  const text = (value: z.infer<typeof Text>) =>
+    typeof value === 'string' ? value : value.map((message) => message.content).join('\n');
   return readLines<z.infer<typeof JudgementLine>>(path, JudgementLine).flatMap((line, index) => {
     const prompt = line.prompt as z.infer<typeof Text>;
     const messages: Message[] = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
@@ -118,7 +131,8 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
     } else if ('ranks' in line) {
       const ranks = line.ranks as number[];
       texts = (line.completions as z.infer<typeof Text>[]).map(text);
-      if (ranks.length !== texts.length) throw new UserError(`${path} line ${index + 1}: ${texts.length} completions but ${ranks.length} ranks`);
+      if (ranks.length !== texts.length)
+        throw new UserError(`${path} line ${index + 1}: ${texts.length} completions but ${ranks.length} ranks`);
       const order = [...new Set(ranks)].sort((a, b) => a - b);
       stages = stagesOf(order.map((rank) => ranks.flatMap((r, row) => (r === rank ? [row] : []))));
     } else {
@@ -141,7 +155,8 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
 export function pairsOf(judgement: Judgement): [number, number][] {
   const wins = new Map<string, number>();
   for (const { remaining, chosen, weight } of judgement.stages) {
-    for (const other of remaining) if (other !== chosen) wins.set(`${chosen},${other}`, (wins.get(`${chosen},${other}`) ?? 0) + weight);
+    for (const other of remaining)
+      if (other !== chosen) wins.set(`${chosen},${other}`, (wins.get(`${chosen},${other}`) ?? 0) + weight);
   }
   return [...wins].flatMap(([key, weight]) => {
     const [better, worse] = key.split(',').map(Number) as [number, number];

@@ -22,7 +22,11 @@ export function manifestOf(
     created_at: new Date().toISOString(),
     config: policy.config,
     tokenizer: { chat_template: policy.chatTemplate },
-    files: [...files].map(([file, bytes]) => ({ name: file as Manifest['files'][number]['name'], sha256: sha256(bytes), bytes: bytes.length })),
+    files: [...files].map(([file, bytes]) => ({
+      name: file as Manifest['files'][number]['name'],
+      sha256: sha256(bytes),
+      bytes: bytes.length,
+    })),
     parent: null,
     root: id,
     run: null,

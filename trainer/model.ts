@@ -8,8 +8,8 @@
 // Left out: dropout (never used in RL), biases, attention across rows.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import { type Tensor, tf } from './engine/tf.ts';
 import { gatherRows } from './engine/ops.ts';
+import { type Tensor, tf } from './engine/tf.ts';
 import type { Random } from './random.ts';
 
 export type Layer = {
@@ -35,7 +35,14 @@ export type Head = {
 
 /** Fresh weights: normal(0, .02), the projections back into the residual stream smaller by √(2 layers) (GPT-2's scheme). */
 export function initialParameters(config: ModelConfig, rng: Random): Parameters {
-  const { hidden_size: D, intermediate_size: F, head_dim: hd, num_attention_heads: H, num_key_value_heads: K, vocab_size: V } = config;
+  const {
+    hidden_size: D,
+    intermediate_size: F,
+    head_dim: hd,
+    num_attention_heads: H,
+    num_key_value_heads: K,
+    vocab_size: V,
+  } = config;
   const normal = (shape: [number, number], deviation: number) => {
     const values = new Float32Array(shape[0] * shape[1]);
     for (let i = 0; i < values.length; i++) values[i] = deviation * rng.normal();
@@ -61,7 +68,13 @@ export function initialParameters(config: ModelConfig, rng: Random): Parameters 
  * @returns (B, T, D)
  */
 export function hiddenStates(config: ModelConfig, parameters: Parameters, tokens: Tensor, start: Tensor): Tensor {
-  const { hidden_size: D, head_dim: hd, num_attention_heads: H, num_key_value_heads: K, rms_norm_eps: epsilon } = config;
+  const {
+    hidden_size: D,
+    head_dim: hd,
+    num_attention_heads: H,
+    num_key_value_heads: K,
+    rms_norm_eps: epsilon,
+  } = config;
   const [B, T] = tokens.shape as [number, number];
   const bias = attentionBias(start, T); // (B, 1, T, T)
   const { cos, sin } = rotaryTables(config, T); // (1, T, 1, hd)
@@ -73,9 +86,7 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, tokens
   const byHead = (x: Tensor) => tf.transpose(x, [0, 2, 1, 3]); // (B, T, heads, hd) → (B, heads, T, hd)
   // Grouped-query attention: each key and value head serves H / K query heads that lie side by side.
   const spread = (x: Tensor) =>
-    K === H
-      ? x
-      : tf.reshape(tf.tile(tf.reshape(x, [B, K, 1, T * hd]), [1, 1, H / K, 1]), [B, H, T, hd]); // (B, K, T, hd) → (B, H, T, hd)
+    K === H ? x : tf.reshape(tf.tile(tf.reshape(x, [B, K, 1, T * hd]), [1, 1, H / K, 1]), [B, H, T, hd]); // (B, K, T, hd) → (B, H, T, hd)
 
   let x: Tensor = gatherRows(parameters.embedding, tf.reshape(tokens, [B * T])); // (B, T) → (B T, D)
   for (const layer of parameters.layers) {
@@ -159,7 +170,8 @@ function attentionBias(start: Tensor, T: number): Tensor {
  */
 function rotaryTables({ head_dim: hd, rope_theta: theta }: ModelConfig, T: number): { cos: Tensor; sin: Tensor } {
   const angles = new Float32Array(T * hd);
-  for (let t = 0; t < T; t++) for (let i = 0; i < hd; i++) angles[t * hd + i] = t * theta ** ((-2 * (i % (hd / 2))) / hd);
+  for (let t = 0; t < T; t++)
+    for (let i = 0; i < hd; i++) angles[t * hd + i] = t * theta ** ((-2 * (i % (hd / 2))) / hd);
   const shape: [number, number, number, number] = [1, T, 1, hd];
   return { cos: tf.tensor4d(angles.map(Math.cos), shape), sin: tf.tensor4d(angles.map(Math.sin), shape) };
 }

@@ -56,7 +56,10 @@ export function adamStep<P extends Tree>(
   const norm = tf.sqrt(tf.addN(grads.map((g) => tf.sum(tf.square(g)) as never))); // ()
   const scale = tf.minimum(1, tf.div(clipNorm, tf.add(norm, 1e-6))); // ()
   const step = tf.add(state.step, 1); // ()
-  const corrected = tf.mul(learningRate, tf.div(tf.sqrt(tf.sub(1, tf.pow(beta2, step))), tf.sub(1, tf.pow(beta1, step)))); // ()
+  const corrected = tf.mul(
+    learningRate,
+    tf.div(tf.sqrt(tf.sub(1, tf.pow(beta2, step))), tf.sub(1, tf.pow(beta1, step))),
+  ); // ()
   const m: Tensor[] = [];
   const v: Tensor[] = [];
   const next = flatten(parameters).map((parameter, i) => {

@@ -16,7 +16,18 @@ import { answerLogprobs, answerMask, type Head, hiddenStates, type Parameters, r
 import { type AdamState, adamState, adamStep, gradients } from './optimizer.ts';
 import { random } from './random.ts';
 import { type RewardCalls, type RewardModel, scores as rewardScores } from './reward.ts';
-import { adaptedBeta, gae, meanLength, mismatchWeights, penalisedRewards, policyLoss, sequenceMean, tokenMean, valueLoss, whiten } from './rl.ts';
+import {
+  adaptedBeta,
+  gae,
+  meanLength,
+  mismatchWeights,
+  penalisedRewards,
+  policyLoss,
+  sequenceMean,
+  tokenMean,
+  valueLoss,
+  whiten,
+} from './rl.ts';
 import type { Sampler } from './rollout.ts';
 
 export interface PpoConfig {
@@ -97,7 +108,13 @@ export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoCo
           entropy: tf.div(tf.sum(tf.mul(entropy, mask)), tf.sum(mask)), // ()
         };
       });
-      const next = adamStep(actor, grads, adam, rate, { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 });
+      const next = adamStep(actor, grads, adam, rate, {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-5,
+        weightDecay: 0,
+        clipNorm: 1,
+      });
       return { actor: next.parameters, adam: next.state, values, norm: next.norm };
     },
   );
@@ -121,7 +138,8 @@ export function scoreAnswers(calls: PolicyCalls, actor: Actor, rows: Row[], temp
   for (let i = 0; i < rows.length; i += batch) {
     const { tokens, start, lengths } = batchOf(rows.slice(i, i + batch), calls.shape, pad);
     const result = calls.score(actor, warmth, tokens, start);
-    for (const name of ['logprobs', 'entropy', 'values'] as const) out[name].set(result[name].dataSync() as Float32Array, i * answer);
+    for (const name of ['logprobs', 'entropy', 'values'] as const)
+      out[name].set(result[name].dataSync() as Float32Array, i * answer);
     dispose(tokens, start, lengths, result);
   }
   dispose(warmth);
@@ -129,7 +147,13 @@ export function scoreAnswers(calls: PolicyCalls, actor: Actor, rows: Row[], temp
 }
 
 /** Log-probabilities alone, for a policy without a value head. */
-export function answerLogprobsOf(model: ModelConfig, calls: PolicyCalls, parameters: Parameters, rows: Row[], temperature = 1): Float32Array {
+export function answerLogprobsOf(
+  model: ModelConfig,
+  calls: PolicyCalls,
+  parameters: Parameters,
+  rows: Row[],
+  temperature = 1,
+): Float32Array {
   const value = noValue(model);
   const { logprobs } = scoreAnswers(calls, { parameters, value }, rows, temperature, model.pad_token_id);
   dispose(value);
@@ -158,7 +182,8 @@ export async function ppo(
   const { batch: B, answer: A } = shape;
   const pad = model.pad_token_id;
   const eos = model.eos_token_id;
-  if (config.rollout % B !== 0) throw new Error(`a rollout of ${config.rollout} is not a multiple of the batch of ${B}`);
+  if (config.rollout % B !== 0)
+    throw new Error(`a rollout of ${config.rollout} is not a multiple of the batch of ${B}`);
 
   const iterations = Math.floor(config.episodes / config.rollout);
   const value = noValue(model);
@@ -181,7 +206,12 @@ export async function ppo(
     const given = rewardScores(reward.calls, reward.rm, rows, pad);
     const scores = given.map((score, i) => (rows[i]!.answer.at(-1) === eos ? score : config.missingEosScore));
     const { rewards, k1, k3 } = penalisedRewards(now.logprobs, reference, scores, beta, perToken);
-    const { advantages, returns } = gae(config.whitenRewards ? whiten(rewards, false, perToken) : rewards, now.values, config, perToken);
+    const { advantages, returns } = gae(
+      config.whitenRewards ? whiten(rewards, false, perToken) : rewards,
+      now.values,
+      config,
+      perToken,
+    );
     const whitened = whiten(advantages, true, perToken);
     const rolled = new Float32Array(rows.length * A);
     sampled.forEach(({ logprobs }, i) => {
@@ -204,8 +234,14 @@ export async function ppo(
       'rollout/importance_mean': tokenMean(importance, perToken),
     };
     requireFinite('ppo', iteration + 1, objective);
-    if (kl > config.klLimit) throw new DivergedError(`ppo: KL to the parent is ${kl.toFixed(1)} nats a sequence at iteration ${iteration + 1}, above ${config.klLimit}`);
-    if (objective['objective/length']! < 2) throw new DivergedError(`ppo: answers have collapsed to ${objective['objective/length']!.toFixed(1)} tokens at iteration ${iteration + 1}`);
+    if (kl > config.klLimit)
+      throw new DivergedError(
+        `ppo: KL to the parent is ${kl.toFixed(1)} nats a sequence at iteration ${iteration + 1}, above ${config.klLimit}`,
+      );
+    if (objective['objective/length']! < 2)
+      throw new DivergedError(
+        `ppo: answers have collapsed to ${objective['objective/length']!.toFixed(1)} tokens at iteration ${iteration + 1}`,
+      );
 
     // Epochs of minibatches over the same answers.
     const rate = tf.scalar(config.learningRate * (1 - iteration / iterations));
@@ -217,7 +253,11 @@ export async function ppo(
         const chosen = order.slice(at, at + B);
         const matrix = (from: Float32Array) => tf.tensor2d(gathered(from, chosen, A), [B, A]);
         const batch: MiniBatch = {
-          ...batchOf(chosen.map((i) => rows[i]!), shape, pad),
+          ...batchOf(
+            chosen.map((i) => rows[i]!),
+            shape,
+            pad,
+          ),
           old: matrix(now.logprobs),
           advantages: matrix(whitened),
           returns: matrix(returns),
@@ -281,12 +321,14 @@ function promptsOf(prompts: number[][], iteration: number, { rollout, seed }: Pp
 let remembered = { key: '', order: [] as number[] };
 function orderOf(count: number, seed: number, pass: number): number[] {
   const key = `${count} ${seed} ${pass}`;
-  if (remembered.key !== key) remembered = { key, order: random(seed, `prompts ${pass}`).shuffle(Array.from({ length: count }, (_, i) => i)) };
+  if (remembered.key !== key)
+    remembered = { key, order: random(seed, `prompts ${pass}`).shuffle(Array.from({ length: count }, (_, i) => i)) };
   return remembered.order;
 }
 
 /** Seeds that differ for each episode of each run. */
-const seedOf = (seed: number, episode: number): number => (Math.imul(seed + 1, 0x9e3779b1) ^ Math.imul(episode + 1, 0x85ebca6b)) >>> 0;
+const seedOf = (seed: number, episode: number): number =>
+  (Math.imul(seed + 1, 0x9e3779b1) ^ Math.imul(episode + 1, 0x85ebca6b)) >>> 0;
 
 function gathered(from: Float32Array, rows: number[], columns: number): Float32Array {
   const out = new Float32Array(rows.length * columns);

@@ -25,7 +25,13 @@ export interface RewardConfig {
   weightDecay: number;
   seed: number;
 }
-export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = { learningRate: 4e-4, epochs: 3, judgements: 16, warmup: 10, weightDecay: 0.01 };
+export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
+  learningRate: 4e-4,
+  epochs: 3,
+  judgements: 16,
+  warmup: 10,
+  weightDecay: 0.01,
+};
 
 export type RewardModel = {
   parameters: Parameters;
@@ -71,7 +77,13 @@ export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<Rewar
         const total = tf.add(tf.sum(stages.weight), tf.sum(thumbs.weight)); // ()
         return { loss: tf.div(tf.add(choices, ups), total) };
       });
-      const next = adamStep(rm, grads, adam, rate, { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1 });
+      const next = adamStep(rm, grads, adam, rate, {
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-8,
+        weightDecay: config.weightDecay,
+        clipNorm: 1,
+      });
       return { rm: next.parameters, adam: next.state, loss: values.loss, norm: next.norm };
     },
   );
@@ -141,15 +153,30 @@ export function scores(calls: RewardCalls, rm: RewardModel, rows: Row[], pad: nu
 }
 
 /** How often the better answer of a judged pair scores higher, with the number of pairs. */
-export function accuracy(calls: RewardCalls, rm: RewardModel, judgements: Judgement[], pad: number): { right: number[]; pairs: number } {
-  const all = scores(calls, rm, judgements.flatMap((judgement) => judgement.rows), pad);
+export function accuracy(
+  calls: RewardCalls,
+  rm: RewardModel,
+  judgements: Judgement[],
+  pad: number,
+): { right: number[]; pairs: number } {
+  const all = scores(
+    calls,
+    rm,
+    judgements.flatMap((judgement) => judgement.rows),
+    pad,
+  );
   let at = 0;
   const right = judgements.flatMap((judgement) => {
     const own = all.slice(at, at + judgement.rows.length);
     at += judgement.rows.length;
     const pairs = pairsOf(judgement);
     if (pairs.length === 0) return [];
-    return [pairs.reduce((sum, [better, worse]) => sum + (own[better]! > own[worse]! ? 1 : own[better]! === own[worse]! ? 0.5 : 0), 0) / pairs.length];
+    return [
+      pairs.reduce(
+        (sum, [better, worse]) => sum + (own[better]! > own[worse]! ? 1 : own[better]! === own[worse]! ? 0.5 : 0),
+        0,
+      ) / pairs.length,
+    ];
   });
   return { right, pairs: right.length };
 }
@@ -176,7 +203,8 @@ function packed(judgements: Judgement[], rows: number, most: number, rng: Random
   let rowsUsed = 0;
   let stagesUsed = 0;
   for (const judgement of rng.shuffle([...judgements])) {
-    const full = group.length === most || rowsUsed + judgement.rows.length > rows || stagesUsed + judgement.stages.length > STAGES;
+    const full =
+      group.length === most || rowsUsed + judgement.rows.length > rows || stagesUsed + judgement.stages.length > STAGES;
     if (full) {
       groups.push(group);
       group = [];
@@ -216,7 +244,11 @@ export function evidence(group: Judgement[], shape: Shape, pad: number) {
   // Empty stages have every row remaining, so that their (unweighted) loss is finite.
   for (; stage < STAGES; stage++) remaining.fill(1, stage * B, (stage + 1) * B);
   return {
-    rows: batchOf(group.flatMap((judgement) => judgement.rows), shape, pad),
+    rows: batchOf(
+      group.flatMap((judgement) => judgement.rows),
+      shape,
+      pad,
+    ),
     stages: {
       remaining: tf.tensor2d(remaining, [STAGES, B]),
       chosen: tf.tensor2d(chosen, [STAGES, B]),

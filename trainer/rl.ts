@@ -13,7 +13,8 @@ export interface PerToken {
 /** Calls back for each token that counts. */
 function eachToken({ columns, lengths }: PerToken, visit: (index: number, row: number, column: number) => void): void {
   for (let row = 0; row < lengths.length; row++) {
-    for (let column = 0; column < Math.min(lengths[row]!, columns); column++) visit(row * columns + column, row, column);
+    for (let column = 0; column < Math.min(lengths[row]!, columns); column++)
+      visit(row * columns + column, row, column);
   }
 }
 
@@ -91,7 +92,12 @@ export function whiten(x: Float32Array, shiftMean: boolean, shape: PerToken): Fl
 }
 
 /** The KL coefficient after a batch (Ziegler et al. 2019, §2.2): β·(1 + clip(KL/target − 1, ±.2)·n/horizon). */
-export function adaptedBeta(beta: number, kl: number, { target, horizon }: { target: number; horizon: number }, n: number): number {
+export function adaptedBeta(
+  beta: number,
+  kl: number,
+  { target, horizon }: { target: number; horizon: number },
+  n: number,
+): number {
   return beta * (1 + (Math.max(-0.2, Math.min(0.2, kl / target - 1)) * n) / horizon);
 }
 
@@ -121,7 +127,12 @@ export function meanLength({ columns, lengths }: PerToken): number {
  * The truncated importance weight of each token, min(π_trainer / π_rollout, cap): what was sampled came from the served
  * image, whose numbers are rounded, while the gradient is the trainer's (Yao et al. 2025, "off-policy RL … rollout mismatch").
  */
-export function mismatchWeights(trainer: Float32Array, rollout: Float32Array, cap: number, shape: PerToken): Float32Array {
+export function mismatchWeights(
+  trainer: Float32Array,
+  rollout: Float32Array,
+  cap: number,
+  shape: PerToken,
+): Float32Array {
   const out = new Float32Array(trainer.length);
   eachToken(shape, (i) => {
     out[i] = Math.min(cap, Math.exp(trainer[i]! - rollout[i]!));
@@ -135,7 +146,14 @@ const masked = (x: Tensor, mask: Tensor): Tensor => tf.div(tf.sum(tf.mul(x, mask
  * PPO's clipped policy loss (Schulman et al. 2017, eq. 7), a mean over tokens. All (B, A); the result ().
  * @param weights truncated importance weights, 1 where sampler and trainer agree
  */
-export function policyLoss(logprobs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, mask: Tensor, clip: number) {
+export function policyLoss(
+  logprobs: Tensor,
+  old: Tensor,
+  advantages: Tensor,
+  weights: Tensor,
+  mask: Tensor,
+  clip: number,
+) {
   const logRatio = tf.mul(tf.sub(logprobs, old), mask); // (B, A)
   const ratio = tf.exp(logRatio); // (B, A)
   const plain = tf.neg(tf.mul(advantages, ratio)); // (B, A)

@@ -2,7 +2,7 @@
 // that serves there draws here, in as many threads as there are processors.
 
 import { availableParallelism } from 'node:os';
-import { join } from "node:path";
+import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { packEdge } from '../schema/edge.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
@@ -19,7 +19,12 @@ export interface Sampled {
   logprobs: number[];
 }
 /** One answer to each prompt; the same weights, prompt and seed give the same answer. */
-export type Sampler = (parameters: Parameters, prompts: number[][], seeds: number[], options: SamplingOptions) => Promise<Sampled[]>;
+export type Sampler = (
+  parameters: Parameters,
+  prompts: number[][],
+  seeds: number[],
+  options: SamplingOptions,
+) => Promise<Sampled[]>;
 
 export interface RolloutJob extends SamplingOptions {
   image: SharedArrayBuffer;
@@ -28,8 +33,20 @@ export interface RolloutJob extends SamplingOptions {
 }
 
 /** Starts the threads. Call `close` when done, or the process stays. */
-export function startSampler(model: ModelConfig): { sample: Sampler; sampleImage: (image: Uint8Array, prompts: number[][], seeds: number[], options: SamplingOptions) => Promise<Sampled[]>; close: () => Promise<void> } {
-  const threads = Array.from({ length: availableParallelism() }, () => new Worker(join(import.meta.dirname, 'rollout.worker.ts')));
+export function startSampler(model: ModelConfig): {
+  sample: Sampler;
+  sampleImage: (
+    image: Uint8Array,
+    prompts: number[][],
+    seeds: number[],
+    options: SamplingOptions,
+  ) => Promise<Sampled[]>;
+  close: () => Promise<void>;
+} {
+  const threads = Array.from(
+    { length: availableParallelism() },
+    () => new Worker(join(import.meta.dirname, 'rollout.worker.ts')),
+  );
 
   const ask = (thread: Worker, job: RolloutJob): Promise<Sampled[]> =>
     new Promise((resolve, reject) => {
@@ -52,7 +69,12 @@ export function startSampler(model: ModelConfig): { sample: Sampler; sampleImage
       shares.map((share, t) =>
         share.length === 0
           ? []
-          : ask(threads[t]!, { ...options, image: sharedImage, prompts: share.map((i) => prompts[i]!), seeds: share.map((i) => seeds[i]!) }),
+          : ask(threads[t]!, {
+              ...options,
+              image: sharedImage,
+              prompts: share.map((i) => prompts[i]!),
+              seeds: share.map((i) => seeds[i]!),
+            }),
       ),
     );
     const out: Sampled[] = new Array(prompts.length);
@@ -65,7 +87,8 @@ export function startSampler(model: ModelConfig): { sample: Sampler; sampleImage
   };
   return {
     sampleImage,
-    sample: (parameters, prompts, seeds, options) => sampleImage(packEdge(model, toHuggingFace(model, parameters)), prompts, seeds, options),
+    sample: (parameters, prompts, seeds, options) =>
+      sampleImage(packEdge(model, toHuggingFace(model, parameters)), prompts, seeds, options),
     close: async () => {
       await Promise.all(threads.map((thread) => thread.terminate()));
     },

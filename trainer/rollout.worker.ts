@@ -1,9 +1,9 @@
 // One thread of rollout.ts: keeps a decoder, overwrites its weights when another image comes, and answers prompts.
 
 import { parentPort } from 'node:worker_threads';
+import { generateBatch } from '../functions/policy/generate.ts';
 import type { WasmDecoder } from '../functions/policy/load.ts';
 import { loadDecoder } from '../functions/policy/node.ts';
-import { generateBatch } from '../functions/policy/generate.ts';
 import { readEdge } from '../schema/edge.ts';
 import type { RolloutJob } from './rollout.ts';
 

@@ -9,7 +9,7 @@ import { evaluate, GATE_DEFAULTS, type GateConfig, type GateReport } from './eva
 import type { Judgement } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
-import { policyCalls, PPO_DEFAULTS, ppo, type PpoConfig, type PpoState } from './ppo.ts';
+import { PPO_DEFAULTS, type PpoConfig, type PpoState, policyCalls, ppo } from './ppo.ts';
 import { accuracy, fitReward, REWARD_DEFAULTS, type RewardConfig, type RewardModel, rewardCalls } from './reward.ts';
 import type { startSampler } from './rollout.ts';
 
@@ -22,7 +22,14 @@ export interface RunConfig {
   ppo: Omit<PpoConfig, 'seed'>;
   gate: Omit<GateConfig, 'seed'>;
 }
-export const RUN_DEFAULTS: RunConfig = { seed: 0, batch: 64, maxAnswerTokens: 128, reward: REWARD_DEFAULTS, ppo: PPO_DEFAULTS, gate: GATE_DEFAULTS };
+export const RUN_DEFAULTS: RunConfig = {
+  seed: 0,
+  batch: 64,
+  maxAnswerTokens: 128,
+  reward: REWARD_DEFAULTS,
+  ppo: PPO_DEFAULTS,
+  gate: GATE_DEFAULTS,
+};
 
 export interface RunInput {
   model: ModelConfig;
@@ -54,7 +61,9 @@ export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig):
 
 /** One shape for every call of a run: wide enough for its prompts, and for its answers up to the limit. */
 export function runShape({ model, judgements, prompts }: RunInput, config: RunConfig): Shape {
-  const rows = Object.values(judgements).flat().flatMap((judgement) => judgement.rows);
+  const rows = Object.values(judgements)
+    .flat()
+    .flatMap((judgement) => judgement.rows);
   const asked = Object.values(prompts).flat();
   const prompt = columnsFor([...rows.map((row) => row.prompt.length), ...asked.map((ids) => ids.length)]);
   const answer = Math.min(config.maxAnswerTokens, columnsFor(rows.map((row) => row.answer.length)));
@@ -80,7 +89,10 @@ export async function runStages(
   const { shape } = calls.policy;
 
   const draw = async (parameters: Parameters, seed: number): Promise<Row[]> => {
-    const asked = Array.from({ length: Math.min(400, 2 * prompts.A.length) }, (_, i) => prompts.A[i % prompts.A.length]!);
+    const asked = Array.from(
+      { length: Math.min(400, 2 * prompts.A.length) },
+      (_, i) => prompts.A[i % prompts.A.length]!,
+    );
     const seeds = asked.map((_, i) => (seed * 1_000_003 + i) >>> 0);
     const sampled = await sampler.sample(parameters, asked, seeds, { maxTokens: shape.answer, temperature: 1 });
     return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
@@ -88,11 +100,27 @@ export async function runStages(
 
   let candidate = from.candidate ?? null;
   if (!candidate) {
-    const rm = from.reward ?? (await fitReward(model, calls.reward, parent, judgements.A, await draw(parent, config.seed), config.seed, 'reward', report));
+    const rm =
+      from.reward ??
+      (await fitReward(
+        model,
+        calls.reward,
+        parent,
+        judgements.A,
+        await draw(parent, config.seed),
+        config.seed,
+        'reward',
+        report,
+      ));
     if (!from.reward) await keep({ reward: rm });
     const held = accuracy(calls.reward, rm, judgements.C, pad);
     if (held.pairs > 0) {
-      await report({ stage: 'reward', step: 1, steps: 1, metrics: { 'reward/accuracy_held_out': held.right.reduce((a, b) => a + b, 0) / held.pairs } });
+      await report({
+        stage: 'reward',
+        step: 1,
+        steps: 1,
+        metrics: { 'reward/accuracy_held_out': held.right.reduce((a, b) => a + b, 0) / held.pairs },
+      });
     }
     try {
       candidate = await ppo(
@@ -110,17 +138,42 @@ export async function runStages(
     } catch (error) {
       if (!(error instanceof DivergedError)) throw error;
       dispose(rm);
-      return { candidate: null, gate: { verdict: 'reject', metrics: {}, reasons: [{ check: 'training', value: 0, limit: 0, passed: false, words: error.message }] } };
+      return {
+        candidate: null,
+        gate: {
+          verdict: 'reject',
+          metrics: {},
+          reasons: [{ check: 'training', value: 0, limit: 0, passed: false, words: error.message }],
+        },
+      };
     }
     dispose(rm);
     await keep({ candidate });
   }
 
-  const judge = await fitReward(model, calls.reward, root, judgements.B, await draw(root, config.seed + 1), config.seed + 1, 'judge', report);
-  const gate = await evaluate(model, calls, { root, parent, candidate }, judge, judgements.C, [...prompts.B, ...prompts.C], sampler, {
-    ...config.gate,
-    seed: config.seed,
-  });
+  const judge = await fitReward(
+    model,
+    calls.reward,
+    root,
+    judgements.B,
+    await draw(root, config.seed + 1),
+    config.seed + 1,
+    'judge',
+    report,
+  );
+  const gate = await evaluate(
+    model,
+    calls,
+    { root, parent, candidate },
+    judge,
+    judgements.C,
+    [...prompts.B, ...prompts.C],
+    sampler,
+    {
+      ...config.gate,
+      seed: config.seed,
+    },
+  );
   dispose(judge);
   await report({ stage: 'evaluate', step: 1, steps: 1, metrics: gate.metrics });
   return { candidate, gate };

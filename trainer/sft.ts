@@ -4,13 +4,13 @@
 //
 // Rows are TRL's: {messages}, {prompt, completion}, or {text}. Left out: LoRA, packing, early stopping.
 
-import { type Row, type Shape, batchOf } from './data.ts';
+import type { ModelConfig } from '../schema/manifest.ts';
+import { batchOf, type Row, type Shape } from './data.ts';
 import { compile, dispose } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { answerLogprobs, answerMask, hiddenStates, type Parameters } from './model.ts';
 import { type AdamState, adamState, adamStep, gradients } from './optimizer.ts';
-import type { ModelConfig } from '../schema/manifest.ts';
 import { random } from './random.ts';
 
 export interface SftConfig {
@@ -83,9 +83,14 @@ export async function sft(
   for (let step = 1; step <= steps; step++) {
     while (order.length < shape.batch) order = [...order, ...rng.shuffle([...rows])];
     const batch = batchOf(order.splice(0, shape.batch), shape, model.pad_token_id);
-    const rate = tf.scalar(config.learningRate * Math.min(1, step / config.warmup) * Math.max(0.02, 1 - (step - 1) / steps));
+    const rate = tf.scalar(
+      config.learningRate * Math.min(1, step / config.warmup) * Math.max(0.02, 1 - (step - 1) / steps),
+    );
     const result = trainStep(weights, adam, rate, batch.tokens, batch.start, batch.lengths);
-    const metrics: Record<string, number> = { 'loss/train': result.loss.dataSync()[0]!, 'grad/norm': result.norm.dataSync()[0]! };
+    const metrics: Record<string, number> = {
+      'loss/train': result.loss.dataSync()[0]!,
+      'grad/norm': result.norm.dataSync()[0]!,
+    };
     dispose(weights, adam, batch, rate, result.loss, result.norm);
     weights = result.parameters;
     adam = result.adam;

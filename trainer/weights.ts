@@ -18,7 +18,10 @@ export function readWeights(folder: string, config: ModelConfig): Parameters {
 
 export function weightsFromFile(file: Uint8Array, config: ModelConfig): Parameters {
   const stored = readSafetensors(file);
-  return fromHuggingFace(config, new Map([...stored].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }])));
+  return fromHuggingFace(
+    config,
+    new Map([...stored].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }])),
+  );
 }
 
 /** Writes the folder; weights as bf16 unless said otherwise. */
@@ -53,7 +56,14 @@ export function fromHuggingFace(config: ModelConfig, tensors: Map<string, FloatT
     return tf.tensor(tensor.data, tensor.shape);
   };
   const transposed = (...names: string[]) =>
-    tf.tidy(() => tf.transpose(tf.concat(names.map((name) => take(name) as never), 0))); // n × (out, in) → (in, n out)
+    tf.tidy(() =>
+      tf.transpose(
+        tf.concat(
+          names.map((name) => take(name) as never),
+          0,
+        ),
+      ),
+    ); // n × (out, in) → (in, n out)
   return {
     embedding: take('model.embed_tokens.weight'),
     layers: Array.from({ length: config.num_hidden_layers }, (_, index) => {
@@ -107,4 +117,5 @@ export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<
 }
 
 /** How many numbers a policy's weights are. */
-export const countParameters = (parameters: Parameters): number => flatten(parameters).reduce((sum, t) => sum + t.size, 0);
+export const countParameters = (parameters: Parameters): number =>
+  flatten(parameters).reduce((sum, t) => sum + t.size, 0);

@@ -23,7 +23,8 @@ const vote = (texts: string[], rest: object): Vote =>
     samples: texts.map((text, i) => ({ id: ids[i]!, text, policy: 'p' })),
     ...rest,
   }) as Vote;
-const weightOf = (j: ReturnType<typeof judgementOf>) => [...j!.stages, ...j!.thumbs].reduce((sum, part) => sum + part.weight, 0);
+const weightOf = (j: ReturnType<typeof judgementOf>) =>
+  [...j!.stages, ...j!.thumbs].reduce((sum, part) => sum + part.weight, 0);
 
 test('a ranking is a stage for each place but the last, among those not yet placed', () => {
   expect(stagesOf([[2], [0], [1]]).map(({ remaining, chosen }) => [chosen, [...remaining].sort()])).toEqual([
@@ -41,7 +42,9 @@ test('a tie of two is half a win each way', () => {
 
 test('among equals each is chosen first alike, whatever their number', () => {
   for (const size of [3, 4, 8]) {
-    const first = stagesOf([Array.from({ length: size }, (_, i) => i)]).filter((stage) => stage.remaining.length === size);
+    const first = stagesOf([Array.from({ length: size }, (_, i) => i)]).filter(
+      (stage) => stage.remaining.length === size,
+    );
     const share = new Map<number, number>();
     for (const { chosen, weight } of first) share.set(chosen, (share.get(chosen) ?? 0) + weight);
     expect([...share.values()].map((x) => x.toFixed(6))).toEqual(Array(size).fill((1 / size).toFixed(6)));
@@ -78,8 +81,20 @@ test('bad lines are named by number and reason, up to twenty, before anything st
   const path = join(tmpdir(), `judgements-${process.pid}.jsonl`);
   const good = JSON.stringify({ prompt: 'q', chosen: 'a', rejected: 'b' });
   writeFileSync(path, [good, '{"prompt": "q"}', 'not json', good, ...Array(30).fill('[]')].join('\n'));
-  expect(() => readJudgements(policy, path)).toThrow(/32 bad lines\n {2}line 2: expected .*\n {2}line 3: not JSON\n[\s\S]*and 12 more/);
-  writeFileSync(path, `${good}\n${JSON.stringify({ prompt: 'q', completion: 'a', label: false })}\n${JSON.stringify({ prompt: 'q', completions: ['a', 'b', 'c'], ranks: [2, 1, 2] })}\n`);
+  expect(() => readJudgements(policy, path)).toThrow(
+    /32 bad lines\n {2}line 2: expected .*\n {2}line 3: not JSON\n[\s\S]*and 12 more/,
+  );
+  writeFileSync(
+    path,
+    `${good}\n${JSON.stringify({ prompt: 'q', completion: 'a', label: false })}\n${JSON.stringify({ prompt: 'q', completions: ['a', 'b', 'c'], ranks: [2, 1, 2] })}\n`,
+  );
   const read = readJudgements(policy, path);
-  expect(read.map((judgement) => pairsOf(judgement))).toEqual([[[0, 1]], [], [[1, 0], [1, 2]]]);
+  expect(read.map((judgement) => pairsOf(judgement))).toEqual([
+    [[0, 1]],
+    [],
+    [
+      [1, 0],
+      [1, 2],
+    ],
+  ]);
 });

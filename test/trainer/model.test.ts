@@ -18,14 +18,19 @@ interface Golden {
 }
 const goldens: Golden[] = JSON.parse(readFileSync(join(import.meta.dirname, '../golden/llama.json'), 'utf8'));
 
-test.each(goldens)('logits equal those of transformers’ Llama within 1e-4: $name', ({ config, tensors, ids, logits: rows }) => {
-  const parameters = fromHuggingFace(config, goldenWeights(tensors));
-  const tokens = tf.tensor2d(ids, [1, ids.length], 'int32');
-  const hidden = hiddenStates(config, parameters, tokens, tf.zeros([1], 'int32')); // (1, T, D)
-  const ours = logits(parameters, tf.reshape(hidden, [ids.length, config.hidden_size])).arraySync() as number[][]; // (T, V)
-  const worst = Math.max(...Object.entries(rows).flatMap(([t, row]) => row.map((x, i) => Math.abs(x - ours[Number(t)]![i]!))));
-  expect(worst).toBeLessThan(1e-4);
-});
+test.each(goldens)(
+  'logits equal those of transformers’ Llama within 1e-4: $name',
+  ({ config, tensors, ids, logits: rows }) => {
+    const parameters = fromHuggingFace(config, goldenWeights(tensors));
+    const tokens = tf.tensor2d(ids, [1, ids.length], 'int32');
+    const hidden = hiddenStates(config, parameters, tokens, tf.zeros([1], 'int32')); // (1, T, D)
+    const ours = logits(parameters, tf.reshape(hidden, [ids.length, config.hidden_size])).arraySync() as number[][]; // (T, V)
+    const worst = Math.max(
+      ...Object.entries(rows).flatMap(([t, row]) => row.map((x, i) => Math.abs(x - ours[Number(t)]![i]!))),
+    );
+    expect(worst).toBeLessThan(1e-4);
+  },
+);
 
 test('weights go to Hugging Face’s names and back unchanged', () => {
   for (const { config, tensors } of goldens) {
@@ -51,8 +56,20 @@ test('weights that are not finite are never written', () => {
 const parameters = initialParameters(config, random(7));
 const row = { prompt: [5, 9, 33], answer: [12, 40, 7, 1] };
 const score = (prompt: number, answer: number, temperature = 1) => {
-  const { tokens, start } = batchOf([row, { prompt: [4], answer: [9] }], { batch: 2, prompt, answer }, config.pad_token_id);
-  return Array.from(answerLogprobs(parameters, hiddenStates(config, parameters, tokens, start), tokens, answer, temperature).logprobs.dataSync()).slice(0, 4);
+  const { tokens, start } = batchOf(
+    [row, { prompt: [4], answer: [9] }],
+    { batch: 2, prompt, answer },
+    config.pad_token_id,
+  );
+  return Array.from(
+    answerLogprobs(
+      parameters,
+      hiddenStates(config, parameters, tokens, start),
+      tokens,
+      answer,
+      temperature,
+    ).logprobs.dataSync(),
+  ).slice(0, 4);
 };
 
 test('positions skip padding: an answer’s log-probabilities do not depend on how much of it there is', () => {
@@ -67,7 +84,10 @@ test('positions skip padding: an answer’s log-probabilities do not depend on h
 test('log-probabilities are of the tokens given what came before, at the temperature', () => {
   const { prompt, answer } = row;
   const tokens = tf.tensor2d([[...prompt, ...answer]], [1, 7], 'int32');
-  const all = logits(parameters, tf.reshape(hiddenStates(config, parameters, tokens, tf.zeros([1], 'int32')), [7, config.hidden_size])).arraySync() as number[][];
+  const all = logits(
+    parameters,
+    tf.reshape(hiddenStates(config, parameters, tokens, tf.zeros([1], 'int32')), [7, config.hidden_size]),
+  ).arraySync() as number[][];
   for (const temperature of [1, 0.7]) {
     const expected = answer.map((token, i) => {
       const scaled = all[prompt.length - 1 + i]!.map((x) => x / temperature);

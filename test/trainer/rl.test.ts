@@ -49,7 +49,8 @@ test('advantages agree with the definition: the discounted sum of later TD error
       let expected = 0;
       for (let l = t; l < length; l++) {
         const next = l + 1 < length ? values[row * columns + l + 1]! : 0;
-        expected += (gamma * lambda) ** (l - t) * (rewards[row * columns + l]! + gamma * next - values[row * columns + l]!);
+        expected +=
+          (gamma * lambda) ** (l - t) * (rewards[row * columns + l]! + gamma * next - values[row * columns + l]!);
       }
       expect(advantages[row * columns + t]).toBeCloseTo(expected, 4);
       expect(returns[row * columns + t]).toBeCloseTo(expected + values[row * columns + t]!, 4);
@@ -80,7 +81,13 @@ test('the KL coefficient rises above the target and falls below it, by a fifth o
 });
 
 test('importance weights are the ratio of trainer to sampler, truncated', () => {
-  close(mismatchWeights(Float32Array.from([-1, -1, -1]), Float32Array.from([-1, -3, -0.5]), 2, { columns: 3, lengths: [3] }), [1, 2, Math.exp(-0.5)]);
+  close(
+    mismatchWeights(Float32Array.from([-1, -1, -1]), Float32Array.from([-1, -3, -0.5]), 2, {
+      columns: 3,
+      lengths: [3],
+    }),
+    [1, 2, Math.exp(-0.5)],
+  );
 });
 
 test('before any step the ratio is 1 and nothing is clipped; the loss is minus the mean advantage', () => {
@@ -88,7 +95,10 @@ test('before any step the ratio is 1 and nothing is clipped; the loss is minus t
   const advantages = tf.tensor2d([[1, -2, 50]]);
   const mask = tf.tensor2d([[1, 1, 0]]);
   const { loss, clipfrac, approxkl, ratio } = policyLoss(logprobs, logprobs, advantages, tf.onesLike(mask), mask, 0.2);
-  close([loss, clipfrac, approxkl, ratio].map((x) => x.dataSync()[0] as number), [0.5, 0, 0, 1]);
+  close(
+    [loss, clipfrac, approxkl, ratio].map((x) => x.dataSync()[0] as number),
+    [0.5, 0, 0, 1],
+  );
 });
 
 test('the policy loss clips gains, not losses', () => {
@@ -104,6 +114,10 @@ test('the policy loss clips gains, not losses', () => {
 test('the value loss is half the worse of plain and clipped error', () => {
   const old = tf.tensor2d([[0]]);
   const one = tf.onesLike(old);
-  expect(valueLoss(tf.tensor2d([[1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.8 ** 2);
-  expect(valueLoss(tf.tensor2d([[0.1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.9 ** 2);
+  expect(valueLoss(tf.tensor2d([[1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(
+    0.5 * 0.8 ** 2,
+  );
+  expect(valueLoss(tf.tensor2d([[0.1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(
+    0.5 * 0.9 ** 2,
+  );
 });

@@ -10,7 +10,7 @@
 // from call to call (step, learning rate, seeds) must come in as a tensor. Reading a traced tensor's value is an error.
 // Without the patched binding (PLUMB_ENGINE=stock) fn simply runs.
 
-import { backend, messages, type Binding, type OpAttribute, type Tensor, tf } from './tf.ts';
+import { type Binding, backend, messages, type OpAttribute, type Tensor, tf } from './tf.ts';
 
 /** Tensors, nested in arrays and plain objects. */
 export type Tree = Tensor | Tree[] | { [key: string]: Tree };
@@ -68,7 +68,12 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
   };
 }
 
-function trace<Arguments extends Tree[]>(name: string, fn: (...args: Arguments) => Tree, args: Arguments, inputs: Tensor[]): Traced {
+function trace<Arguments extends Tree[]>(
+  name: string,
+  fn: (...args: Arguments) => Tree,
+  args: Arguments,
+  inputs: Tensor[],
+): Traced {
   const real = backend.binding;
   const nodes: Node[] = [];
   const captures: { id: number; reference: string }[] = [];
@@ -82,10 +87,14 @@ function trace<Arguments extends Tree[]>(name: string, fn: (...args: Arguments) 
     return node;
   };
   const placeholder = (id: number, dtype: number, shape: number[]): string => {
-    const node = add('Placeholder', [], [
-      { name: 'dtype', type: real.TF_ATTR_TYPE!, value: dtype },
-      { name: 'shape', type: real.TF_ATTR_SHAPE!, value: shape },
-    ]);
+    const node = add(
+      'Placeholder',
+      [],
+      [
+        { name: 'dtype', type: real.TF_ATTR_TYPE!, value: dtype },
+        { name: 'shape', type: real.TF_ATTR_SHAPE!, value: shape },
+      ],
+    );
     referenceOf.set(id, `${node}:0`);
     typeOf.set(`${node}:0`, dtype);
     return `${node}:0`;
@@ -106,10 +115,14 @@ function trace<Arguments extends Tree[]>(name: string, fn: (...args: Arguments) 
         if (ArrayBuffer.isView(values)) {
           const constant = constantProto(real, dtype, shape, values);
           if (constant) {
-            const node = add('Const', [], [
-              { name: 'dtype', type: real.TF_ATTR_TYPE!, value: dtype },
-              { name: 'value', type: TENSOR_ATTRIBUTE, value: constant },
-            ]);
+            const node = add(
+              'Const',
+              [],
+              [
+                { name: 'dtype', type: real.TF_ATTR_TYPE!, value: dtype },
+                { name: 'value', type: TENSOR_ATTRIBUTE, value: constant },
+              ],
+            );
             referenceOf.set(id, `${node}:0`);
             typeOf.set(`${node}:0`, dtype);
           } else capture(id);
@@ -132,14 +145,19 @@ function trace<Arguments extends Tree[]>(name: string, fn: (...args: Arguments) 
     },
     tensorDataSync: {
       value: (id: number) => {
-        if (computed.has(id)) throw new Error(`compile(${name}): the function reads the value of a tensor that depends on its inputs; that value would be frozen into the compiled code`);
+        if (computed.has(id))
+          throw new Error(
+            `compile(${name}): the function reads the value of a tensor that depends on its inputs; that value would be frozen into the compiled code`,
+          );
         return real.tensorDataSync(id);
       },
     },
   }) as Binding;
 
   // Handles of their own for the inputs: the same tensor may stand in two places of the arguments.
-  const copies = inputs.map((tensor) => backend.createOutputTensor(real.executeOp('Identity', [], backend.getInputTensorIds([tensor]), 1)[0]!));
+  const copies = inputs.map((tensor) =>
+    backend.createOutputTensor(real.executeOp('Identity', [], backend.getInputTensorIds([tensor]), 1)[0]!),
+  );
   const inputReferences = copies.map((tensor) => {
     const [id] = backend.getInputTensorIds([tensor]);
     computed.add(id!);
@@ -281,7 +299,8 @@ export function unflatten(form: Tree, tensors: Tensor[]): Tree {
 }
 
 /** A tree with another tensor in each one's place. */
-export const mapTree = <T extends Tree>(tree: T, change: (tensor: Tensor) => Tensor): T => unflatten(tree, flatten(tree).map(change)) as T;
+export const mapTree = <T extends Tree>(tree: T, change: (tensor: Tensor) => Tensor): T =>
+  unflatten(tree, flatten(tree).map(change)) as T;
 
 /** Frees every tensor of the given trees. */
 export const dispose = (...trees: Tree[]): void => tf.dispose(trees.flatMap(flatten));

@@ -18,8 +18,13 @@ export const gatherRows = (table: Tensor, indices: Tensor): Tensor => {
   return tf.customGrad((x, save) => {
     (save as (tensors: Tensor[]) => void)([indices]);
     return {
-      value: backend.executeSingleOutput('GatherV2', attributes, [x as Tensor, indices, tf.scalar(0, 'int32')]) as never,
-      gradFunc: (dy: Tensor, saved: Tensor[]) => tf.unsortedSegmentSum(dy as never, saved[0] as never, table.shape[0]!) as never,
+      value: backend.executeSingleOutput('GatherV2', attributes, [
+        x as Tensor,
+        indices,
+        tf.scalar(0, 'int32'),
+      ]) as never,
+      gradFunc: (dy: Tensor, saved: Tensor[]) =>
+        tf.unsortedSegmentSum(dy as never, saved[0] as never, table.shape[0]!) as never,
     };
   })(table);
 };

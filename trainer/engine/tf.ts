@@ -43,14 +43,18 @@ export interface NodeBackend {
 process.env.TF_NUM_INTRAOP_THREADS ??= String(availableParallelism());
 process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
 // Node 23 dropped what tfjs-node still calls.
-Object.assign(util, { isNullOrUndefined: (value: unknown) => value === null || value === undefined, isArray: Array.isArray });
+Object.assign(util, {
+  isNullOrUndefined: (value: unknown) => value === null || value === undefined,
+  isArray: Array.isArray,
+});
 
 const stock = process.env.PLUMB_ENGINE === 'stock';
 
 function load(): typeof Tf {
   if (stock) return createRequire(import.meta.url)('@tensorflow/tfjs-node');
   const folder = engineFolder();
-  if (!engineReady(folder)) throw new EngineError('the training engine is not set up on this machine: run plumb engine --install');
+  if (!engineReady(folder))
+    throw new EngineError('the training engine is not set up on this machine: run plumb engine --install');
   const own = createRequire(import.meta.url);
   const js = createRequire(join(folder, 'js/package.json'));
   // tfjs-node's files lie outside this checkout; the packages they ask for by name are the ones installed here.
@@ -74,5 +78,7 @@ function load(): typeof Tf {
 export const tf = load();
 export const backend = tf.backend() as unknown as NodeBackend;
 /** The messages of TensorFlow's protobuf files that tfjs-node ships (GraphDef and what it is made of). */
-export const messages = stock ? undefined : createRequire(join(engineFolder(), 'js/package.json'))('./dist/proto/api_pb.js');
+export const messages = stock
+  ? undefined
+  : createRequire(join(engineFolder(), 'js/package.json'))('./dist/proto/api_pb.js');
 export type Tensor = Tf.Tensor;

@@ -15,7 +15,9 @@ export function importFolder(folder: string, name: string): { manifest: Manifest
   const path = join(folder, 'model.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no model.safetensors`);
   const weights = readFileSync(path);
-  const tensors = new Map([...readSafetensors(weights)].map(([key, tensor]) => [key, { shape: tensor.shape, data: floats(tensor) }]));
+  const tensors = new Map(
+    [...readSafetensors(weights)].map(([key, tensor]) => [key, { shape: tensor.shape, data: floats(tensor) }]),
+  );
   const text = new TextEncoder();
   const files = new Map<string, Uint8Array>([
     ['config.json', text.encode(`${JSON.stringify(policy.config, null, 2)}\n`)],

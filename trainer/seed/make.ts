@@ -50,7 +50,10 @@ const LOGS = 60_000;
 const SHAPE = { batch: 64, prompt: 36, answer: 40 };
 
 const { values: options } = parseArgs({
-  options: { steps: { type: 'string', default: '1600' }, out: { type: 'string', default: join(import.meta.dirname, 'policy') } },
+  options: {
+    steps: { type: 'string', default: '1600' },
+    out: { type: 'string', default: join(import.meta.dirname, 'policy') },
+  },
 });
 
 const logs = (range: 'logs' | 'holdout', count: number) => {
@@ -70,10 +73,14 @@ writeFileSync(
   join(options.out, 'tokenizer_config.json'),
   `${JSON.stringify({ tokenizer_class: 'PreTrainedTokenizerFast', eos_token: '<|eos|>', pad_token: '<|pad|>', chat_template: CHAT_TEMPLATE }, null, 2)}\n`,
 );
-writeFileSync(join(options.out, 'generation_config.json'), `${JSON.stringify({ eos_token_id: 1, pad_token_id: 0, do_sample: true, temperature: 1 }, null, 2)}\n`);
+writeFileSync(
+  join(options.out, 'generation_config.json'),
+  `${JSON.stringify({ eos_token_id: 1, pad_token_id: 0, do_sample: true, temperature: 1 }, null, 2)}\n`,
+);
 
 const policy = readPolicy(options.out);
-const encoded = (rows: typeof corpus) => rows.map(({ ticket, answer }) => answerRow(policy, [{ role: 'user', content: ticket }], answer));
+const encoded = (rows: typeof corpus) =>
+  rows.map(({ ticket, answer }) => answerRow(policy, [{ role: 'user', content: ticket }], answer));
 const parameters = initialParameters(CONFIG, random(SEED, 'weights'));
 console.log(`${countParameters(parameters)} parameters, ${LOGS} logged answers`);
 const trained = await sft(

@@ -1,6 +1,6 @@
 // Gold over evaluation tickets: what the demo and plumb sim print.
 
-import { gold, type Gold, type Ticket } from './world.ts';
+import { type Gold, gold, type Ticket } from './world.ts';
 
 export interface Measured {
   gold: { mean: number; low: number; high: number };

@@ -4,21 +4,21 @@
 //   plumb sim --rounds 2 --seeds 1,2,3 [--mode gold|random|inverted] [--bias] [--lr 4e-4] [--no-gate] [--json]
 
 import { parseArgs } from 'node:util';
-import { decode } from '../../schema/tokenizer.ts';
-import type { Side, Vote } from '../../schema/snapshot.ts';
 import { newId } from '../../schema/ids.ts';
+import type { Side, Vote } from '../../schema/snapshot.ts';
+import { decode } from '../../schema/tokenizer.ts';
 import { compilations, dispose, mapTree } from '../engine/compile.ts';
 import { tf } from '../engine/tf.ts';
 import { type Judgement, judgementOf } from '../judgements.ts';
 import { toTerminal } from '../metrics.ts';
 import type { Parameters } from '../model.ts';
-import { answerLogprobsOf } from '../ppo.ts';
 import { readPolicy } from '../policy.ts';
+import { answerLogprobsOf } from '../ppo.ts';
 import { random } from '../random.ts';
 import { sequenceMean } from '../rl.ts';
 import { startSampler } from '../rollout.ts';
-import { readWeights } from '../weights.ts';
 import { RUN_DEFAULTS, type RunConfig, runStages, stageCalls } from '../run.ts';
+import { readWeights } from '../weights.ts';
 import { measure } from './measure.ts';
 import { BIASED_SHARE, judge, RATER_DEFAULTS, type RaterConfig, voteKinds } from './raters.ts';
 import { type Ticket, tickets } from './world.ts';
@@ -50,7 +50,11 @@ const baseConfig: RunConfig = {
   ppo: { ...RUN_DEFAULTS.ppo, ...overrides.ppo },
   gate: { ...RUN_DEFAULTS.gate, ...overrides.gate },
 };
-const raters: RaterConfig = { ...RATER_DEFAULTS, mode: options.mode as RaterConfig['mode'], bias: options.bias ? BIASED_SHARE : 0 };
+const raters: RaterConfig = {
+  ...RATER_DEFAULTS,
+  mode: options.mode as RaterConfig['mode'],
+  bias: options.bias ? BIASED_SHARE : 0,
+};
 
 const policy = readPolicy(options.policy);
 const model = policy.config;
@@ -133,19 +137,31 @@ for (const seed of options.seeds.split(',').map(Number)) {
       judgements[side].push(...fresh.judgements[side]);
       prompts[side].push(...fresh.prompts[side]);
     }
-    const result = await runStages({ model, root, parent, judgements, prompts }, { ...config, seed: seed * 10 + round }, calls, sampler, report);
+    const result = await runStages(
+      { model, root, parent, judgements, prompts },
+      { ...config, seed: seed * 10 + round },
+      calls,
+      sampler,
+      report,
+    );
     const promoted = result.candidate !== null && (options['no-gate'] || result.gate.verdict === 'promote');
     let kl = 0;
     if (result.candidate) {
       const { rows, texts } = await answer(result.candidate, evaluationTickets, seed + 50 * round);
       const own = answerLogprobsOf(model, calls.policy, result.candidate, rows);
       const theirs = answerLogprobsOf(model, calls.policy, parent, rows);
-      kl = sequenceMean(own.map((x, i) => x - theirs[i]!), { columns: SHAPE.answer, lengths: rows.map((row) => row.answer.length) });
+      kl = sequenceMean(
+        own.map((x, i) => x - theirs[i]!),
+        { columns: SHAPE.answer, lengths: rows.map((row) => row.answer.length) },
+      );
       const measured = measure(evaluationTickets, texts);
       rounds.push({ ...measured, each: undefined, kl, verdict: result.gate.verdict });
-      console.log(`seed ${seed}  round ${round}  ${figure(measured)}  KL ${kl.toFixed(2)}  ${result.gate.verdict}  ${((performance.now() - started) / 1000).toFixed(0)} s`);
+      console.log(
+        `seed ${seed}  round ${round}  ${figure(measured)}  KL ${kl.toFixed(2)}  ${result.gate.verdict}  ${((performance.now() - started) / 1000).toFixed(0)} s`,
+      );
     }
-    for (const reason of result.gate.reasons) console.log(`    ${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
+    for (const reason of result.gate.reasons)
+      console.log(`    ${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
     if (promoted) {
       dispose(parent);
       parent = result.candidate!;
@@ -153,8 +169,10 @@ for (const seed of options.seeds.split(',').map(Number)) {
   }
   dispose(parent);
   const seconds = (performance.now() - began) / 1000;
-  if (options.json) console.log(JSON.stringify({ seed, mode: raters.mode, before: { ...first, each: undefined }, rounds, seconds }));
+  if (options.json)
+    console.log(JSON.stringify({ seed, mode: raters.mode, before: { ...first, each: undefined }, rounds, seconds }));
   else console.log(`seed ${seed}  ${seconds.toFixed(0)} s; tensors ${tf.memory().numTensors}`);
 }
-if (!options.quiet) for (const { name, seconds } of compilations) console.log(`compiled ${name} in ${seconds.toFixed(1)} s`);
+if (!options.quiet)
+  for (const { name, seconds } of compilations) console.log(`compiled ${name} in ${seconds.toFixed(1)} s`);
 await sampler.close();

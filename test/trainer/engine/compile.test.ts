@@ -19,7 +19,9 @@ test('a compiled function gives what the plain one gives, call after call, for i
 
 test('training steps agree with eager ones within 1e-5 over five steps', () => {
   const step = (w: Tensor, x: Tensor, rate: Tensor) => {
-    const { value: loss, grads } = tf.valueAndGrads((v: Tensor) => tf.mean(tf.square(tf.sub(tf.sigmoid(tf.matMul(x, v)), 0.3))) as never)([w] as never);
+    const { value: loss, grads } = tf.valueAndGrads(
+      (v: Tensor) => tf.mean(tf.square(tf.sub(tf.sigmoid(tf.matMul(x, v)), 0.3))) as never,
+    )([w] as never);
     return { loss: loss as Tensor, w: tf.sub(w, tf.mul(grads[0]!, rate)) as Tensor };
   };
   const fast = compile('descend', step);
@@ -67,7 +69,11 @@ test('gathered rows and their gradient equal tf.gather’s', () => {
   ]);
   const indices = tf.tensor1d([2, 0, 2], 'int32');
   expect(value(gatherRows(table, indices))).toEqual([5, 6, 1, 2, 5, 6]);
-  const gradient = compile('gather', (t: Tensor, i: Tensor) => tf.grad((x) => tf.sum(tf.square(gatherRows(x as Tensor, i))) as never)(t as never) as Tensor);
+  const gradient = compile(
+    'gather',
+    (t: Tensor, i: Tensor) =>
+      tf.grad((x) => tf.sum(tf.square(gatherRows(x as Tensor, i))) as never)(t as never) as Tensor,
+  );
   expect(value(gradient(table, indices))).toEqual([2, 4, 0, 0, 20, 24]);
 });
 
