@@ -52,7 +52,7 @@ export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: Chat
     const ids: number[] = [];
     for (const [i, part] of (t.addedPattern ? text.split(t.addedPattern) : [text]).entries()) {
       if (i % 2 === 1) ids.push(t.added.get(part)!.id);
-      else if (part !== '') ids.push(...encode(t, part.replaceAll(mark, '')));
+      else if (part !== '') for (const id of encode(t, part.replaceAll(mark, ''))) ids.push(id);
     }
     return ids;
   };

@@ -55,3 +55,8 @@ test('a template that refuses, or is no template, says so', () => {
   expect(() => refusing([])).toThrow(new ChatTemplateError('the chat template: roles must alternate'));
   expect(() => chatEncoder(t, { template: '{% if %}' })).toThrow(ChatTemplateError);
 });
+
+test('a message as long as a request may be is no trap', () => {
+  const content = 'ab <|end|> '.repeat(25_000);
+  expect(decode(t, chat([{ role: 'user', content }]))).toBe(content.trim());
+});

@@ -119,3 +119,14 @@ test('a merge of unknown tokens, two tokens of one id, and no tokenizer at all a
   expect(() => loadTokenizer(twice)).toThrow('two tokens have the id 17');
   expect(() => loadTokenizer({ hello: 1 })).toThrow('tokenizer.json');
 });
+
+test('of two special tokens that begin alike the longer is taken, whatever their order', () => {
+  for (const names of [
+    ['<|a|>', '<|a|>b'],
+    ['<|a|>b', '<|a|>'],
+  ]) {
+    const t = loadTokenizer(trainBpe([], { vocabSize: 258, special: names, individualDigits: false }));
+    const ids = encode(t, '<|a|>b<|a|>c', { special: true });
+    expect(ids.slice(0, 2)).toEqual([names.indexOf('<|a|>b'), names.indexOf('<|a|>')]);
+  }
+});

@@ -226,3 +226,20 @@ test.each([0, 0.7, 1])(
     }
   },
 );
+
+test('a prompt that many answers share runs once, and what prompts begin with in common too', () => {
+  const config = tinyConfig();
+  const decoder = loadDecoder(packEdge(config, randomModel(config, 2)), { slots: 4 });
+  let rows = 0;
+  const { forward } = decoder;
+  decoder.forward = (...args) => {
+    rows += args[0].length;
+    forward(...args);
+  };
+  const prompt = Array.from({ length: 30 }, (_, i) => i + 2);
+  const prompts = [...Array.from({ length: 6 }, () => [...prompt]), [...prompt.slice(0, 20), 90, 91]];
+  const options = { maxTokens: 5, temperature: 1, stopIds: [], seeds: prompts.map((_, i) => i) };
+  expect(generateBatch(decoder, prompts, options).every(({ ids }) => ids.length === 5)).toBe(true);
+  // The prompt, the last one's own end, each further answer's last prompt token, and four tokens of each answer.
+  expect(rows).toBe(30 + 5 + 2 + 7 * 4);
+});
