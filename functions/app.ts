@@ -2,8 +2,9 @@
 import { Hono } from 'hono';
 import { cors } from 'hono/cors';
 import { answer, asApiError, notFound } from './error.ts';
-import { type App, mount } from './route.ts';
+import { type AnyRoute, type App, mount } from './route.ts';
 import { completionRoutes } from './routes/completions.ts';
+import { datasetRoutes } from './routes/datasets.ts';
 import { feedbackRoutes } from './routes/feedback.ts';
 import { jobRoutes } from './routes/jobs.ts';
 import { keyRoutes } from './routes/keys.ts';
@@ -11,16 +12,19 @@ import { modelRoutes } from './routes/models.ts';
 import { policyRoutes } from './routes/policies.ts';
 import { runRoutes } from './routes/runs.ts';
 import { sampleRoutes } from './routes/samples.ts';
+import { systemRoutes } from './routes/system.ts';
 
-export const routes = [
+const routes: AnyRoute[] = [
   ...completionRoutes,
   ...modelRoutes,
   ...sampleRoutes,
   ...feedbackRoutes,
+  ...datasetRoutes,
   ...runRoutes,
   ...policyRoutes,
   ...jobRoutes,
   ...keyRoutes,
+  ...systemRoutes(() => routes),
 ];
 
 export const app = new Hono<App>();

@@ -1,7 +1,7 @@
 // Feedback: one act of judging. What the schemas let through is well formed; `impossible` says what cannot be meant.
 import { z } from 'zod';
 import { idSchema } from './ids.ts';
-import { Cohorts, Digits, listQuery, RaterId, Text16K, Time } from './wire.ts';
+import { Cohorts, listQuery, RaterId, Text16K, Time } from './wire.ts';
 
 const SampleId = idSchema('sample');
 const Name = z.string().min(1).max(64);
@@ -133,7 +133,6 @@ export const DatasetQuery = z.strictObject({
     .string()
     .regex(/^fb_[0-7][0-9A-HJKMNP-TV-Z]{25}(:smp_[0-7][0-9A-HJKMNP-TV-Z]{25}){0,2}$/, "not a row's id")
     .optional(),
-  limit: Digits.transform(Number).pipe(z.int().min(1)).optional().meta({ type: 'integer', minimum: 1 }),
   policy: z.string().max(256).optional(),
   since: Time.optional(),
   until: Time.optional(),

@@ -46,12 +46,12 @@ const stored = (body: NewFeedback): Record<string, unknown> => {
 export const targetOf = (body: NewFeedback) => sha256(judged(body).toSorted().join(' '));
 
 /** Logs the vote that this batch has just written. */
-const logging = (db: Database, op: SQL, idempotency: string | null, request: string | null, or: SQL = sql`0`) =>
+const logging = (db: Database, op: SQL, idempotency: string | null, request: string | null, or?: SQL) =>
   raw(
     db,
     sql`INSERT INTO revisions (seq, feedback, revision, op, body, at, idempotency, request)
         SELECT ${seq()}, id, revision, ${op}, body, ${now()}, ${idempotency}, ${request}
-        FROM feedback WHERE seq = ${seq()} OR (${or})`,
+        FROM feedback WHERE seq = ${seq()} ${or ? sql`OR (${or})` : sql``}`,
   );
 
 const parsed = (row: Record<string, unknown>): FeedbackRow =>

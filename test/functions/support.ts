@@ -51,7 +51,7 @@ export async function respond(method: string, path: string, ask: Ask = {}): Prom
 
 export async function ask(method: string, path: string, asked: Ask = {}): Promise<Answer> {
   const response = await respond(method, path, asked);
-  const text = await response.text();
+  const text = new TextDecoder().decode(await response.arrayBuffer());
   let json: unknown;
   try {
     json = JSON.parse(text);
