@@ -37,6 +37,14 @@ export function wasmDecoder(
   const { config } = first;
   const positionsHeld = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
   const logitRows = Math.min(rows, slots);
+  const width = Math.max(config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim);
+  const cache = 8 * slots * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positionsHeld;
+  const needed = first.data.length + cache + rows * width * 64 + logitRows * config.vocab_size * 4;
+  // Past 4 GiB the module's addresses would wrap around.
+  if (needed > 3.5 * 2 ** 30)
+    throw new RangeError(
+      `${slots} slots of ${positionsHeld} positions need ${Math.ceil(needed / 2 ** 20)} MiB; a decoder has 3,584`,
+    );
   const wasm = new WebAssembly.Instance(module).exports as unknown as Exports;
   wasm.init(
     config.num_hidden_layers,

@@ -176,6 +176,12 @@ describe.each(builds)('many sequences (%s)', (build) => {
   });
 });
 
+test('more memory than there is is refused before any is taken', () => {
+  const config = tinyConfig({ max_position_embeddings: 1_000_000 });
+  const image = packEdge(config, randomModel(config, 1));
+  expect(() => loadDecoder(image, { slots: 64 })).toThrow('64 slots of 1000000 positions need');
+});
+
 test('memory is weights, cache and little else, and does not grow', () => {
   const config = tinyConfig({
     vocab_size: 1024,
