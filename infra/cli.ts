@@ -248,6 +248,7 @@ plumb
   .description('rounds of the loop on files, without HTTP, in the little world')
   .allowUnknownOption()
   .helpOption(false)
+  .allowExcessArguments()
   .action(async () => {
     await setUpEngine(progressLine());
     process.argv.splice(2, 1);

@@ -51,7 +51,7 @@ const SHAPE = { batch: 64, prompt: 36, answer: 40 };
 
 const { values: options } = parseArgs({
   options: {
-    steps: { type: 'string', default: '1600' },
+    steps: { type: 'string', default: '1400' },
     out: { type: 'string', default: join(import.meta.dirname, 'policy') },
   },
 });
