@@ -73,7 +73,7 @@ const OPENAI_TYPES: Record<number, string> = {
 
 export const isOpenAI = (path: string) => /^\/v1\/(chat\/completions|completions|models)(\/|$)/.test(path);
 
-export function openAIError(error: ApiError): { status: number; body: unknown } {
+export function openAIError(error: ApiError): { status: number; body: object } {
   const status = error.status === 422 ? 400 : error.status;
   const { errors, code } = error.more;
   const type = OPENAI_TYPES[status] ?? 'invalid_request_error';

@@ -112,6 +112,14 @@ const limited = bodyLimit({
   },
 });
 
+/** Nesting that no schema means would overflow the stack of whatever walks it. */
+function tooDeep(json: unknown): boolean {
+  let level = [json];
+  for (let depth = 0; depth < 64 && level.length > 0; depth++)
+    level = level.flatMap((value) => (typeof value === 'object' && value !== null ? Object.values(value) : []));
+  return level.length > 0;
+}
+
 async function readBody(r: AnyRoute, c: Context<App>): Promise<{ body: unknown; bodyHash: string }> {
   let bytes = new Uint8Array();
   await limited(c, async () => {
@@ -125,6 +133,7 @@ async function readBody(r: AnyRoute, c: Context<App>): Promise<{ body: unknown; 
   } catch {
     throw new ApiError(400, 'the body is not JSON in UTF-8');
   }
+  if (tooDeep(json)) throw new ApiError(400, 'the body is nested too deeply');
   const parsed = r.body!.safeParse(r.prepare ? r.prepare(json) : json);
   if (!parsed.success) throw malformed(parsed.error, 'the body is malformed');
   return { body: parsed.data, bodyHash: await sha256(bytes) };

@@ -1,4 +1,5 @@
 import { beforeAll, describe, expect, test } from 'vitest';
+import { forget } from '../../functions/store/keys.ts';
 import { importPolicy, makeRelease } from '../../functions/store/policies.ts';
 import { ask, env, keyOf, respond } from './support.ts';
 import { tinyPolicy } from './tiny.ts';
@@ -72,7 +73,7 @@ describe('completions', () => {
 
   test('a stream names its samples in the first chunk and again in the last', async () => {
     const answer = await chat({ n: 2, stream: true, stream_options: { include_usage: true } });
-    expect(answer.headers.get('Content-Type')).toBe('text/event-stream');
+    expect(answer.headers.get('Content-Type')).toMatch(/^text\/event-stream/);
     expect(answer.text.endsWith('data: [DONE]\n\n')).toBe(true);
     const all = events(answer.text);
     const [first, second] = all;
@@ -265,7 +266,54 @@ describe('Idempotency-Key', () => {
   });
 });
 
+describe('a key that is in use', () => {
+  test('is 409 while the first is under way, and free again once that was broken off', async () => {
+    const headers = { 'Idempotency-Key': 'under way' };
+    const body = { model: 'stable', messages, stream: true, max_tokens: 60, logit_bias: { 1: -100 } };
+    const first = await respond('POST', '/v1/chat/completions', { key: sk, body, headers });
+    const reader = first.body!.getReader();
+    await reader.read();
+    const second = await ask('POST', '/v1/chat/completions', { key: sk, body, headers });
+    expect([second.status, second.headers.get('Retry-After')]).toEqual([409, '1']);
+    await reader.cancel();
+    const status = async () => (await ask('POST', '/v1/chat/completions', { key: sk, body, headers })).status;
+    await expect.poll(status).toBe(200);
+  });
+
+  test('is free again after 24 hours', async () => {
+    const headers = { 'Idempotency-Key': 'a day' };
+    const first = await chat({}, sk, headers);
+    await env.DB.prepare('UPDATE requests SET created_at = ?')
+      .bind(new Date(Date.now() - 24 * 3600 * 1000 - 1000).toISOString())
+      .run();
+    const next = await chat({}, sk, headers);
+    expect([next.headers.get('Idempotent-Replayed'), next.json.id === first.json.id]).toEqual([null, false]);
+  });
+});
+
 describe('models and releases', () => {
+  test('default is the released mix: raising the canary’s share keeps everyone in', async () => {
+    const canary = await tinyPolicy(9);
+    await importPolicy(env.DB, env.BUCKET, canary.manifest, canary.files);
+    const users = Array.from({ length: 12 }, (_, i) => `user ${i}`);
+    const inCanary = async (share: number) => {
+      await makeRelease(env.DB, 'test', { channel: 'canary', policy: canary.manifest.id, share }, () => []);
+      forget(env.DB);
+      const models: string[] = [];
+      for (const user of users) models.push((await chat({ model: 'default', user, max_tokens: 1 })).json.model);
+      return users.filter((_, i) => models[i] === canary.manifest.id);
+    };
+    expect(await inCanary(0)).toEqual([]);
+    const some = await inCanary(0.5);
+    expect(some.length).toBeGreaterThan(0);
+    expect(some.length).toBeLessThan(12);
+    expect(await inCanary(0.8)).toEqual(expect.arrayContaining(some));
+    expect(await inCanary(1)).toEqual(users);
+    await env.DB.prepare("DELETE FROM releases WHERE channel = 'canary'").run();
+    await env.DB.prepare('DELETE FROM policies WHERE id = ?').bind(canary.manifest.id).run();
+    forget(env.DB);
+  });
+
   test('are listed; to pages only the channels', async () => {
     const all = await ask('GET', '/v1/models', { key: sk });
     expect(all.json.data.map((m: { id: string }) => m.id)).toEqual(['stable', 'default', stable]);

@@ -46,6 +46,15 @@ describe('keys', () => {
   });
 });
 
+describe('kinds of keys', () => {
+  test('an evaluator’s key is for its own routes; HEAD is as GET', async () => {
+    const ek = await keyOf('ek');
+    expect((await ask('GET', '/v1/keys', { key: ek })).status).toBe(403);
+    const head = await ask('HEAD', '/v1/keys', { key: sk });
+    expect([head.status, head.text]).toEqual([200, '']);
+  });
+});
+
 describe('the order of checks', () => {
   const create = (over: Parameters<typeof ask>[2]) =>
     ask('POST', '/v1/keys', { key: sk, body: { kind: 'sk' }, ...over });
@@ -90,6 +99,23 @@ describe('the order of checks', () => {
       'origins[0]',
     );
     expect((await create({ body: { kind: 'pk', scopes: ['admin'] } })).status).toBe(422);
+  });
+
+  test('nothing that comes is a 500', async () => {
+    for (const body of [
+      '['.repeat(100_000),
+      `${'['.repeat(100_000)}${']'.repeat(100_000)}`,
+      'null',
+      '1',
+      '"x"',
+      '{"kind":{}}',
+      '{"__proto__":1}',
+    ]) {
+      expect((await create({ body })).status, body.slice(0, 20)).toBe(400);
+      expect((await ask('POST', '/v1/chat/completions', { key: sk, body })).status, body.slice(0, 20)).toBe(400);
+    }
+    for (const path of ['/v1/samples/%E0%A4', '/v1/samples/..%2f', '/v1/keys/%00', '/v1/feedback/x'])
+      expect((await ask('DELETE', path, { key: sk })).status, path).toBeLessThan(500);
   });
 
   test('unknown, repeated and malformed query parameters are 400', async () => {
