@@ -11,7 +11,10 @@ import { type Database, database, listing, now, page, raw, seq, takeSeq } from '
 import { utc } from './samples.ts';
 
 export type FeedbackRow = typeof feedback.$inferSelect;
-type Revision = typeof revisions.$inferSelect;
+type Used = Pick<typeof revisions.$inferSelect, 'op' | 'revision' | 'request' | 'feedback'> & {
+  body: string;
+  updated_at: string;
+};
 
 export interface Judge {
   /** Undefined: whoever the samples were drawn for. */
@@ -46,11 +49,11 @@ const stored = (body: NewFeedback): Record<string, unknown> => {
 export const targetOf = (body: NewFeedback) => sha256(judged(body).toSorted().join(' '));
 
 /** Logs the vote that this batch has just written. */
-const logging = (db: Database, op: SQL, idempotency: string | null, request: string | null, or?: SQL) =>
+const logging = (db: Database, op: SQL, time: string, idempotency: string | null, request: string | null, or?: SQL) =>
   raw(
     db,
     sql`INSERT INTO revisions (seq, feedback, revision, op, body, at, idempotency, request)
-        SELECT ${seq()}, id, revision, ${op}, body, ${now()}, ${idempotency}, ${request}
+        SELECT ${seq()}, id, revision, ${op}, body, ${time}, ${idempotency}, ${request}
         FROM feedback WHERE seq = ${seq()} ${or ? sql`OR (${or})` : sql``}`,
   );
 
@@ -96,12 +99,15 @@ export async function vote(
     // the use of this key before now, if there was one
     raw<Record<string, unknown>>(
       db,
-      sql`SELECT r.seq, r.op, r.revision, r.body, r.at, r.request, r.feedback FROM revisions r
+      sql`SELECT r.op, r.revision, r.body, r.request, r.feedback, CASE r.op WHEN 'repeat' THEN
+            (SELECT at FROM revisions WHERE feedback = r.feedback AND seq < r.seq AND op <> 'repeat' ORDER BY seq DESC LIMIT 1)
+            ELSE r.at END AS updated_at FROM revisions r
           WHERE r.idempotency = ${idempotency?.key ?? ''} AND r.at > ${before(86_400)} ORDER BY r.seq LIMIT 1`,
     ),
     logging(
       db,
       sql`CASE WHEN seq < ${seq()} THEN 'repeat' WHEN revision = 1 THEN 'create' ELSE 'change' END`,
+      time,
       idempotency?.key ?? null,
       idempotency?.body ?? null,
       sql`${idempotency ? 1 : 0} AND rater = ${rater} AND kind = ${body.kind} AND facet = ${facet} AND target = ${target}
@@ -128,11 +134,11 @@ export async function vote(
     ),
   ]);
 
-  const past = first[0] as unknown as (Omit<Revision, 'body'> & { body: string }) | undefined;
+  const past = first[0] as unknown as Used | undefined;
   if (past) {
     if (past.request !== idempotency?.body) throw anotherBody();
     const row = await readVote(d1, past.feedback);
-    const as = { body: JSON.parse(past.body), revision: past.revision, updated_at: past.at, undone_at: null };
+    const as = { body: JSON.parse(past.body), revision: past.revision, updated_at: past.updated_at, undone_at: null };
     return { status: past.op === 'create' ? 201 : 200, vote: wireVote(row!, as), replayed: true };
   }
   const row = votes[0];
@@ -141,7 +147,9 @@ export async function vote(
   if (missing >= 0) throw at(422, 'sample_ids' in body ? `sample_ids[${missing}]` : 'sample_id', 'is not a sample');
   if (new Set(seen.map((sample) => sample.prompt)).size > 1) throw at(422, 'sample_ids', 'answer different prompts');
   if (seen.some((sample) => sample.same)) throw at(422, 'text', 'is equal to its original');
-  if (!row) throw at(422, 'rater', 'is needed: the samples name no user, or several');
+  const users = new Set(seen.map((sample) => sample.user));
+  if (!row || (!judge.rater && users.size > 1))
+    throw at(422, 'rater', 'is needed: the samples name no user, or several');
   return { status: row.latest === row.created_seq ? 201 : 200, vote: wireVote(parsed(row)), replayed: false };
 }
 
@@ -156,6 +164,7 @@ const owned = (id: string, session: string | undefined) =>
 /** Another value of the same vote. Undefined where there is none that the caller may change. */
 export async function changeVote(d1: D1Database, id: string, body: NewFeedback, session: string | undefined) {
   const db = database(d1);
+  const time = now();
   const json = JSON.stringify(stored(body));
   const same = sql`kind = ${body.kind} AND facet = ${facetOf(body)} AND target = ${await targetOf(body)}`;
   const original =
@@ -166,10 +175,10 @@ export async function changeVote(d1: D1Database, id: string, body: NewFeedback, 
     takeSeq(db),
     raw(
       db,
-      sql`UPDATE feedback SET seq = ${seq()}, body = ${json}, revision = revision + 1, updated_at = ${now()}, undone_at = NULL
+      sql`UPDATE feedback SET seq = ${seq()}, body = ${json}, revision = revision + 1, updated_at = ${time}, undone_at = NULL
           WHERE ${owned(id, session)} AND ${same} AND (body <> ${json} OR undone_at IS NOT NULL) AND NOT ${original}`,
     ),
-    logging(db, sql`'change'`, null, null),
+    logging(db, sql`'change'`, time, null, null),
     raw<Record<string, unknown>>(
       db,
       sql`SELECT *, (${same}) AS same, (${original}) AS original FROM feedback WHERE ${owned(id, session)}`,
@@ -185,14 +194,15 @@ export async function changeVote(d1: D1Database, id: string, body: NewFeedback, 
 /** False where there is no vote that the caller may undo; a second time changes nothing. */
 export async function undoVote(d1: D1Database, id: string, session: string | undefined): Promise<boolean> {
   const db = database(d1);
+  const time = now();
   const [, , , rows] = await db.batch([
     takeSeq(db),
     raw(
       db,
-      sql`UPDATE feedback SET seq = ${seq()}, undone_at = ${now()}, updated_at = ${now()}
+      sql`UPDATE feedback SET seq = ${seq()}, undone_at = ${time}, updated_at = ${time}
           WHERE ${owned(id, session)} AND undone_at IS NULL`,
     ),
-    logging(db, sql`'undo'`, null, null),
+    logging(db, sql`'undo'`, time, null, null),
     raw<{ id: string }>(db, sql`SELECT id FROM feedback WHERE ${owned(id, session)}`),
   ]);
   return rows.length > 0;

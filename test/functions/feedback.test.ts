@@ -145,6 +145,12 @@ describe('one vote', () => {
     expect(own.status).toBe(201);
     const named = await judge({ kind: 'thumb', sample_id: ids[0], value: 1, rater: { id: 'bob' } });
     expect([named.status, named.json.id]).toEqual([200, own.json.id]);
+    const prompt = 'asked by two';
+    const [one] = (await draw(1, { prompt, user: 'bob' })).ids;
+    const [two] = (await draw(1, { prompt, user: 'cat' })).ids;
+    const choice = { kind: 'choice', sample_ids: [one, two], winner: one };
+    for (const name of ['bob', 'cat']) expect((await judge({ ...choice, rater: { id: name } })).status).toBe(201);
+    expect((await judge(choice)).status).toBe(422);
     const stored = await env.DB.prepare('SELECT * FROM raters').all();
     expect(JSON.stringify(stored.results)).not.toContain('bob');
   });
@@ -249,11 +255,18 @@ describe('Idempotency-Key', () => {
     const { ids } = await draw(1);
     const up = { kind: 'thumb', sample_id: ids[0], value: 1, rater };
     await judge(up);
-    expect((await keyed('quiet', up)).status).toBe(200);
+    const quiet = await keyed('quiet', up);
+    expect(quiet.status).toBe(200);
     await judge({ ...up, value: -1 });
     const replay = await keyed('quiet', up);
     expect([replay.status, replay.headers.get('Idempotent-Replayed')]).toEqual([200, 'true']);
-    expect((await judge({ ...up, value: -1 })).json.revision).toBe(2);
+    expect(replay.json).toEqual(quiet.json);
+    await judge(up);
+    await keyed('quiet', up);
+    const { results } = await env.DB.prepare("SELECT seq FROM revisions WHERE op = 'repeat'").all();
+    expect(results).toHaveLength(1);
+    await judge({ ...up, value: -1 });
+    expect((await judge({ ...up, value: -1 })).json.revision).toBe(4);
   });
 
   test('is bound to the key, and a refusal is not kept', async () => {
