@@ -9,6 +9,7 @@ import { feedbackRoutes } from './routes/feedback.ts';
 import { jobRoutes } from './routes/jobs.ts';
 import { keyRoutes } from './routes/keys.ts';
 import { modelRoutes } from './routes/models.ts';
+import { pageRoutes } from './routes/pages.ts';
 import { policyRoutes } from './routes/policies.ts';
 import { runRoutes } from './routes/runs.ts';
 import { sampleRoutes } from './routes/samples.ts';
@@ -24,6 +25,7 @@ const routes: AnyRoute[] = [
   ...policyRoutes,
   ...jobRoutes,
   ...keyRoutes,
+  ...pageRoutes,
   ...systemRoutes(() => routes),
 ];
 

@@ -29,6 +29,12 @@ const Settings = z.object({
   PLUMB_LAUNCHER_URL: z.url().optional(),
   PLUMB_LAUNCHER_TOKEN: z.string().default(''),
   PLUMB_DEMO: z.enum(['0', '1']).default('0'),
+  /** The public key that the demo page asks with. */
+  PLUMB_DEMO_KEY: z
+    .string()
+    .regex(/^pk_[\w-]+$/)
+    .or(z.literal(''))
+    .default(''),
   PLUMB_TOKEN_TTL: Seconds(30 * 24 * 3600),
   /** So many new judgements start a run, or any at all after so many seconds. */
   PLUMB_MIN_FEEDBACK: z.coerce.number().int().positive().default(200),

@@ -74,7 +74,7 @@ export async function startLocal({
 
   const secrets = await readSecrets(home);
   await migrate(home);
-  const policy = await bootstrap(home, secrets);
+  const { policy, publicKey } = await bootstrap(home, port, secrets);
 
   const url = `http://127.0.0.1:${port}`;
   const launcher = await startLauncher(home, () => url, environment);
@@ -83,9 +83,10 @@ export async function startLocal({
     PLUMB_PEPPER: secrets.pepper,
     PLUMB_SIDE_KEY: secrets.side,
     PLUMB_URL: url,
-    PLUMB_LAUNCHER_URL: launcher.url,
+    PLUMB_LAUNCHER_URL: `${launcher.url}/launch`,
     PLUMB_LAUNCHER_TOKEN: launcher.token,
     PLUMB_DEMO: '1',
+    PLUMB_DEMO_KEY: publicKey,
     ...variables,
     ...Object.fromEntries(
       Object.entries(process.env).filter(([name]) => SETTABLE.includes(name)) as [string, string][],
@@ -136,7 +137,7 @@ export async function startLocal({
   const dev: DevFile = {
     url,
     pid: process.pid,
-    keys: { secret: secrets.key, public: await publicKey(home, port, secrets) },
+    keys: { secret: secrets.key, public: publicKey },
     policy,
   };
   writeFileSync(join(home, 'dev.json'), `${JSON.stringify(dev, null, 2)}\n`, { mode: 0o600 });
@@ -243,8 +244,8 @@ export async function withStore<T>(home: string, use: (env: Bindings) => Promise
   }
 }
 
-/** First start: keys for trying, and the seed policy published and released. Returns what stable serves. */
-async function bootstrap(home: string, secrets: Secrets): Promise<string> {
+/** Keys for trying, and at the first start the seed policy published and released. */
+async function bootstrap(home: string, port: number, secrets: Secrets): Promise<{ policy: string; publicKey: string }> {
   return withStore(home, async ({ DB, BUCKET }) => {
     if (!secrets.key) {
       const key = await makeKey('sk', undefined, [], 'made at the first start');
@@ -252,35 +253,27 @@ async function bootstrap(home: string, secrets: Secrets): Promise<string> {
       secrets.key = key.plain;
       saveSecrets(home, secrets);
     }
+    const publicKey = await publicKeyOf(DB, home, port);
     const stable = await DB.prepare(
       "SELECT policy FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1",
     ).first<{ policy: string }>();
-    if (stable) return stable.policy;
+    if (stable) return { policy: stable.policy, publicKey };
     const { manifest, files } = importFolder(SEED_FOLDER, 'plumb-seed');
     await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
-    return manifest.id;
+    return { policy: manifest.id, publicKey };
   });
 }
 
 /** The public key names its origins, and they hold the port: each port has its own. */
-async function publicKey(home: string, port: number, secrets: Secrets): Promise<string> {
-  const known: Record<string, string> = existsSync(join(home, 'public-keys.json'))
-    ? JSON.parse(readFileSync(join(home, 'public-keys.json'), 'utf8'))
-    : {};
+async function publicKeyOf(DB: D1Database, home: string, port: number): Promise<string> {
+  const path = join(home, 'public-keys.json');
+  const known: Record<string, string> = existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : {};
   if (known[port]) return known[port];
-  const response = await fetch(`http://127.0.0.1:${port}/v1/keys`, {
-    method: 'POST',
-    headers: { authorization: `Bearer ${secrets.key}`, 'content-type': 'application/json' },
-    body: JSON.stringify({
-      kind: 'pk',
-      origins: [`http://127.0.0.1:${port}`, `http://localhost:${port}`],
-      name: `pages of port ${port}`,
-    }),
-  });
-  if (!response.ok) throw new Error(`no public key: ${response.status} ${await response.text()}`);
-  const { key } = (await response.json()) as { key: string };
-  writeFileSync(join(home, 'public-keys.json'), JSON.stringify({ ...known, [port]: key }), { mode: 0o600 });
-  return key;
+  const origins = [`http://127.0.0.1:${port}`, `http://localhost:${port}`];
+  const { plain, row } = await makeKey('pk', undefined, origins, `pages of port ${port}`);
+  await insertKey(DB, row);
+  writeFileSync(path, JSON.stringify({ ...known, [port]: plain }), { mode: 0o600 });
+  return plain;
 }
 
 const saveSecrets = (home: string, secrets: Secrets) =>
