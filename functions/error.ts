@@ -83,16 +83,22 @@ export function openAIError(error: ApiError): { status: number; body: object } {
   };
 }
 
-/** Whatever was thrown, as an ApiError. What isn't one is logged by its place, without its message: that may quote people. */
+/** Says where it happened, without the message: that may quote people. */
+export function logUnexpected(thrown: unknown): void {
+  const stack = thrown instanceof Error ? (thrown.stack ?? '').split('\n').filter((line) => /^\s+at /.test(line)) : [];
+  console.error(`unexpected ${thrown instanceof Error ? thrown.name : typeof thrown}\n${stack.slice(0, 8).join('\n')}`);
+}
+
+/** Whatever was thrown, as an ApiError. */
 export function asApiError(thrown: unknown): ApiError {
   if (thrown instanceof ApiError) return thrown;
   if (thrown instanceof Error && thrown.name === 'AbortError') return busy('the client left', 1);
-  const stack = thrown instanceof Error ? (thrown.stack ?? '').split('\n').filter((line) => /^\s+at /.test(line)) : [];
-  console.error(`unexpected ${thrown instanceof Error ? thrown.name : typeof thrown}\n${stack.slice(0, 8).join('\n')}`);
-  if (thrown instanceof Error && /^D1_(?!TYPE)/.test(thrown.message) && !/SQLITE_|syntax/.test(thrown.message))
+  logUnexpected(thrown);
+  // drizzle wraps what D1 throws; a mistake of ours names SQLite, an overloaded or restarted database doesn't
+  const cause = thrown instanceof Error && thrown.cause instanceof Error ? thrown.cause : thrown;
+  if (cause instanceof Error && /^D1_ERROR/.test(cause.message) && !/SQLITE_|syntax/.test(cause.message))
     return busy('the database is busy', 1);
-  if (thrown instanceof z.ZodError)
-    return new ApiError(503, 'this deployment is not configured', { headers: { 'Retry-After': '30' } });
+  if (thrown instanceof z.ZodError) return busy('this deployment is not configured', 30);
   return new ApiError(500, 'something unexpected went wrong');
 }
 

@@ -1,3 +1,4 @@
+import { createScheduledController } from 'cloudflare:test';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { sha256 } from '../../functions/crypto.ts';
 import { type Env, settings } from '../../functions/env.ts';
@@ -5,6 +6,7 @@ import { tick } from '../../functions/jobs/schedule.ts';
 import { forget } from '../../functions/store/keys.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
 import { jobToken } from '../../functions/token.ts';
+import worker from '../../functions/worker.ts';
 import { newId } from '../../schema/ids.ts';
 import type { Manifest } from '../../schema/manifest.ts';
 import { PromptRow, SnapshotRow } from '../../schema/snapshot.ts';
@@ -127,7 +129,8 @@ describe('the cron', () => {
     await tick(env);
     expect(await runs()).toEqual([]);
     await judgements(1);
-    await Promise.all([tick(env), tick(env)]);
+    const fire = () => worker.scheduled(createScheduledController() as ScheduledController, env);
+    await Promise.all([fire(), fire()]);
     await tick(env);
     const [run, ...more] = await runs();
     expect(more).toEqual([]);
