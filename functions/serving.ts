@@ -64,6 +64,12 @@ function use(policy: string): Loaded | undefined {
   return loaded;
 }
 
+/** Before another is loaded, not after: an isolate has no memory for a third. What a channel serves stays. */
+function makeRoom(): void {
+  const serving = [...lastGood.values()];
+  for (const [old, loaded] of held) if (held.size >= MOST && !serving.includes(loaded)) held.delete(old);
+}
+
 /** Undefined where there is no such policy. */
 export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Loaded | undefined> {
   // Another request may be loading it. Its promise cannot be awaited here (no I/O on behalf of another request), and it
@@ -79,11 +85,9 @@ export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Load
   try {
     const manifest = await readManifest(bucket, policy);
     if (!manifest) return undefined;
+    makeRoom();
     const loaded = await load(bucket, manifest);
     held.set(policy, loaded);
-    const serving = [...lastGood.values()];
-    for (const [old, other] of held)
-      if (held.size > MOST && other !== loaded && !serving.includes(other)) held.delete(old);
     return loaded;
   } finally {
     loading.delete(policy);
