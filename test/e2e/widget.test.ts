@@ -1,0 +1,267 @@
+// <plumb-feedback> in a real browser against the real Worker: every way to vote, by mouse and by keyboard alone, and what
+// it does where the network or the server says no.
+import type { Browser, BrowserContext, Page } from 'playwright-core';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { startBrowser } from '../support/browser.ts';
+import { startTestLocal, type TestLocal } from '../support/local.ts';
+
+interface Vote {
+  id: string;
+  value?: number;
+  winner?: string;
+  revision: number;
+  undone_at?: string;
+}
+interface Told {
+  type: string;
+  detail: { id?: string; value?: unknown; status?: number; message?: string; final?: boolean };
+}
+
+let local: TestLocal;
+let browser: Browser;
+let context: BrowserContext;
+let page: Page;
+
+beforeAll(async () => {
+  local = await startTestLocal();
+  browser = await startBrowser();
+});
+afterAll(async () => {
+  await browser?.close();
+  await local?.close();
+});
+beforeEach(async () => {
+  context = await browser.newContext();
+  page = await context.newPage();
+});
+afterEach(() => context.close());
+
+/** Answers made elsewhere, on a host's page; the widget's events are kept in `told`. */
+async function embed(texts: string[], attributes: Record<string, string> = {}) {
+  const prompt = `A question of ${crypto.randomUUID()}`;
+  const made = await local.api<{ choices: { sample_id: string }[]; feedback_token: string }>('POST', '/v1/samples', {
+    prompt,
+    model: 'elsewhere',
+    choices: texts.map((text) => ({ text })),
+  });
+  const samples = made.choices.map((choice) => choice.sample_id);
+  const all = { samples: samples.join(' '), token: made.feedback_token, ...attributes };
+  const written = Object.entries(all).map(([name, value]) => `${name}="${value}"`);
+  const slots = texts.map((text, i) => `<p slot="${'ab'.charAt(i)}">${escaped(text)}</p>`);
+  // a page of the same origin, so that the public key is good for it
+  await page.route(`${local.url}/host`, (route) =>
+    route.fulfill({
+      contentType: 'text/html',
+      body: `<!doctype html><html lang="en" style="color-scheme: light dark"><title>host</title>
+        <script>
+          told = [];
+          for (const type of ['plumb-vote', 'plumb-undo', 'plumb-error'])
+            addEventListener(type, (event) => told.push({ type, detail: event.detail }));
+        </script>
+        <script src="/widget.js" data-key="${local.keys.public}" defer></script>
+        <button>before</button>
+        <plumb-feedback ${written.join(' ')}>${texts.length > 1 ? slots.join('') : ''}</plumb-feedback>`,
+    }),
+  );
+  await page.goto(`${local.url}/host`);
+  return { samples, token: made.feedback_token };
+}
+
+const escaped = (text: string) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+const told = () => page.evaluate<Told[]>('told');
+const button = (name: string) => page.getByRole('button', { name, exact: true });
+const status = () => page.getByRole('status');
+const pressed = (name: string) => button(name).getAttribute('aria-pressed');
+const votesOf = async (sample: string) => {
+  const { feedback } = await local.api<{ feedback: Vote[] }>('GET', `/v1/samples/${sample}`);
+  return feedback;
+};
+
+describe('a thumb', () => {
+  test('is stored, changed and taken back', async () => {
+    const { samples } = await embed(['An answer.']);
+    await button('Good answer').click();
+    await status().getByText('Thank you, saved.').waitFor();
+    const [first] = await votesOf(samples[0]!);
+    expect(first).toMatchObject({ value: 1, revision: 1 });
+
+    await button('Bad answer').click();
+    await status().getByText('Changed.').waitFor();
+    expect([await pressed('Good answer'), await pressed('Bad answer')]).toEqual(['false', 'true']);
+    expect(await votesOf(samples[0]!)).toMatchObject([{ id: first!.id, value: -1, revision: 2 }]);
+
+    await button('Undo').click();
+    await status().getByText('Taken back.').waitFor();
+    expect(await pressed('Bad answer')).toBe('false');
+    expect((await votesOf(samples[0]!)).filter((vote) => !vote.undone_at)).toEqual([]);
+
+    await button('Good answer').click();
+    await status().getByText('Thank you, saved.').waitFor();
+    expect((await votesOf(samples[0]!)).filter((vote) => !vote.undone_at)).toMatchObject([{ id: first!.id, value: 1 }]);
+    expect(await told()).toMatchObject([
+      { type: 'plumb-vote', detail: { id: first!.id, value: 1 } },
+      { type: 'plumb-vote', detail: { id: first!.id, value: -1 } },
+      { type: 'plumb-undo', detail: { id: first!.id } },
+      { type: 'plumb-vote', detail: { id: first!.id, value: 1 } },
+    ]);
+  });
+
+  test('by the keyboard alone, with the focus in sight and never lost', async () => {
+    const { samples } = await embed(['An answer.']);
+    const focused = () =>
+      page.evaluate(`(() => {
+        const inner = document.activeElement.shadowRoot.activeElement;
+        return [inner.getAttribute('aria-label') ?? inner.textContent, getComputedStyle(inner).outlineStyle];
+      })()`);
+    await button('before').focus();
+    await page.keyboard.press('Tab');
+    expect(await focused()).toEqual(['Good answer', 'solid']);
+    await page.keyboard.press('Tab');
+    await page.keyboard.press('Enter');
+    await status().getByText('Thank you, saved.').waitFor();
+    expect(await votesOf(samples[0]!)).toMatchObject([{ value: -1 }]);
+    await page.keyboard.press('Tab');
+    expect(await focused()).toEqual(['Undo', 'solid']);
+    await page.keyboard.press('Space');
+    await status().getByText('Taken back.').waitFor();
+    expect(await focused()).toEqual(['Bad answer', 'solid']);
+  });
+
+  test('cannot be given before there is a token', async () => {
+    const { token } = await embed(['An answer.'], { token: '' });
+    expect(await button('Good answer').isDisabled()).toBe(true);
+    await page.evaluate(`document.querySelector('plumb-feedback').setAttribute('token', '${token}')`);
+    await button('Good answer').click();
+    await status().getByText('Thank you, saved.').waitFor();
+  });
+});
+
+describe('a choice', () => {
+  test('of the better, of a tie, of neither', async () => {
+    const { samples } = await embed(['One answer.', 'Another.']);
+    const place = (await page.getByRole('group', { name: 'Answer B' }).boundingBox())!;
+    const text = (await page.getByText('Another.').boundingBox())!;
+    expect(text.x).toBeGreaterThan(place.x);
+    expect(text.y).toBeGreaterThan(place.y);
+    expect(text.y).toBeLessThan(place.y + place.height);
+    await button('B is better').click();
+    await status().getByText('Thank you, saved.').waitFor();
+    expect(await votesOf(samples[0]!)).toMatchObject([{ winner: samples[1] }]);
+    await button('About the same').click();
+    await status().getByText('Changed.').waitFor();
+    expect(await votesOf(samples[1]!)).toMatchObject([{ winner: 'tie' }]);
+    await button('Both are bad').click();
+    await expect.poll(async () => (await votesOf(samples[1]!))[0]?.winner).toBe('both_bad');
+    await button('Both are bad').click();
+    await status().getByText('Taken back.').waitFor();
+    expect((await votesOf(samples[1]!)).filter((vote) => !vote.undone_at)).toEqual([]);
+  });
+
+  test('shows what a model wrote as text, whatever it is', async () => {
+    await embed(['<img src=x onerror="told.push(1)"><b>bold</b>', '</p><script>told.push(2)</script>']);
+    expect(await page.getByText('<img src=x onerror="told.push(1)"><b>bold</b>').isVisible()).toBe(true);
+    expect(await told()).toEqual([]);
+  });
+
+  test('stands side by side where there is room, else one above the other', async () => {
+    await embed(['One answer. '.repeat(20), 'x'.repeat(300)]);
+    const places = async () => {
+      const boxes = [
+        await page.getByRole('group', { name: 'Answer A' }).boundingBox(),
+        await page.getByRole('group', { name: 'Answer B' }).boundingBox(),
+      ];
+      expect(await page.evaluate('document.documentElement.scrollWidth - innerWidth')).toBe(0);
+      return boxes.map((box) => box!);
+    };
+    await page.setViewportSize({ width: 1280, height: 800 });
+    const [a, b] = await places();
+    expect(a!.y).toBe(b!.y);
+    await page.setViewportSize({ width: 360, height: 800 });
+    const [above, below] = await places();
+    expect(below!.y).toBeGreaterThan(above!.y + above!.height);
+  });
+});
+
+describe('when it does not go through', () => {
+  test('the same vote is sent again until it is stored, once', async () => {
+    const { samples } = await embed(['An answer.']);
+    const keys: (string | undefined)[] = [];
+    await page.route('**/v1/feedback', async (route) => {
+      keys.push(route.request().headers()['idempotency-key']);
+      if (keys.length === 1) return route.abort(); // it never arrived
+      if (keys.length === 2) {
+        await route.fetch(); // it arrived, and its answer was lost
+        return route.abort();
+      }
+      return route.continue();
+    });
+    await button('Good answer').click();
+    await status().getByText('Not saved yet: the server cannot be reached. Trying again…').waitFor();
+    expect(await pressed('Good answer')).toBe('true');
+    await status().getByText('Thank you, saved.').waitFor();
+    expect(keys.length).toBe(3);
+    expect(new Set(keys).size).toBe(1);
+    expect(await votesOf(samples[0]!)).toMatchObject([{ value: 1, revision: 1 }]);
+    expect(await told()).toMatchObject([
+      { type: 'plumb-error', detail: { status: 0, final: false } },
+      { type: 'plumb-error', detail: { status: 0, final: false } },
+      { type: 'plumb-vote', detail: { value: 1 } },
+    ]);
+  });
+
+  test('what was wanted last is what the server holds', async () => {
+    const { samples } = await embed(['An answer.']);
+    let held = true;
+    await page.route('**/v1/feedback', (route) => (held ? route.abort() : route.continue()));
+    await button('Good answer').click();
+    await button('Try now').waitFor();
+    await button('Bad answer').click();
+    held = false;
+    await button('Try now').click();
+    await expect.poll(async () => (await votesOf(samples[0]!))[0]?.value).toBe(-1);
+    expect(await pressed('Bad answer')).toBe('true');
+  });
+
+  test('whoever leaves with a vote unsent is asked first', async () => {
+    await embed(['An answer.']);
+    await page.route('**/v1/feedback', (route) => route.abort());
+    await button('Good answer').click();
+    await button('Try now').waitFor();
+    const asked = new Promise<string>((resolve) =>
+      page.once('dialog', (dialog) => {
+        resolve(dialog.type());
+        void dialog.accept();
+      }),
+    );
+    await page.close({ runBeforeUnload: true });
+    expect(await asked).toBe('beforeunload');
+  });
+
+  test('a refusal is said, and the vote taken back', async () => {
+    await embed(['An answer.'], { 'data-key': 'pk_of_nobody' });
+    await button('Good answer').click();
+    await status().getByText('Not saved: this page may not send feedback (the key is not known).').waitFor();
+    expect(await pressed('Good answer')).toBe('false');
+    expect(await told()).toMatchObject([{ type: 'plumb-error', detail: { status: 401, final: true } }]);
+  });
+
+  test('a page that has no key says so', async () => {
+    await embed(['An answer.'], { key: '' });
+    await status().getByText('Feedback is not set up on this page: it has no public key.').waitFor();
+    expect(await button('Good answer').isDisabled()).toBe(true);
+  });
+});
+
+test('follows the page into the dark, and is still for those who want it still', async () => {
+  await page.emulateMedia({ colorScheme: 'dark', reducedMotion: 'reduce' });
+  await embed(['An answer.']);
+  const looks = () =>
+    page.evaluate<{ color: string; transitionDuration: string }>(`(() => {
+      const button = document.querySelector('plumb-feedback').shadowRoot.querySelector('button');
+      const { color, transitionDuration } = getComputedStyle(button);
+      return { color, transitionDuration };
+    })()`);
+  expect(await looks()).toEqual({ color: 'rgb(255, 255, 255)', transitionDuration: '0s' });
+  await page.emulateMedia({ colorScheme: 'light' });
+  expect((await looks()).color).toBe('rgb(0, 0, 0)');
+});
