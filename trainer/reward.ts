@@ -126,7 +126,10 @@ export async function fitReward(
       const rate = tf.scalar(config.learningRate * Math.min(1, step / config.warmup) * Math.max(0.1, 1 - progress));
       const { rows, stages, thumbs } = evidence(group, shape, model.pad_token_id);
       const result = calls.step(rm, adam, rate, rows, stages, thumbs);
-      const metrics = { 'reward/loss': result.loss.dataSync()[0]!, 'reward/grad_norm': result.norm.dataSync()[0]! };
+      const metrics = {
+        [`${stage}/loss`]: result.loss.dataSync()[0]!,
+        [`${stage}/grad_norm`]: result.norm.dataSync()[0]!,
+      };
       dispose(rm, adam, rate, rows, stages, thumbs, result.loss, result.norm);
       rm = result.rm;
       adam = result.adam;
