@@ -38,7 +38,7 @@ export async function startTestLocal(variables: Record<string, string> = {}): Pr
   };
 }
 
-const freePort = (): Promise<number> =>
+export const freePort = (): Promise<number> =>
   new Promise((resolve, reject) => {
     const probe = createServer();
     probe.once('error', reject);

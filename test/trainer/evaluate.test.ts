@@ -1,0 +1,82 @@
+import { afterAll, expect, test } from 'vitest';
+import type { Row } from '../../trainer/data.ts';
+import { mapTree } from '../../trainer/engine/compile.ts';
+import { type Tensor, tf } from '../../trainer/engine/tf.ts';
+import { evaluate, GATE_DEFAULTS } from '../../trainer/evaluate.ts';
+import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
+import { PPO_DEFAULTS, policyCalls } from '../../trainer/ppo.ts';
+import { random } from '../../trainer/random.ts';
+import { REWARD_DEFAULTS, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
+import { startSampler } from '../../trainer/rollout.ts';
+import { TINY, tinyParameters } from '../support/tiny.ts';
+
+const SHAPE = { batch: 16, prompt: 4, answer: 8 };
+const root = tinyParameters();
+const sampler = startSampler(TINY);
+afterAll(() => sampler.close());
+const calls = { policy: policyCalls(TINY, SHAPE, PPO_DEFAULTS), reward: rewardCalls(TINY, SHAPE, REWARD_DEFAULTS) };
+const rng = random(9);
+const prompts = Array.from({ length: 100 }, () => [rng.int(2, 32), rng.int(2, 32)]);
+const row = (): Row => ({ prompt: [rng.int(2, 32)], answer: [rng.int(2, 32), rng.int(2, 32), 1] });
+const judge = {
+  parameters: mapTree(root, tf.clone),
+  head: { weight: tf.randomNormal([TINY.hidden_size], 0, 1, 'float32', 3) as Tensor, bias: tf.scalar(0) as Tensor },
+  thumbs: { logScale: tf.scalar(0) as Tensor, bias: tf.scalar(0) as Tensor },
+} satisfies RewardModel;
+
+/** Judgements that agree with the judge so often. */
+function judgements(agreement: number): Judgement[] {
+  const rows = Array.from({ length: 200 }, row);
+  const scored = scores(calls.reward, judge, rows, TINY.pad_token_id);
+  return Array.from({ length: 100 }, (_, i) => {
+    const better = scored[2 * i]! > scored[2 * i + 1]! === i < 100 * agreement ? 0 : 1;
+    return {
+      id: `${i}`,
+      root: `${i}`,
+      rows: rows.slice(2 * i, 2 * i + 2),
+      texts: ['a', 'b'],
+      stages: stagesOf([[better], [1 - better]]),
+      thumbs: [],
+    };
+  });
+}
+const gate = (candidate: typeof root, agreement: number) =>
+  evaluate(TINY, calls, { root, parent: root, candidate }, judge, judgements(agreement), prompts, sampler, {
+    ...GATE_DEFAULTS,
+    seed: 1,
+  });
+const passed = (report: Awaited<ReturnType<typeof gate>>) =>
+  Object.fromEntries(report.reasons.map((reason) => [reason.check, reason.passed]));
+
+test('the parent against itself is an even match and is rejected for its win rate alone', async () => {
+  const report = await gate(root, 0.9);
+  expect(report.verdict).toBe('reject');
+  expect(report.metrics['gate/win_rate']).toBe(0.5);
+  expect(passed(report)).toEqual({
+    judge: true,
+    'win rate': false,
+    length: true,
+    repetition: true,
+    'KL to parent': true,
+    'KL to root': true,
+  });
+});
+
+test('a judge that is right as often as not is not enough evidence, whatever else holds', async () => {
+  const report = await gate(root, 0.5);
+  expect(passed(report).judge).toBe(false);
+  expect(report.reasons[0]!.words).toMatch(/not enough evidence/);
+});
+
+test('a policy that has run off is refused by its KL, and one that repeats itself by that', async () => {
+  // Its embedding scaled up, it says the same few tokens over and over, to the limit.
+  const stuck = { ...root, embedding: tf.mul(root.embedding, 40) as Tensor };
+  const report = await gate(stuck, 0.9);
+  expect(report.verdict).toBe('reject');
+  expect(passed(report)).toMatchObject({ 'KL to parent': false, 'KL to root': false });
+  expect(passed(report).repetition && passed(report).length).toBe(false);
+});
+
+test('the same inputs give the same report', async () => {
+  expect(await gate(root, 0.7)).toEqual(await gate(root, 0.7));
+});

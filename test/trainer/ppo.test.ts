@@ -1,0 +1,129 @@
+import { afterAll, expect, test } from 'vitest';
+import { dispose, flatten, mapTree } from '../../trainer/engine/compile.ts';
+import { type Tensor, tf } from '../../trainer/engine/tf.ts';
+import { DivergedError, type Progress } from '../../trainer/metrics.ts';
+import { PPO_DEFAULTS, type PpoConfig, type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
+import { REWARD_DEFAULTS, type RewardModel, rewardCalls } from '../../trainer/reward.ts';
+import { startSampler } from '../../trainer/rollout.ts';
+import { TINY, tinyParameters } from '../support/tiny.ts';
+
+const SHAPE = { batch: 16, prompt: 4, answer: 8 };
+const parent = tinyParameters();
+const sampler = startSampler(TINY);
+afterAll(() => sampler.close());
+const prompts = [
+  [2, 3],
+  [4, 5, 6],
+  [7, 8],
+];
+/** A reward model that reads one direction of the parent's own states. */
+const rm = {
+  parameters: mapTree(parent, tf.clone),
+  head: { weight: tf.randomNormal([TINY.hidden_size], 0, 1, 'float32', 3) as Tensor, bias: tf.scalar(0) as Tensor },
+  thumbs: { logScale: tf.scalar(0) as Tensor, bias: tf.scalar(0) as Tensor },
+} satisfies RewardModel;
+const CONFIG: PpoConfig = {
+  ...PPO_DEFAULTS,
+  episodes: 128,
+  rollout: 32,
+  learningRate: 2e-3,
+  beta: 0.01,
+  klLimit: 200,
+  seed: 1,
+};
+
+// Compiled once: none of the settings that tests vary is frozen into the calls.
+const calls = { policy: policyCalls(TINY, SHAPE, CONFIG), reward: rewardCalls(TINY, SHAPE, REWARD_DEFAULTS) };
+
+async function run(
+  config: Partial<PpoConfig> = {},
+  from: PpoState | null = null,
+  save: (state: PpoState) => void = () => {},
+) {
+  const settings = { ...CONFIG, ...config };
+  const history: Progress[] = [];
+  const trained = await ppo(
+    TINY,
+    calls.policy,
+    { calls: calls.reward, rm },
+    parent,
+    prompts,
+    sampler.sample,
+    settings,
+    (p) => void history.push(p),
+    from,
+    save,
+  );
+  return { trained, history };
+}
+const numbers = (tree: Parameters<typeof flatten>[0]) =>
+  flatten(tree).map((t) => Buffer.from(t.dataSync().buffer.slice(0)).toString('base64'));
+
+test('the score rises, KL to the parent with it, and the parent is left as it was', async () => {
+  const before = numbers(parent);
+  const { history } = await run({ episodes: 320 });
+  const of = (name: string, at: number) => history.at(at)!.metrics[name]!;
+  expect(of('objective/score', -1)).toBeGreaterThan(of('objective/score', 0) + 0.1);
+  expect(of('objective/kl', 0)).toBeCloseTo(0, 3);
+  expect(of('objective/kl', -1)).toBeGreaterThan(0.05);
+  expect(numbers(parent)).toEqual(before);
+});
+
+test('before any step the ratio is 1 and nothing is clipped', async () => {
+  // One minibatch a batch and a learning rate of 0: every update is a first one.
+  const { history } = await run({ rollout: 16, episodes: 16, epochs: 1, learningRate: 0 });
+  const { metrics } = history[0]!;
+  expect(metrics['ppo/policy/clipfrac']).toBe(0);
+  expect(Math.abs(metrics['ppo/policy/ratio']! - 1)).toBeLessThan(1e-5);
+  expect(metrics['ppo/policy/approxkl']).toBeLessThan(1e-9);
+});
+
+test('rollouts are drawn at the temperature at which they are scored: the trainer’s log-probabilities are the sampler’s', async () => {
+  for (const temperature of [1, 0.7]) {
+    const { history } = await run({ rollout: 16, episodes: 16, epochs: 1, learningRate: 0, temperature });
+    expect(Math.abs(history[0]!.metrics['rollout/importance_mean']! - 1)).toBeLessThan(0.02);
+  }
+});
+
+test('a learning rate of 0 changes nothing', async () => {
+  const { trained } = await run({ learningRate: 0 });
+  expect(numbers(trained)).toEqual(numbers(parent));
+});
+
+test('two iterations, saved, and two more are four iterations, bit for bit', async () => {
+  const { trained: whole } = await run();
+  let saved: PpoState | undefined;
+  await run({}, null, (state) => {
+    if (state.iteration === 2)
+      saved = { ...state, actor: mapTree(state.actor, tf.clone), adam: mapTree(state.adam, tf.clone) };
+  });
+  const { trained: resumed } = await run({}, saved!);
+  expect(numbers(resumed)).toEqual(numbers(whole));
+});
+
+test('a KL beyond the limit ends the run with its reason', async () => {
+  await expect(run({ klLimit: 1e-9, episodes: 96 })).rejects.toThrow(DivergedError);
+  await expect(run({ klLimit: 1e-9, episodes: 96 })).rejects.toThrow(/KL to the parent is/);
+});
+
+test('a reward that is not a number ends the run with the metric’s name', async () => {
+  const broken = { ...rm, head: { ...rm.head, bias: tf.scalar(Number.NaN) as Tensor } };
+  const trained = ppo(
+    TINY,
+    calls.policy,
+    { calls: calls.reward, rm: broken },
+    parent,
+    prompts,
+    sampler.sample,
+    CONFIG,
+    () => {},
+  );
+  await expect(trained).rejects.toThrow(/objective\/score is NaN at step 1/);
+});
+
+test('no iteration leaves tensors behind', async () => {
+  const counts: number[] = [];
+  const { trained } = await run({ episodes: 192 }, null, () => void counts.push(tf.memory().numTensors));
+  expect(new Set(counts.slice(1)).size).toBe(1);
+  dispose(trained);
+});
