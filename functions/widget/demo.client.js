@@ -60,14 +60,15 @@ form.addEventListener('submit', async (event) => {
   const text = ticket.value.trim();
   if (asking || !text) return;
   asking = new AbortController();
-  send.disabled = true;
+  // not disabled: that would take the focus from whoever asks by the keyboard
+  send.setAttribute('aria-disabled', 'true');
   stop.hidden = false;
   try {
     await ask(text, new FormData(form).get('mode') === 'two' ? 2 : 1, asking.signal);
   } finally {
-    if (document.activeElement === stop) ticket.focus();
+    if (document.activeElement === stop) send.focus();
     asking = undefined;
-    send.disabled = false;
+    send.removeAttribute('aria-disabled');
     stop.hidden = true;
   }
 });

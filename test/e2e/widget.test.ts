@@ -1,5 +1,7 @@
 // <plumb-feedback> in a real browser against the real Worker: every way to vote, by mouse and by keyboard alone, and what
 // it does where the network or the server says no.
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { startBrowser } from '../support/browser.ts';
@@ -21,13 +23,23 @@ let local: TestLocal;
 let browser: Browser;
 let context: BrowserContext;
 let page: Page;
+/** A host of its own, with an origin of its own, as pages that embed the widget have; its only page is `html`. */
+const host = createServer((_, response) => response.setHeader('content-type', 'text/html').end(html));
+let html = '';
+let origin = '';
+/** Good for the host's origin. */
+let key = '';
 
 beforeAll(async () => {
   local = await startTestLocal();
+  await new Promise<void>((resolve) => host.listen(0, '127.0.0.1', resolve));
+  origin = `http://127.0.0.1:${(host.address() as AddressInfo).port}`;
+  ({ key } = await local.api<{ key: string }>('POST', '/v1/keys', { kind: 'pk', origins: [origin] }));
   browser = await startBrowser();
 });
 afterAll(async () => {
   await browser?.close();
+  host.close();
   await local?.close();
 });
 beforeEach(async () => {
@@ -48,22 +60,16 @@ async function embed(texts: string[], attributes: Record<string, string> = {}) {
   const all = { samples: samples.join(' '), token: made.feedback_token, ...attributes };
   const written = Object.entries(all).map(([name, value]) => `${name}="${value}"`);
   const slots = texts.map((text, i) => `<p slot="${'ab'.charAt(i)}">${escaped(text)}</p>`);
-  // a page of the same origin, so that the public key is good for it
-  await page.route(`${local.url}/host`, (route) =>
-    route.fulfill({
-      contentType: 'text/html',
-      body: `<!doctype html><html lang="en" style="color-scheme: light dark"><title>host</title>
-        <script>
-          told = [];
-          for (const type of ['plumb-vote', 'plumb-undo', 'plumb-error'])
-            addEventListener(type, (event) => told.push({ type, detail: event.detail }));
-        </script>
-        <script src="/widget.js" data-key="${local.keys.public}" defer></script>
-        <button>before</button>
-        <plumb-feedback ${written.join(' ')}>${texts.length > 1 ? slots.join('') : ''}</plumb-feedback>`,
-    }),
-  );
-  await page.goto(`${local.url}/host`);
+  html = `<!doctype html><html lang="en" style="color-scheme: light dark"><title>host</title>
+    <script>
+      told = [];
+      for (const type of ['plumb-vote', 'plumb-undo', 'plumb-error'])
+        addEventListener(type, (event) => told.push({ type, detail: event.detail }));
+    </script>
+    <script src="${local.url}/widget.js" data-key="${key}" defer></script>
+    <button>before</button>
+    <plumb-feedback ${written.join(' ')}>${texts.length > 1 ? slots.join('') : ''}</plumb-feedback>`;
+  await page.goto(origin);
   return { samples, token: made.feedback_token };
 }
 
@@ -245,6 +251,12 @@ describe('when it does not go through', () => {
     expect(await told()).toMatchObject([{ type: 'plumb-error', detail: { status: 401, final: true } }]);
   });
 
+  test('as is a key that is for other pages', async () => {
+    await embed(['An answer.'], { 'data-key': local.keys.public });
+    await button('Good answer').click();
+    await status().getByText('Not saved: this page may not send feedback (the page is not among').waitFor();
+  });
+
   test('a page that has no key says so', async () => {
     await embed(['An answer.'], { key: '' });
     await status().getByText('Feedback is not set up on this page: it has no public key.').waitFor();
@@ -264,4 +276,80 @@ test('follows the page into the dark, and is still for those who want it still',
   expect(await looks()).toEqual({ color: 'rgb(255, 255, 255)', transitionDuration: '0s' });
   await page.emulateMedia({ colorScheme: 'light' });
   expect((await looks()).color).toBe('rgb(0, 0, 0)');
+});
+
+describe('the demo page', () => {
+  const newest = () => page.locator('article').first();
+  const wrong: string[] = [];
+  beforeEach(async () => {
+    page.on('pageerror', (error) => wrong.push(error.message));
+    page.on('console', (message) => message.type() === 'error' && wrong.push(message.text()));
+    await page.goto(local.url);
+  });
+
+  test('is asked and answered by the keyboard alone', async () => {
+    const press = async (...keys: string[]) => {
+      for (const key of keys) await page.keyboard.press(key);
+    };
+    const focused = () =>
+      page.evaluate<string>(`(() => {
+        let at = document.activeElement;
+        while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+        return at.getAttribute('aria-label') ?? (at.labels?.[0] ?? at).textContent.trim();
+      })()`);
+    await press('Tab');
+    expect(await focused()).toBe('Your ticket');
+    await press('Control+Enter');
+    await newest().locator('plumb-feedback[token]').waitFor();
+
+    await press('Tab', 'Tab', 'Enter'); // the second example
+    expect(await focused()).toBe('Your ticket');
+    expect(await page.getByLabel('Your ticket').inputValue()).toMatch(/refund/);
+    await press('Tab', 'Tab', 'Tab', 'Tab', 'Tab', 'ArrowRight');
+    expect(await focused()).toBe('two to compare');
+    await press('Tab', 'Enter');
+    await newest().getByRole('button', { name: 'B is better' }).waitFor();
+    await newest().locator('plumb-feedback[token]').waitFor();
+    expect(await focused()).toBe('Ask');
+    await press('Tab', 'Tab', 'Space');
+    expect(await focused()).toBe('B is better');
+    await newest().getByText('Thank you, saved.').waitFor();
+    expect(wrong).toEqual([]);
+  });
+
+  test('one visitor is one rater, whatever they ask', async () => {
+    const raters = new Set<string>();
+    for (const name of ['Good answer', 'Bad answer']) {
+      await button('Ask').click();
+      await newest().locator('plumb-feedback[token]').waitFor();
+      await newest().getByRole('button', { name }).click();
+      await newest().getByText('Thank you, saved.').waitFor();
+      await page.reload();
+    }
+    const { data } = await local.api<{ data: { rater: string }[] }>(
+      'GET',
+      '/v1/feedback?order=desc&limit=2&kind=thumb',
+    );
+    for (const { rater } of data) raters.add(rater);
+    expect(raters.size).toBe(1);
+  });
+
+  test('says in words why there is no answer', async () => {
+    await page.route('**/v1/chat/completions', (route) => route.abort());
+    await button('Ask').click();
+    await newest().getByText('No answer: Plumb cannot be reached. Is it running?').waitFor();
+    await page.unroute('**/v1/chat/completions');
+    await page.getByLabel('Your ticket').fill('word '.repeat(200));
+    await button('Ask').click();
+    await newest()
+      .getByText(/^No answer: .*context/)
+      .waitFor();
+  });
+
+  test('a session that is not of this deployment is left for a fresh one', async () => {
+    await page.evaluate("sessionStorage.setItem('plumb-session', 'v1.a.b.c')");
+    await button('Ask').click();
+    await newest().locator('plumb-feedback[token]').waitFor();
+    expect(await page.evaluate("sessionStorage.getItem('plumb-session')")).not.toBe('v1.a.b.c');
+  });
 });
