@@ -1,57 +1,44 @@
-// Tokens per second of the decoder, ours (wasm, both builds) and the oracle's (plain TypeScript), on a model of 2 M
-// parameters with random weights: alone, and sixteen sequences at a time.
-//
-//     node test/bench/decoder.ts
+// Tokens of answers a second of the seed policy, prompts' prefill included: the wasm decoder that serves beside its oracle, the
+// plain TypeScript one. One thread.
 import type { Decoder } from '../../functions/policy/decoder.ts';
 import { generateBatch } from '../../functions/policy/generate.ts';
 import { loadDecoder } from '../../functions/policy/node.ts';
 import { referenceDecoder } from '../../functions/policy/reference.ts';
-import { packEdge, unpackEdge } from '../../schema/edge.ts';
-import { randomModel, tinyConfig } from '../support/model.ts';
+import { unpackEdge } from '../../schema/edge.ts';
+import { importFolder } from '../../trainer/import/folder.ts';
+import { tickets } from '../../trainer/seed/world.ts';
+import { seedPolicy } from '../support/seed.ts';
+import { type Pair, pair } from './pair.ts';
 
-const config = tinyConfig({
-  vocab_size: 1024,
-  hidden_size: 192,
-  intermediate_size: 512,
-  num_hidden_layers: 4,
-  num_attention_heads: 3,
-  num_key_value_heads: 3,
-  max_position_embeddings: 256,
-});
-const tensors = randomModel(config, 1);
-const PROMPT = 24;
+/** Every answer runs to this length, so that both sides do the same work. */
 const ANSWER = 32;
 
-/** Tokens of answers a second, their prompts' prefill included. */
-function measure(decoder: Decoder, sequences: number): number {
-  const prompts = Array.from({ length: sequences }, (_, i) =>
-    Array.from({ length: PROMPT }, (_, k) => (i * 31 + k * 17) % 1024),
+export async function* decoder(): AsyncGenerator<Pair> {
+  const { folder, policy } = seedPolicy();
+  const image = importFolder(folder, 'seed').files.get('edge.bin')!;
+  const prompts = tickets('judging', 1, 64).map((ticket) =>
+    policy.encodePrompt([{ role: 'user', content: ticket.text }]),
   );
-  const started = performance.now();
-  generateBatch(decoder, prompts, { maxTokens: ANSWER, temperature: 1, stopIds: [], seeds: prompts.map((_, i) => i) });
-  return (sequences * ANSWER * 1000) / (performance.now() - started);
-}
+  const rate = (decode: Decoder, answers: number): number => {
+    const asked = prompts.slice(0, answers);
+    const started = performance.now();
+    generateBatch(decode, asked, { maxTokens: ANSWER, temperature: 1, stopIds: [], seeds: asked.map((_, i) => i) });
+    return (1000 * answers * ANSWER) / (performance.now() - started);
+  };
 
-const median = (values: number[]) => values.sort((a, b) => a - b)[values.length >> 1]!;
-let image = packEdge(config, tensors);
-const packing = Array.from({ length: 9 }, () => {
-  const started = performance.now();
-  image = packEdge(config, tensors);
-  return performance.now() - started;
-});
-console.log(`edge.bin ${(image.length / 2 ** 20).toFixed(2)} MiB, packed in ${median(packing).toFixed(1)} ms`);
-
-const oracle = referenceDecoder(config, unpackEdge(image).tensors, { slots: 16 });
-measure(oracle, 2);
-const plain = median([1, 2, 3].map(() => measure(oracle, 4)));
-console.log(`the oracle                ${plain.toFixed(0).padStart(6)} tok/s`);
-for (const build of ['relaxed', 'plain'] as const)
-  for (const slots of [1, 16]) {
-    const decoder = loadDecoder(image, { slots, build });
-    measure(decoder, 64);
-    const ours = median([1, 2, 3, 4, 5].map(() => measure(decoder, 64)));
-    console.log(
-      `wasm, ${build.padEnd(7)}, batch ${String(slots).padEnd(4)} ${ours.toFixed(0).padStart(6)} tok/s   ` +
-        `${(ours / plain).toFixed(1)} × the oracle   ${(decoder.memoryBytes / 2 ** 20).toFixed(1)} MiB`,
-    );
+  for (const batch of [1, 16]) {
+    const ours = loadDecoder(image, { slots: batch });
+    const theirs = referenceDecoder(policy.config, unpackEdge(image).tensors, { slots: batch });
+    rate(ours, 16);
+    rate(theirs, 2);
+    yield await pair({
+      name: `decoder/seed policy, batch ${batch}`,
+      unit: 'tok/s',
+      more: true,
+      goal: 8,
+      ours: () => rate(ours, 64),
+      theirs: () => rate(theirs, Math.max(4, batch)),
+      note: 'wasm beside plain TypeScript, one thread',
+    });
   }
+}

@@ -1,0 +1,47 @@
+// npm run bench [-- group] [--json]: figures of what Plumb does beside something that does the same, both sides in turn in one
+// run, medians of several rounds. With --json one line a pair. A busy machine gives bad figures: leave it alone meanwhile.
+//
+//   decoder   answers' tokens a second of the seed policy in Node, the wasm decoder beside the plain one
+//   edge      votes a second over HTTP beside a bare insert into D1; cold starts
+//   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
+import { parseArgs } from 'node:util';
+import { setUpEngine } from '../../trainer/engine/setup.ts';
+import type { Pair } from './pair.ts';
+
+/** A group is loaded when its turn comes: importing the trainer's loads TensorFlow. */
+const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
+  decoder: async () => (await import('./decoder.ts')).decoder(),
+  edge: async () => (await import('./edge.ts')).edge(),
+  trainer: async () => {
+    await setUpEngine();
+    return (await import('./trainer.ts')).trainer();
+  },
+};
+
+const shown = (value: number): string => value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2);
+
+function usage(problem: string): never {
+  console.error(`bench: ${problem}: npm run bench [-- ${Object.keys(GROUPS).join('|')}] [--json]`);
+  process.exit(2);
+}
+
+let given: { values: { json: boolean }; positionals: string[] };
+try {
+  given = parseArgs({ options: { json: { type: 'boolean', default: false } }, allowPositionals: true });
+} catch (error) {
+  usage((error as Error).message.split('.')[0]!);
+}
+const { values: options, positionals } = given;
+const unknown = positionals.find((name) => !GROUPS[name]);
+if (unknown) usage(`there is no group ${unknown}`);
+
+for (const name of positionals.length > 0 ? positionals : Object.keys(GROUPS)) {
+  for await (const pair of await GROUPS[name]!()) {
+    if (options.json) console.log(JSON.stringify(pair));
+    else
+      console.log(
+        `${pair.name.padEnd(34)} ${shown(pair.ours).padStart(8)} beside ${shown(pair.theirs).padStart(8)} ${pair.unit.padEnd(9)}` +
+          ` ${shown(pair.ratio).padStart(6)} × (goal ${pair.goal})${pair.note ? `  ${pair.note}` : ''}`,
+      );
+  }
+}
