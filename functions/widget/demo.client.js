@@ -104,6 +104,7 @@ async function ask(text, n, signal) {
     }
     meta.append(`, in ${seconds()}`);
   } catch (error) {
+    if (texts.every((one) => !one.textContent)) body.replaceChildren();
     if (signal.aborted) meta.append(`, stopped after ${seconds()}`);
     else meta.replaceChildren(make('span', 'wrong', `No answer: ${error instanceof Error ? error.message : error}`));
   }

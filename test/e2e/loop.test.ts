@@ -64,11 +64,11 @@ beforeAll(async () => {
   browser = await startBrowser();
   page = await browser.newPage();
   await page.goto(local.url);
-});
+}, MINUTES);
 afterAll(async () => {
   await browser?.close();
   await local?.close();
-});
+}, MINUTES);
 
 /** Asks in the page and gives back which policy answered. */
 async function ask(): Promise<string> {

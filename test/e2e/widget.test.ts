@@ -36,12 +36,12 @@ beforeAll(async () => {
   origin = `http://127.0.0.1:${(host.address() as AddressInfo).port}`;
   ({ key } = await local.api<{ key: string }>('POST', '/v1/keys', { kind: 'pk', origins: [origin] }));
   browser = await startBrowser();
-});
+}, 60_000);
 afterAll(async () => {
   await browser?.close();
   host.close();
   await local?.close();
-});
+}, 60_000);
 beforeEach(async () => {
   context = await browser.newContext();
   page = await context.newPage();
@@ -205,8 +205,8 @@ describe('when it does not go through', () => {
     await status().getByText('Not saved yet: the server cannot be reached. Trying again…').waitFor();
     expect(await pressed('Good answer')).toBe('true');
     await status().getByText('Thank you, saved.').waitFor();
-    expect(keys.length).toBe(3);
-    expect(new Set(keys).size).toBe(1);
+    expect(keys[0]).toMatch(/^[0-9a-f]{32}$/);
+    expect(keys).toEqual([keys[0], keys[0], keys[0]]);
     expect(await votesOf(samples[0]!)).toMatchObject([{ value: 1, revision: 1 }]);
     expect(await told()).toMatchObject([
       { type: 'plumb-error', detail: { status: 0, final: false } },
@@ -338,6 +338,7 @@ describe('the demo page', () => {
     await page.route('**/v1/chat/completions', (route) => route.abort());
     await button('Ask').click();
     await newest().getByText('No answer: Plumb cannot be reached. Is it running?').waitFor();
+    expect(await newest().locator('.text').count()).toBe(0);
     await page.unroute('**/v1/chat/completions');
     await page.getByLabel('Your ticket').fill('word '.repeat(200));
     await button('Ask').click();
