@@ -215,6 +215,19 @@ describe('when it does not go through', () => {
     ]);
   });
 
+  test('an answer that was just broken off may be stored a moment after its vote', async () => {
+    const { samples } = await embed(['An answer.']);
+    let tries = 0;
+    const problem = { status: 422, detail: 'sample_id is not a sample', errors: [{ path: 'sample_id' }] };
+    await page.route('**/v1/feedback', (route) =>
+      ++tries < 3 ? route.fulfill({ status: 422, json: problem }) : route.continue(),
+    );
+    await button('Good answer').click();
+    await status().getByText('Thank you, saved.').waitFor();
+    expect(await votesOf(samples[0]!)).toMatchObject([{ value: 1 }]);
+    expect(await told()).toMatchObject([{ type: 'plumb-vote' }]);
+  });
+
   test('what was wanted last is what the server holds', async () => {
     const { samples } = await embed(['An answer.']);
     let held = true;
