@@ -116,7 +116,7 @@ async function train(
       metrics: gate.metrics,
     });
     await report({ stage: 'publish', step: 1, steps: 1, metrics: {} });
-    await uploaded(api, job.fence, [...out.values()]);
+    await uploaded(api, [...out.values()]);
     await api.send('POST', '/publish', { fence: job.fence, manifest, report: details, verdict: gate.verdict });
     return gate.verdict === 'promote' ? 'published' : 'rejected';
   } finally {
@@ -172,7 +172,6 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
   const files = Object.entries(parts).map(([name, tree]) => ({ name, bytes: treeToFile(tree) }));
   await uploaded(
     api,
-    fence,
     files.map((file) => file.bytes),
   );
   await api.send('PUT', '/checkpoint', {
@@ -212,7 +211,7 @@ async function savedProgress(api: Client, parent: Parameters): Promise<Progresse
 }
 
 /** Sends the blobs that the Worker has not, and has it hash them. */
-async function uploaded(api: Client, fence: number, blobs: Uint8Array[]): Promise<void> {
+async function uploaded(api: Client, blobs: Uint8Array[]): Promise<void> {
   const files = blobs.map((bytes) => ({ sha256: sha256(bytes), bytes: bytes.length }));
   const answer = await api.json(UploadAnswer, 'POST', '/uploads', { files });
   const bySha = new Map(files.map((file, i) => [file.sha256, blobs[i]!]));
@@ -222,7 +221,6 @@ async function uploaded(api: Client, fence: number, blobs: Uint8Array[]): Promis
     await api.send('POST', '/uploads/complete', {
       files: files.filter((file) => sent.some((s) => s.sha256 === file.sha256)),
     });
-  void fence;
 }
 
 // ---- talking to the Worker
