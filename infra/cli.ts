@@ -2,7 +2,7 @@
 
 import { existsSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './local.ts';
@@ -11,6 +11,12 @@ const port = (text: string): number => {
   const value = Number(text);
   if (!Number.isInteger(value) || value < 1 || value > 65_535)
     throw new InvalidArgumentError('a port is a number from 1 to 65535');
+  return value;
+};
+
+const whole = (text: string): number => {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('not a whole number above 0');
   return value;
 };
 
@@ -47,10 +53,10 @@ plumb
 plumb
   .command('demo')
   .description('two rounds of the loop with simulated raters, before your eyes')
-  .option('--rounds <n>', 'rounds of judging and training', (text) => Number(text), 2)
+  .option('--rounds <n>', 'rounds of judging and training', whole, 2)
   .option('--bias', 'raters with a planted bias against dialect B')
-  .option('--mode <mode>', 'what raters go by: gold, random or inverted', 'gold')
-  .option('--seed <n>', 'of tickets and raters', (text) => Number(text), 1)
+  .addOption(new Option('--mode <mode>', 'what raters go by').choices(['gold', 'random', 'inverted']).default('gold'))
+  .option('--seed <n>', 'of tickets and raters', whole, 1)
   .option('--json', 'the last line is one JSON object')
   .action(async (options) => {
     await setUpEngine(progressLine());
@@ -160,6 +166,7 @@ interface Listed<T> {
   data: T[];
 }
 const table = (rows: string[][]): void => {
+  if (rows.length === 0) console.log('none yet');
   const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]!.length))) ?? [];
   for (const row of rows)
     console.log(
@@ -246,8 +253,11 @@ plumb
 plumb
   .command('sim')
   .description('rounds of the loop on files, without HTTP, in the little world')
+  .usage(
+    '[--rounds n] [--seeds 1,2,3] [--judgements n] [--tickets n] [--mode gold|random|inverted] [--bias] [--no-gate]\n' +
+      '                 [--config json] [--policy folder] [--json] [--quiet]',
+  )
   .allowUnknownOption()
-  .helpOption(false)
   .allowExcessArguments()
   .action(async () => {
     await setUpEngine(progressLine());
@@ -311,7 +321,10 @@ try {
   // What the user can mend is one line; anything else is a defect, and its trace is wanted.
   if (error instanceof CommanderError) process.exitCode = error.exitCode;
   else {
-    console.error(error instanceof UserError || error instanceof EngineError ? `plumb: ${error.message}` : error);
+    const { code, message } = error as NodeJS.ErrnoException;
+    const mendable =
+      error instanceof UserError || error instanceof EngineError || code?.startsWith('ERR_PARSE_ARGS') === true;
+    console.error(mendable ? `plumb: ${message}` : error);
     process.exit(1);
   }
 }
