@@ -31,14 +31,14 @@ const compared = (count: number) =>
     return judgement(rows, { stages: stagesOf(order.map((i) => [i])) });
   });
 const compiled = rewardCalls(TINY, SHAPE, REWARD_DEFAULTS);
-const fit = (judgements: Judgement[], config = {}) => {
+const fitTo = (judgements: Judgement[], config = {}) => {
   const calls = { ...compiled, config: { ...REWARD_DEFAULTS, ...config } };
   return fitReward(TINY, calls, base, judgements, normaliseOn, 3, 'reward', () => {}).then((rm) => ({ calls, rm }));
 };
 const normaliseOn = Array.from({ length: 40 }, row);
 
 test('it learns a planted preference from rankings, and scores the answers given to it to mean 0 and variance 1', async () => {
-  const { calls, rm } = await fit(compared(150), { epochs: 8, learningRate: 2e-3 });
+  const { calls, rm } = await fitTo(compared(150), { epochs: 8, learningRate: 2e-3 });
   const { right, pairs } = accuracy(calls, rm, compared(60), TINY.pad_token_id);
   expect(right.reduce((a, b) => a + b, 0) / pairs).toBeGreaterThan(0.85);
   const on = scores(calls, rm, normaliseOn, TINY.pad_token_id);
@@ -52,7 +52,7 @@ test('it learns from thumbs alone, and P(up) is high where people clicked up', a
     const rows = [row()];
     return judgement(rows, { thumbs: [{ row: 0, up: quality(rows[0]!) > 0.5, weight: 1 }] });
   });
-  const { calls, rm } = await fit(thumbs, { epochs: 10, learningRate: 3e-3 });
+  const { calls, rm } = await fitTo(thumbs, { epochs: 10, learningRate: 3e-3 });
   const fresh = Array.from({ length: 60 }, row);
   const scored = scores(calls, rm, fresh, TINY.pad_token_id);
   const probability = (r: number) =>
@@ -67,8 +67,8 @@ test('it learns from thumbs alone, and P(up) is high where people clicked up', a
 
 test('one thumb changes the fit: its weight in the loss is above 0', async () => {
   const few = compared(12);
-  const { rm: without } = await fit(few, { epochs: 1 });
-  const { rm: withThumb } = await fit([...few, judgement([row()], { thumbs: [{ row: 0, up: false, weight: 1 }] })], {
+  const { rm: without } = await fitTo(few, { epochs: 1 });
+  const { rm: withThumb } = await fitTo([...few, judgement([row()], { thumbs: [{ row: 0, up: false, weight: 1 }] })], {
     epochs: 1,
   });
   expect(withThumb.thumbs.bias.dataSync()[0]).not.toBeCloseTo(without.thumbs.bias.dataSync()[0]!, 6);
@@ -103,7 +103,7 @@ test('the loss of one batch is the Plackett–Luce and logistic likelihood of th
 
 test('the policy it starts from is left as it was', async () => {
   const before = flatten(base).map((t) => Array.from(t.dataSync().slice(0, 5)));
-  const { rm } = await fit(compared(10), { epochs: 1 });
+  const { rm } = await fitTo(compared(10), { epochs: 1 });
   expect(flatten(base).map((t) => Array.from(t.dataSync().slice(0, 5)))).toEqual(before);
   expect(Array.from((rm as RewardModel).parameters.embedding.dataSync().slice(0, 5))).not.toEqual(
     Array.from(base.embedding.dataSync().slice(0, 5)),
