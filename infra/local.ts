@@ -43,6 +43,8 @@ export interface LocalOptions {
   environment?: Record<string, string>;
 }
 export interface Local extends DevFile {
+  /** What the Worker was given; another copy of it wants the same. */
+  bindings: Record<string, string>;
   launcher: Launcher;
   tick(): Promise<void>;
   close(): Promise<void>;
@@ -92,7 +94,47 @@ export async function startLocal({
       Object.entries(process.env).filter(([name]) => SETTABLE.includes(name)) as [string, string][],
     ),
   };
-  const worker = await unstable_startWorker({
+  const worker = await startWorker(home, port, bindings);
+
+  let closed = false;
+  const tick = async () => {
+    await fetch(`${url}/cdn-cgi/local/scheduled?cron=${encodeURIComponent('* * * * *')}`);
+  };
+  // One firing at a time: a snapshot may take longer than the interval.
+  void (async () => {
+    while (!closed) {
+      await new Promise((resolve) => setTimeout(resolve, 1000 * cronSeconds).unref());
+      if (!closed) await tick().catch(() => {});
+    }
+  })();
+
+  const close = async () => {
+    if (closed) return;
+    closed = true;
+    rmSync(join(home, 'dev.json'), { force: true });
+    await launcher.close();
+    await worker.dispose();
+  };
+  try {
+    await worker.ready;
+    await until(async () => (await fetch(`${url}/readyz`)).status === 200, 60_000);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const dev: DevFile = {
+    url,
+    pid: process.pid,
+    keys: { secret: secrets.key, public: publicKey },
+    policy,
+  };
+  writeFileSync(join(home, 'dev.json'), `${JSON.stringify(dev, null, 2)}\n`, { mode: 0o600 });
+  return { ...dev, bindings, launcher, tick, close };
+}
+
+/** One copy of the Worker over the home's database and bucket. */
+export const startWorker = (home: string, port: number, bindings: Record<string, string>) =>
+  unstable_startWorker({
     config: join(ROOT, 'wrangler.jsonc'),
     envFiles: [],
     bindings: Object.fromEntries(
@@ -106,43 +148,6 @@ export async function startLocal({
       logLevel: 'warn',
     },
   } as Parameters<typeof unstable_startWorker>[0]);
-
-  let closed = false;
-  const tick = async () => {
-    await fetch(`${url}/cdn-cgi/local/scheduled?cron=${encodeURIComponent('* * * * *')}`);
-  };
-  // One firing at a time: a snapshot may take longer than the interval.
-  const cron = (async () => {
-    while (!closed) {
-      await new Promise((resolve) => setTimeout(resolve, 1000 * cronSeconds).unref());
-      if (!closed) await tick().catch(() => {});
-    }
-  })();
-  void cron;
-
-  const close = async () => {
-    if (closed) return;
-    closed = true;
-    rmSync(join(home, 'dev.json'), { force: true });
-    await launcher.close();
-    await worker.dispose();
-  };
-  try {
-    await worker.ready;
-    await until(async () => (await fetch(`${url}/readyz`)).status === 200, 15_000);
-  } catch (error) {
-    await close();
-    throw error;
-  }
-  const dev: DevFile = {
-    url,
-    pid: process.pid,
-    keys: { secret: secrets.key, public: publicKey },
-    policy,
-  };
-  writeFileSync(join(home, 'dev.json'), `${JSON.stringify(dev, null, 2)}\n`, { mode: 0o600 });
-  return { ...dev, launcher, tick, close };
-}
 
 /** Variables of the Worker that the environment of `plumb dev` may set. */
 const SETTABLE = [

@@ -4,8 +4,7 @@
 //   plumb sim --rounds 2 --seeds 1,2,3 [--mode gold|random|inverted] [--bias] [--lr 4e-4] [--no-gate] [--json]
 
 import { parseArgs } from 'node:util';
-import { newId } from '../../schema/ids.ts';
-import type { Side, Vote } from '../../schema/snapshot.ts';
+import type { Side } from '../../schema/snapshot.ts';
 import { decode } from '../../schema/tokenizer.ts';
 import { compilations, dispose, mapTree } from '../engine/compile.ts';
 import { tf } from '../engine/tf.ts';
@@ -20,7 +19,8 @@ import { startSampler } from '../rollout.ts';
 import { RUN_DEFAULTS, type RunConfig, runStages, stageCalls } from '../run.ts';
 import { readWeights } from '../weights.ts';
 import { measure } from './measure.ts';
-import { BIASED_SHARE, judge, RATER_DEFAULTS, type RaterConfig, voteKinds } from './raters.ts';
+import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig } from './raters.ts';
+import { questions, repeated, votesOn } from './votes.ts';
 import { type Ticket, tickets } from './world.ts';
 
 /** The longest prompt of any ticket and the longest answer drawn, in tokens: one shape for all of the simulation. */
@@ -76,45 +76,16 @@ async function answer(parameters: Parameters, asked: Ticket[], seed: number) {
 
 /** One round's votes, by side. */
 async function judgeRound(parameters: Parameters, seed: number, round: number) {
-  const count = Number(options.judgements);
   const rng = random(seed, `raters ${round}`);
-  const asked = tickets('judging', seed * 1000 + round, count);
-  const kinds = voteKinds(count, rng);
-  const repeated = asked.flatMap((ticket, i) => Array.from({ length: kinds[i]!.answers }, () => ticket));
-  const { texts } = await answer(parameters, repeated, seed * 100 + round);
+  const asked = questions(tickets('judging', seed * 1000 + round, Number(options.judgements)), rng);
+  const { texts } = await answer(parameters, repeated(asked), seed * 100 + round);
   const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
   const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
-  let at = 0;
-  asked.forEach((ticket, i) => {
-    const own = texts.slice(at, at + kinds[i]!.answers);
-    at += own.length;
-    const draw = rng();
-    const side: Side = draw < 0.5 ? 'A' : draw < 0.8 ? 'B' : 'C';
-    prompts[side].push(promptOf(ticket));
-    const { order, up, cohort } = judge(rng, ticket, own, raters);
-    const samples = own.map((text) => ({ id: newId('sample'), text, policy: 'sim' }));
-    const common = {
-      seq: i + 1,
-      feedback: newId('feedback'),
-      side,
-      root: `${seed} ${round} ${i}`,
-      rater: `rater ${i % 20}`,
-      rater_kind: 'asserted' as const,
-      cohorts: { cohort },
-      created_at: new Date(0).toISOString(),
-      prompt: [{ role: 'user' as const, content: ticket.text }],
-      samples,
-    };
-    const kind = kinds[i]!.kind;
-    const vote: Vote =
-      kind === 'thumb'
-        ? { ...common, kind, value: up ? 1 : -1 }
-        : kind === 'choice'
-          ? { ...common, kind, winner: samples[order[0]!]!.id }
-          : { ...common, kind, order: order.map((index) => [samples[index]!.id]) };
+  for (const vote of votesOn(asked, texts, raters, rng, `${seed} ${round}`)) {
+    prompts[vote.side].push(policy.encodePrompt(vote.prompt));
     const judgement = judgementOf(policy, vote);
-    if (judgement) judgements[side].push(judgement);
-  });
+    if (judgement) judgements[vote.side].push(judgement);
+  }
   return { judgements, prompts };
 }
 

@@ -1,0 +1,108 @@
+// Two copies of the Worker over one database and one bucket, as the edge has many: what is true in one is true in the other, for
+// nothing that is true of the system lives in a module's variable.
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { importPolicy } from '../../functions/store/policies.ts';
+import { startWorker, withStore } from '../../infra/local.ts';
+import { importFolder } from '../../trainer/import/folder.ts';
+import { freePort, startTestLocal, type TestLocal } from '../support/local.ts';
+import { SEED_FOLDER } from '../support/seed.ts';
+
+let first: TestLocal;
+let second: Awaited<ReturnType<typeof startWorker>>;
+let other: string;
+
+beforeAll(async () => {
+  first = await startTestLocal();
+  const port = await freePort();
+  second = await startWorker(first.home, port, first.bindings);
+  await second.ready;
+  other = `http://127.0.0.1:${port}`;
+}, 120_000);
+afterAll(async () => {
+  await second?.dispose();
+  await first?.close();
+}, 60_000);
+
+const call = (url: string, key: string, method: string, path: string, body?: object) =>
+  fetch(url + path, {
+    method,
+    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+    body: body ? JSON.stringify(body) : null,
+  });
+const ask = async (url: string, key: string) => {
+  const body = { model: 'stable', messages: [{ role: 'user', content: 'Hello' }], max_tokens: 4, user: 'ada' };
+  const response = await call(url, key, 'POST', '/v1/chat/completions', body);
+  return {
+    status: response.status,
+    answer: (await response.json()) as { model: string; choices: { sample_id: string }[]; feedback_token: string },
+  };
+};
+
+test('a key made at one works at the other, and within 30 seconds of its end neither takes it', async () => {
+  const made = (await (await call(first.url, first.keys.secret, 'POST', '/v1/keys', { kind: 'sk' })).json()) as {
+    id: string;
+    key: string;
+  };
+  expect((await ask(other, made.key)).status).toBe(200);
+  expect((await call(other, first.keys.secret, 'DELETE', `/v1/keys/${made.id}`)).status).toBe(204);
+  const until = Date.now() + 30_000;
+  const statuses = async () => Promise.all([first.url, other].map(async (url) => (await ask(url, made.key)).status));
+  let last = await statuses();
+  while (last.some((status) => status !== 401) && Date.now() < until) {
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    last = await statuses();
+  }
+  expect(last).toEqual([401, 401]);
+}, 60_000);
+
+test('what one answered is judged at the other, once', async () => {
+  const { answer } = await ask(first.url, first.keys.secret);
+  const vote = { kind: 'thumb', sample_id: answer.choices[0]!.sample_id, value: 1, token: answer.feedback_token };
+  const placed = await call(other, first.keys.secret, 'POST', '/v1/feedback', vote);
+  expect(placed.status).toBe(201);
+  const again = await call(first.url, first.keys.secret, 'POST', '/v1/feedback', vote);
+  expect(again.status).toBe(200);
+  expect(((await again.json()) as { id: string }).id).toBe(((await placed.json()) as { id: string }).id);
+}, 60_000);
+
+test('an idempotency key used at one is known at the other', async () => {
+  const { answer } = await ask(other, first.keys.secret);
+  const send = (url: string, value: number) =>
+    fetch(`${url}/v1/feedback`, {
+      method: 'POST',
+      headers: {
+        authorization: `Bearer ${first.keys.secret}`,
+        'content-type': 'application/json',
+        'idempotency-key': 'copies',
+      },
+      body: JSON.stringify({
+        kind: 'thumb',
+        sample_id: answer.choices[0]!.sample_id,
+        value,
+        token: answer.feedback_token,
+      }),
+    });
+  expect((await send(first.url, 1)).status).toBe(201);
+  const replayed = await send(other, 1);
+  expect([replayed.status, replayed.headers.get('idempotent-replayed')]).toEqual([201, 'true']);
+  expect((await send(other, -1)).status).toBe(422);
+}, 60_000);
+
+test('a release made at one is served by the other within two seconds, with no request lost', async () => {
+  const { manifest, files } = importFolder(SEED_FOLDER, 'the same under another id');
+  await withStore(first.home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
+  const released = await call(first.url, first.keys.secret, 'POST', '/v1/releases', {
+    channel: 'stable',
+    policy: manifest.id,
+  });
+  expect(released.status).toBe(201);
+  const since = Date.now();
+  const seen: { status: number; model: string; at: number }[] = [];
+  while (Date.now() - since < 4000) {
+    const { status, answer } = await ask(other, first.keys.secret);
+    seen.push({ status, model: answer.model, at: Date.now() - since });
+  }
+  expect(seen.filter(({ status }) => status !== 200)).toEqual([]);
+  // Begun before the two seconds were over, an answer may still be the old policy's.
+  expect(seen.filter(({ at }) => at > 3000).every(({ model }) => model === manifest.id)).toBe(true);
+}, 60_000);
