@@ -305,6 +305,8 @@ async function reportFailure(
 function stopOnSignals(close: () => Promise<void>): void {
   let stopping = false;
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    // In place of Miniflare's own listeners, which end the process before trainers are stopped and dev.json is gone.
+    process.removeAllListeners(signal);
     process.on(signal, async () => {
       if (stopping) process.exit(1);
       stopping = true;
