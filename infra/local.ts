@@ -4,7 +4,7 @@
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { insertKey, makeKey } from '../functions/store/keys.ts';
@@ -78,6 +78,12 @@ export async function startLocal({
   await migrate(home);
   const { policy, publicKey } = await bootstrap(home, port, secrets);
 
+  // Ends our children should we be killed: see reaper.mjs.
+  const reaper = spawn(process.execPath, [join(import.meta.dirname, 'reaper.mjs'), String(process.pid)], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+  });
+  reaper.unref();
+  (reaper.stdin as unknown as Socket).unref();
   const url = `http://127.0.0.1:${port}`;
   const launcher = await startLauncher(home, () => url, environment);
   const bindings: Record<string, string> = {
@@ -114,6 +120,7 @@ export async function startLocal({
     rmSync(join(home, 'dev.json'), { force: true });
     await launcher.close();
     await worker.dispose();
+    reaper.stdin.end();
   };
   try {
     await worker.ready;
