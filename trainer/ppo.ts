@@ -56,7 +56,7 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   episodes: 2048,
   rollout: 128,
   epochs: 2,
-  learningRate: 4e-4,
+  learningRate: 3.5e-4,
   beta: 0.2,
   klTarget: 4,
   horizon: 1280,
