@@ -1,9 +1,10 @@
 // The plumb command. Commands that need the training engine load it late, so that serving never waits for it.
 
-import { existsSync, statSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { existsSync, mkdirSync, statSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
+import type { Report } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './local.ts';
 
@@ -110,10 +111,17 @@ plumb
       throw error;
     }
     const { Gone, workJob } = await import('../trainer/job.ts');
-    const { toTerminal } = await import('../trainer/metrics.ts');
+    const { toFile, toTerminal } = await import('../trainer/metrics.ts');
+    const runs = join(homeFolder(), 'runs');
+    mkdirSync(runs, { recursive: true });
+    const [file, lines] = [toFile(join(runs, `${run}.jsonl`)), toTerminal(process.stdout)];
+    const local: Report = async (progress) => {
+      await file(progress);
+      await lines(progress);
+    };
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => process.exit(143));
     try {
-      console.log(await workJob({ url, run, token }, toTerminal(process.stdout)));
+      console.log(await workJob({ url, run, token }, local));
     } catch (error) {
       if (!(error instanceof Gone)) throw error;
       console.log(error.message);

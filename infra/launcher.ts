@@ -46,7 +46,14 @@ export async function startLauncher(
     const log = openSync(join(logs, `${run}.log`), 'a');
     const child = spawn(process.execPath, [join(import.meta.dirname, 'plumb.mjs'), 'job'], {
       stdio: ['ignore', log, log],
-      env: { ...process.env, ...environment, PLUMB_URL: body.data.url, PLUMB_RUN: run, PLUMB_JOB_TOKEN: jobToken },
+      env: {
+        ...process.env,
+        ...environment,
+        PLUMB_HOME: home,
+        PLUMB_URL: body.data.url,
+        PLUMB_RUN: run,
+        PLUMB_JOB_TOKEN: jobToken,
+      },
     });
     children.set(run, child);
     child.on('exit', () => {

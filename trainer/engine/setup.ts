@@ -36,7 +36,7 @@ const WHEELS = {
     sha256: '9056fbc9ba04235810b71ae6cbd958a196e8804fb53bbcffbf3e23b56155f124',
   },
 };
-const ZIG = { requirement: 'ziglang==0.16.0', sha256: '' };
+const ZIG = 'ziglang==0.16.0 --hash=sha256:9fcda73f62b851dd72a54b710ad40a209896db14cfb13649e62191243556342b';
 const LIBRARIES = ['libtensorflow_framework.so.2', 'libtensorflow_cc.so.2'];
 const HEADERS = [
   'tensorflow/c/c_api.h',
@@ -188,7 +188,13 @@ async function findCompiler(python: string, work: string, report: Report): Promi
     if (spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0) return [name];
   report('no C++ compiler here: fetching zig');
   const target = join(work, 'zig');
-  await run(python, ['-m', 'pip', 'install', '--quiet', '--target', target, ZIG.requirement], offlineHint);
+  const requirements = join(work, 'zig.txt');
+  writeFileSync(requirements, ZIG);
+  await run(
+    python,
+    ['-m', 'pip', 'install', '--quiet', '--require-hashes', '--target', target, '-r', requirements],
+    offlineHint,
+  );
   return [join(target, 'ziglang/zig'), 'c++', '-target', 'x86_64-linux-gnu.2.28'];
 }
 
