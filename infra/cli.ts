@@ -7,6 +7,7 @@ import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../
 import type { Report } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './local.ts';
+import { stopOnSignals } from './signals.ts';
 
 const port = (text: string): number => {
   const value = Number(text);
@@ -307,21 +308,6 @@ async function reportFailure(
     headers,
     body: JSON.stringify({ fence: job.fence, error }),
   });
-}
-
-/** Closes once on the first signal; a second one ends the process at once. */
-function stopOnSignals(close: () => Promise<void>): void {
-  let stopping = false;
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    // In place of Miniflare's own listeners, which end the process before trainers are stopped and dev.json is gone.
-    process.removeAllListeners(signal);
-    process.on(signal, async () => {
-      if (stopping) process.exit(1);
-      stopping = true;
-      await close();
-      process.exit(0);
-    });
-  }
 }
 
 try {

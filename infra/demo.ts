@@ -13,6 +13,7 @@ import { BIASED_SHARE, judge, RATER_DEFAULTS, type RaterConfig, voteKinds } from
 import { gold, type Ticket, tickets } from '../trainer/seed/world.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { type Local, startLocal } from './local.ts';
+import { stopOnSignals } from './signals.ts';
 
 const JUDGEMENTS = 400;
 const EVALUATION_TICKETS = 1000;
@@ -50,8 +51,7 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
     await local.close();
     rmSync(home, { recursive: true, force: true });
   };
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
-    process.once(signal, () => void stop().then(() => process.exit(130)));
+  stopOnSignals(stop);
 
   try {
     const { data } = await call<{ data: { id: string }[] }>(local, 'GET', '/v1/models');

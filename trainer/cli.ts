@@ -45,11 +45,13 @@ function reportTo(out: string): Report {
   };
 }
 
-/** Rows parted by their place: every tenth is held out, and at most 512. */
-const parted = <T>(rows: T[]): { train: T[]; held: T[] } => ({
-  train: rows.filter((_, i) => i % 10 !== 9 || i >= 5120),
-  held: rows.filter((_, i) => i % 10 === 9 && i < 5120),
-});
+/** Every n-th conversation is held out, whole: rows of one conversation never stand on both sides. */
+function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train: T[]; held: T[] } {
+  const places = new Map<string, number>();
+  for (const row of rows) if (!places.has(rootOf(row))) places.set(rootOf(row), places.size);
+  const held = (row: T) => places.get(rootOf(row))! % nth === nth - 1;
+  return { train: rows.filter((row) => !held(row)), held: rows.filter(held) };
+}
 
 const shapeOf = (rows: Row[], batch: number, most: number, policy: Policy): Shape => {
   const answer = Math.min(most, columnsFor(rows.map((row) => row.answer.length)));
@@ -63,10 +65,13 @@ const shapeOf = (rows: Row[], batch: number, most: number, policy: Policy): Shap
 const PromptLine = z.looseObject({
   prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages'),
 });
-const readPrompts = (policy: Policy, path: string): number[][] =>
-  readLines(path, PromptLine).map(({ prompt }) =>
+/** Distinct prompts, in the order in which they first come. */
+const readPrompts = (policy: Policy, path: string): number[][] => {
+  const encoded = readLines(path, PromptLine).map(({ prompt }) =>
     policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt),
   );
+  return [...new Map(encoded.map((ids) => [ids.join(), ids])).values()];
+};
 
 function readReward(folder: string, like: Parameters): RewardModel {
   const path = join(folder, 'reward.safetensors');
@@ -129,7 +134,7 @@ export function trainCommand(): Command {
       let policy = readPolicy(options.base);
       if (options.ownTokenizer) policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
       const rows = sftRows(policy, lines, options.answerTokens);
-      const { train: fitted, held } = parted(rows);
+      const { train: fitted, held } = parted(rows, (row) => row.prompt.join(), 10);
       const fresh = options.fromScratch || options.ownTokenizer;
       const weights = fresh
         ? initialParameters(policy.config, random(options.seed, 'weights'))
@@ -173,7 +178,7 @@ export function trainCommand(): Command {
       const policy = readPolicy(options.base);
       const weights = readWeights(options.base, policy.config);
       const judgements = readJudgements(policy, options.data);
-      const { train: fitted, held } = parted(judgements);
+      const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 10);
       const shape = shapeOf(
         judgements.flatMap((judgement) => judgement.rows),
         64,
@@ -272,7 +277,10 @@ export function trainCommand(): Command {
     .description(
       'the gate: does a candidate beat its parent, by a judge fitted to judgements that neither was trained on?',
     )
-    .requiredOption('--data <file>', 'judgements, JSONL: two thirds fit the judge, one third checks it')
+    .requiredOption(
+      '--data <file>',
+      'judgements, JSONL: two thirds of their conversations fit the judge, one third checks it',
+    )
     .requiredOption('--prompts <file>', 'JSONL of {prompt} on which the two compete')
     .requiredOption('--base <folder>', 'the parent')
     .requiredOption('--candidate <folder>', 'the new policy')
@@ -297,33 +305,15 @@ export function trainCommand(): Command {
         policy: policyCalls(model, shape, PPO_DEFAULTS),
         reward: rewardCalls(model, shape, REWARD_DEFAULTS),
       };
-      const third = (i: number) => i % 3 === 2;
+      const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 3);
       const on = await drawn(policy, root, prompts, shape.answer, options.seed);
-      const judge = await fitReward(
-        model,
-        calls.reward,
-        root,
-        judgements.filter((_, i) => !third(i)),
-        on,
-        options.seed,
-        'judge',
-        toTerminal(),
-      );
+      const judge = await fitReward(model, calls.reward, root, fitted, on, options.seed, 'judge', toTerminal());
       const sampler = startSampler(model);
       try {
-        const gate = await evaluate(
-          model,
-          calls,
-          { root, parent, candidate },
-          judge,
-          judgements.filter((_, i) => third(i)),
-          prompts,
-          sampler,
-          {
-            ...GATE_DEFAULTS,
-            seed: options.seed,
-          },
-        );
+        const gate = await evaluate(model, calls, { root, parent, candidate }, judge, held, prompts, sampler, {
+          ...GATE_DEFAULTS,
+          seed: options.seed,
+        });
         for (const reason of gate.reasons)
           console.log(`${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
         console.log(gate.verdict);

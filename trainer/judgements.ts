@@ -106,11 +106,13 @@ function shared(judgement: Judgement): Judgement | null {
 }
 
 const Text = z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages');
+/** An export's weight keeps a vote of many pairs from counting as many votes; other files have none. */
+const common = { prompt: Text, weight: z.number().positive().optional() };
 const JudgementLine = z.union(
   [
-    z.looseObject({ prompt: Text, chosen: Text, rejected: Text }),
-    z.looseObject({ prompt: Text, completions: z.array(Text).min(2).max(8), ranks: z.array(z.int().positive()) }),
-    z.looseObject({ prompt: Text, completion: Text, label: z.boolean() }),
+    z.looseObject({ ...common, chosen: Text, rejected: Text }),
+    z.looseObject({ ...common, completions: z.array(Text).min(2).max(8), ranks: z.array(z.int().positive()) }),
+    z.looseObject({ ...common, completion: Text, label: z.boolean() }),
   ],
   'expected {prompt, chosen, rejected}, {prompt, completions, ranks} or {prompt, completion, label}',
 );
@@ -141,13 +143,16 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
     }
     const judgement = shared({
       id: `line ${index + 1}`,
-      root: JSON.stringify(messages.slice(0, 2)),
+      root: JSON.stringify(messages),
       rows: texts.map((answer) => answerRow(policy, messages, answer)),
       texts,
       stages,
       thumbs,
     });
-    return judgement ? [judgement] : [];
+    if (!judgement) return [];
+    const weight = (line.weight as number | undefined) ?? 1;
+    const weighed = <T extends { weight: number }>(part: T): T => ({ ...part, weight: part.weight * weight });
+    return [{ ...judgement, stages: judgement.stages.map(weighed), thumbs: judgement.thumbs.map(weighed) }];
   });
 }
 
