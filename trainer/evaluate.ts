@@ -14,7 +14,7 @@ import type { Parameters } from './model.ts';
 import { answerLogprobsOf, type PolicyCalls } from './ppo.ts';
 import { random } from './random.ts';
 import { accuracy, type RewardCalls, type RewardModel, scores } from './reward.ts';
-import { sequenceMean } from './rl.ts';
+import { mean, sequenceMean } from './rl.ts';
 import type { Sampled, startSampler } from './rollout.ts';
 import { toHuggingFace } from './weights.ts';
 
@@ -184,5 +184,3 @@ function lowerBound(values: number[], rng: ReturnType<typeof random>, rounds = 2
   }).sort((a, b) => a - b);
   return means[Math.floor(0.025 * rounds)]!;
 }
-
-const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;

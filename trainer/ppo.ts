@@ -19,6 +19,7 @@ import { type RewardCalls, type RewardModel, scores as rewardScores } from './re
 import {
   adaptedBeta,
   gae,
+  mean,
   meanLength,
   mismatchWeights,
   penalisedRewards,
@@ -337,5 +338,3 @@ function gathered(from: Float32Array, rows: number[], columns: number): Float32A
   });
   return out;
 }
-
-const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;

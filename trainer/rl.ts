@@ -175,3 +175,9 @@ export function valueLoss(values: Tensor, old: Tensor, returns: Tensor, mask: Te
     error: masked(plain, mask), // ()
   };
 }
+
+export const mean = (values: ArrayLike<number>): number => {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i]!;
+  return sum / values.length;
+};

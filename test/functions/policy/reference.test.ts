@@ -5,6 +5,7 @@ import { loadDecoder } from '../../../functions/policy/node.ts';
 import { referenceDecoder } from '../../../functions/policy/reference.ts';
 import { packEdge } from '../../../schema/edge.ts';
 import { ModelConfig } from '../../../schema/manifest.ts';
+import { goldenWeights } from '../../support/golden.ts';
 
 interface Golden {
   name: string;
@@ -15,23 +16,9 @@ interface Golden {
 }
 const golden: Golden[] = JSON.parse(readFileSync(`${import.meta.dirname}/../../golden/llama.json`, 'utf8'));
 
-/** As `numbers` of llama.py, scaled as there. */
-function weights(seed: number, shape: number[]): Float32Array {
-  const count = shape.reduce((a, b) => a * b);
-  return Float32Array.from({ length: count }, (_, i) => {
-    let h = (Math.imul(i + 1, 2654435761) + seed * 40503) >>> 0;
-    h = Math.imul(h ^ (h >>> 15), 2246822519) >>> 0;
-    h = (h ^ (h >>> 13)) >>> 0;
-    const value = Math.fround(h / 2 ** 31 - 1);
-    return shape.length === 2 ? value / 8 : value / 4 + 1;
-  });
-}
-
 describe.each(golden)('$name', ({ config: raw, tensors: described, ids, logits }) => {
   const config = ModelConfig.parse(raw);
-  const tensors = new Map(
-    Object.entries(described).map(([name, { shape, seed }]) => [name, { shape, data: weights(seed, shape) }]),
-  );
+  const tensors = goldenWeights(described);
   const worst = (rows: Float32Array[]) =>
     Math.max(...Object.entries(logits).flatMap(([i, row]) => row.map((v, k) => Math.abs(v - rows[Number(i)]![k]!))));
 
