@@ -155,9 +155,16 @@ async function call<T>(local: Local, method: string, path: string, body?: object
     headers: { authorization: `Bearer ${local.keys.secret}`, ...(body && { 'content-type': 'application/json' }) },
   };
   if (body) init.body = JSON.stringify(body);
-  const response = await fetch(local.url + path, init);
-  if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${await response.text()}`);
-  return (await response.json()) as T;
+  for (let tries = 1; ; tries++) {
+    const response = await fetch(local.url + path, init);
+    if (response.ok) return (await response.json()) as T;
+    // Many answers at once keep the decoder busy: it says when to come back.
+    const wait = Number(response.headers.get('retry-after'));
+    if (response.status !== 503 || tries === 30) {
+      throw new Error(`${method} ${path}: ${response.status} ${await response.text()}`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000 * (wait || 1)));
+  }
 }
 
 const ask = (local: Local, ticket: Ticket, n: number, more: { seed: number; store?: boolean; user?: string }) =>
