@@ -7,7 +7,7 @@ import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../
 import type { Report } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './local.ts';
-import { stopOnSignals } from './signals.ts';
+import { isStopping, stopOnSignals } from './signals.ts';
 
 const port = (text: string): number => {
   const value = Number(text);
@@ -316,7 +316,7 @@ try {
 } catch (error) {
   // What the user can mend is one line; anything else is a defect, and its trace is wanted.
   if (error instanceof CommanderError) process.exitCode = error.exitCode;
-  else {
+  else if (!isStopping()) {
     const { code, message } = error as NodeJS.ErrnoException;
     const mendable =
       error instanceof UserError || error instanceof EngineError || code?.startsWith('ERR_PARSE_ARGS') === true;

@@ -51,7 +51,8 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
     await local.close();
     rmSync(home, { recursive: true, force: true });
   };
-  stopOnSignals(stop);
+  // An interrupted demo has not shown that gold rose.
+  stopOnSignals(stop, 130);
 
   try {
     const { data } = await call<{ data: { id: string }[] }>(local, 'GET', '/v1/models');

@@ -1,8 +1,11 @@
 // Ctrl-C, SIGTERM and a closed terminal, for commands that started other processes.
 
+let stopping = false;
+/** Whether a signal is being followed: what fails from then on fails for that reason. */
+export const isStopping = (): boolean => stopping;
+
 /** Closes once on the first signal; a second one ends the process at once. */
-export function stopOnSignals(close: () => Promise<void>): void {
-  let stopping = false;
+export function stopOnSignals(close: () => Promise<void>, exitCode = 0): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     // In place of Miniflare's own listeners, which end the process before trainers are stopped and dev.json is gone.
     process.removeAllListeners(signal);
@@ -10,7 +13,7 @@ export function stopOnSignals(close: () => Promise<void>): void {
       if (stopping) process.exit(1);
       stopping = true;
       await close();
-      process.exit(0);
+      process.exit(exitCode);
     });
   }
 }
