@@ -3,7 +3,6 @@
 // Exit 0 only if gold rose, with intervals that do not touch.
 
 import { mkdtempSync, rmSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Run } from '../schema/wire-runs.ts';
@@ -12,7 +11,7 @@ import { type Measured, mean, measure, variance } from '../trainer/seed/measure.
 import { BIASED_SHARE, judge, RATER_DEFAULTS, type RaterConfig, voteKinds } from '../trainer/seed/raters.ts';
 import { gold, type Ticket, tickets } from '../trainer/seed/world.ts';
 import { UserError } from '../trainer/user-error.ts';
-import { type Local, startLocal } from './local.ts';
+import { freePort, type Local, startLocal } from './local.ts';
 import { stopOnSignals } from './signals.ts';
 
 const JUDGEMENTS = 400;
@@ -294,11 +293,3 @@ function stopwatch() {
     },
   };
 }
-
-const freePort = (): Promise<number> =>
-  new Promise((resolve) => {
-    const probe = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = probe.address() as AddressInfo;
-      probe.close(() => resolve(port));
-    });
-  });

@@ -4,7 +4,7 @@
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer, type Socket } from 'node:net';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { insertKey, makeKey } from '../functions/store/keys.ts';
@@ -290,6 +290,17 @@ async function publicKeyOf(DB: D1Database, home: string, port: number): Promise<
 
 const saveSecrets = (home: string, secrets: Secrets) =>
   writeFileSync(join(home, 'secrets.json'), JSON.stringify(secrets, null, 2), { mode: 0o600 });
+
+/** A port that nothing listens on now. */
+export const freePort = (): Promise<number> =>
+  new Promise((resolve, reject) => {
+    const probe = createServer();
+    probe.once('error', reject);
+    probe.listen(0, '127.0.0.1', () => {
+      const { port } = probe.address() as AddressInfo;
+      probe.close(() => resolve(port));
+    });
+  });
 
 const portFree = (port: number): Promise<boolean> =>
   new Promise((resolve) => {

@@ -1,9 +1,14 @@
 // Trees of tensors as safetensors files (float32, nothing rounded), so that a run that was cut off goes on where it was.
 
 import { closeSync, fsyncSync, openSync, renameSync, writeSync } from 'node:fs';
+import { z } from 'zod';
 import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
 import { flatten, type Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
+import type { Parameters } from './model.ts';
+import { adamState } from './optimizer.ts';
+import type { PpoState } from './ppo.ts';
+import type { RewardModel } from './reward.ts';
 
 /** A tree as a file; its paths become the tensors' names ("actor/parameters/layers/0/qkv"). */
 export function treeToFile(tree: Tree): Uint8Array {
@@ -51,6 +56,28 @@ export function inFormOf<T extends Tree>(form: T, tree: Tree): T {
   const rebuilt = rebuild(form, tree);
   if (flatten(rebuilt).length !== flatten(form).length) throw new Error('the checkpoint is of another model');
   return rebuilt as T;
+}
+
+/** A reward model as it was saved. */
+export function rewardFromFile(file: Uint8Array, like: Parameters): RewardModel {
+  const { parameters, head, thumbs } = fileToTree(file) as RewardModel;
+  return {
+    parameters: inFormOf(like, parameters),
+    head: { weight: head.weight, bias: head.bias },
+    thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
+  };
+}
+
+const PpoScalars = z.object({ beta: z.number(), iteration: z.int() });
+
+/** PPO's state as it was saved: its tensors in the file, its numbers beside it. */
+export function ppoStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): PpoState {
+  const { actor, adam } = fileToTree(file) as unknown as Pick<PpoState, 'actor' | 'adam'>;
+  const form = {
+    parameters: inFormOf(like, actor.parameters),
+    value: { weight: actor.value.weight, bias: actor.value.bias },
+  };
+  return { actor: form, adam: inFormOf(adamState(form), adam), ...PpoScalars.parse(scalars) };
 }
 
 /** Writes so that a reader sees the whole file or none: another name, synced, renamed. */

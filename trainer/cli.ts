@@ -6,16 +6,15 @@ import { Command, InvalidArgumentError } from 'commander';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
-import { fileToTree, inFormOf, treeToFile, writeWhole } from './checkpoint.ts';
+import { ppoStateFromFile, rewardFromFile, treeToFile, writeWhole } from './checkpoint.ts';
 import { columnsFor, type Row, readLines, readSftLines, type Shape, sftRows } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate, GATE_DEFAULTS } from './evaluate.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
 import { type Report, toFile, toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
-import { type AdamState, adamState } from './optimizer.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
-import { PPO_DEFAULTS, type PpoState, policyCalls, ppo } from './ppo.ts';
+import { PPO_DEFAULTS, policyCalls, ppo } from './ppo.ts';
 import { random } from './random.ts';
 import { accuracy, fitReward, REWARD_DEFAULTS, type RewardModel, rewardCalls } from './reward.ts';
 import { startSampler } from './rollout.ts';
@@ -76,12 +75,7 @@ const readPrompts = (policy: Policy, path: string): number[][] => {
 function readReward(folder: string, like: Parameters): RewardModel {
   const path = join(folder, 'reward.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no reward.safetensors: make one with plumb train reward`);
-  const { parameters, head, thumbs } = fileToTree(readFileSync(path)) as RewardModel;
-  return {
-    parameters: inFormOf(like, parameters),
-    head: { weight: head.weight, bias: head.bias },
-    thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
-  };
+  return rewardFromFile(readFileSync(path), like);
 }
 
 /** Answers of the policy to given prompts, for bringing scores to mean 0 and variance 1. */
@@ -257,7 +251,9 @@ export function trainCommand(): Command {
           sampler.sample,
           config,
           report,
-          existsSync(place) ? readState(state, place, parent) : null,
+          existsSync(place)
+            ? ppoStateFromFile(readFileSync(state), JSON.parse(readFileSync(place, 'utf8')), parent)
+            : null,
           ({ actor, adam, beta, iteration }) => {
             writeWhole(state, treeToFile({ actor, adam }));
             writeWhole(place, new TextEncoder().encode(JSON.stringify({ beta, iteration })));
@@ -325,18 +321,6 @@ export function trainCommand(): Command {
     });
 
   return train;
-}
-
-function readState(state: string, place: string, parent: Parameters): PpoState {
-  const { actor, adam } = fileToTree(readFileSync(state)) as unknown as { actor: PpoState['actor']; adam: AdamState };
-  const form = {
-    parameters: inFormOf(parent, actor.parameters),
-    value: { weight: actor.value.weight, bias: actor.value.bias },
-  };
-  const { beta, iteration } = z
-    .object({ beta: z.number(), iteration: z.int() })
-    .parse(JSON.parse(readFileSync(place, 'utf8')));
-  return { actor: form, adam: inFormOf(adamState(form), adam), beta, iteration };
 }
 
 /** The base's form with a tokenizer trained on the data; its special tokens keep their ids. */

@@ -8,17 +8,15 @@ import { z } from 'zod';
 import type { PolicyFile } from '../schema/manifest.ts';
 import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
 import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
-import { fileToTree, inFormOf, treeToFile } from './checkpoint.ts';
+import { fileToTree, inFormOf, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { type Judgement, judgementOf } from './judgements.ts';
 import { manifestOf, sha256 } from './manifest.ts';
 import type { Progress, Report } from './metrics.ts';
-import type { Head, Parameters } from './model.ts';
-import { type AdamState, adamState } from './optimizer.ts';
+import type { Parameters } from './model.ts';
 import { policyFromFiles } from './policy.ts';
 import { policyFiles } from './publish.ts';
-import type { RewardModel } from './reward.ts';
 import { startSampler } from './rollout.ts';
 import { type Progressed, runShape, runStages, stageCalls } from './run.ts';
 import { UserError } from './user-error.ts';
@@ -162,8 +160,6 @@ async function fetched(api: Client, files: (PolicyFile & { url: string })[]): Pr
 
 // ---- progress
 
-const SCALARS = z.object({ beta: z.number(), iteration: z.int() });
-
 async function saveProgress(api: Client, fence: number, progressed: Progressed): Promise<void> {
   const parts: Record<string, Tree> = {};
   if (progressed.reward && !progressed.candidate) parts.reward = progressed.reward;
@@ -191,21 +187,10 @@ async function savedProgress(api: Client, parent: Parameters): Promise<Progresse
     .parse(await response.json());
   const out: Progressed = {};
   for (const file of saved.files) {
-    const tree = fileToTree(await api.blob(file.url, file.sha256)) as never;
-    if (file.name === 'reward') {
-      const { parameters, head, thumbs } = tree as RewardModel;
-      out.reward = {
-        parameters: inFormOf(parent, parameters),
-        head: { weight: head.weight, bias: head.bias },
-        thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
-      };
-    } else if (file.name === 'candidate') out.candidate = inFormOf(parent, tree);
-    else if (file.name === 'ppo') {
-      const { actor, adam } = tree as { actor: { parameters: Parameters; value: Head }; adam: AdamState };
-      const value = { weight: actor.value.weight, bias: actor.value.bias };
-      const form = { parameters: inFormOf(parent, actor.parameters), value };
-      out.ppo = { actor: form, adam: inFormOf(adamState(form), adam), ...SCALARS.parse(saved.state) };
-    }
+    const bytes = await api.blob(file.url, file.sha256);
+    if (file.name === 'reward') out.reward = rewardFromFile(bytes, parent);
+    else if (file.name === 'candidate') out.candidate = inFormOf(parent, fileToTree(bytes) as Parameters);
+    else if (file.name === 'ppo') out.ppo = ppoStateFromFile(bytes, saved.state, parent);
   }
   return out;
 }

@@ -1,9 +1,8 @@
 // The whole system for an end-to-end test: the real Worker in workerd on a free port, with data that go when it ends.
 import { mkdtempSync, rmSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type Local, startLocal } from '../../infra/local.ts';
+import { freePort, type Local, startLocal } from '../../infra/local.ts';
 
 export interface TestLocal extends Local {
   /** Calls the API with the secret key; throws on what isn't 2xx. */
@@ -37,13 +36,3 @@ export async function startTestLocal(variables: Record<string, string> = {}): Pr
     },
   };
 }
-
-export const freePort = (): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const probe = createServer();
-    probe.once('error', reject);
-    probe.listen(0, '127.0.0.1', () => {
-      const { port } = probe.address() as AddressInfo;
-      probe.close(() => resolve(port));
-    });
-  });
