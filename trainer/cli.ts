@@ -7,7 +7,7 @@ import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { ppoStateFromFile, rewardFromFile, treeToFile, writeWhole } from './checkpoint.ts';
-import { columnsFor, type Row, readLines, readSftLines, type Shape, sftRows } from './data.ts';
+import { drawingShape, type Row, readLines, readSftLines, sftRows, shapeFor } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate, GATE_DEFAULTS } from './evaluate.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
@@ -51,15 +51,6 @@ function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train:
   const held = (row: T) => places.get(rootOf(row))! % nth === nth - 1;
   return { train: rows.filter((row) => !held(row)), held: rows.filter(held) };
 }
-
-const shapeOf = (rows: Row[], batch: number, most: number, policy: Policy): Shape => {
-  const answer = Math.min(most, columnsFor(rows.map((row) => row.answer.length)));
-  return {
-    batch,
-    answer,
-    prompt: Math.min(columnsFor(rows.map((row) => row.prompt.length)), policy.config.max_position_embeddings - answer),
-  };
-};
 
 const PromptLine = z.looseObject({
   prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages'),
@@ -133,7 +124,8 @@ export function trainCommand(): Command {
       const weights = fresh
         ? initialParameters(policy.config, random(options.seed, 'weights'))
         : readWeights(options.base, policy.config);
-      const shape = shapeOf(rows, options.batch, options.answerTokens, policy);
+      const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
+      const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
       const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
       const { parameters, loss } = await sft(
         policy.config,
@@ -143,6 +135,7 @@ export function trainCommand(): Command {
         {
           ...SFT_DEFAULTS,
           steps: options.steps,
+          batch: options.batch,
           shape,
           warmup,
           learningRate: options.learningRate,
@@ -173,18 +166,18 @@ export function trainCommand(): Command {
       const weights = readWeights(options.base, policy.config);
       const judgements = readJudgements(policy, options.data);
       const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 10);
-      const shape = shapeOf(
-        judgements.flatMap((judgement) => judgement.rows),
-        64,
+      const { maxTokens, shape } = drawingShape(
+        policy.config.max_position_embeddings,
+        judgements.map(({ rows }) => rows),
+        [],
         options.answerTokens,
-        policy,
       );
       const calls = rewardCalls(policy.config, shape, {
         ...REWARD_DEFAULTS,
         epochs: options.epochs,
         learningRate: options.learningRate,
       });
-      const on = await drawn(policy, weights, uniquePrompts(judgements), shape.answer, options.seed);
+      const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, options.seed);
       const rm = await fitReward(
         policy.config,
         calls,
@@ -224,7 +217,12 @@ export function trainCommand(): Command {
       const parent = readWeights(options.base, policy.config);
       const rm = readReward(options.reward, parent);
       const prompts = readPrompts(policy, options.data);
-      const shape = { batch: 64, prompt: columnsFor(prompts.map((p) => p.length)), answer: options.answerTokens };
+      const { maxTokens, shape } = drawingShape(
+        policy.config.max_position_embeddings,
+        [],
+        prompts,
+        options.answerTokens,
+      );
       const config = {
         ...PPO_DEFAULTS,
         episodes: options.episodes,
@@ -249,6 +247,7 @@ export function trainCommand(): Command {
           parent,
           prompts,
           sampler.sample,
+          maxTokens,
           config,
           report,
           existsSync(place)
@@ -291,25 +290,31 @@ export function trainCommand(): Command {
       const root = options.root ? readWeights(options.root, model) : parent;
       const judgements = readJudgements(policy, options.data);
       const prompts = readPrompts(policy, options.prompts);
-      const rows = judgements.flatMap((judgement) => judgement.rows);
-      const shape = {
-        batch: 64,
-        prompt: columnsFor([...prompts.map((p) => p.length), ...rows.map((row) => row.prompt.length)]),
-        answer: Math.min(options.answerTokens, columnsFor(rows.map((row) => row.answer.length))),
-      };
+      const judged = judgements.map(({ rows }) => rows);
+      const { maxTokens, shape } = drawingShape(model.max_position_embeddings, judged, prompts, options.answerTokens);
       const calls = {
         policy: policyCalls(model, shape, PPO_DEFAULTS),
         reward: rewardCalls(model, shape, REWARD_DEFAULTS),
       };
       const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 3);
-      const on = await drawn(policy, root, prompts, shape.answer, options.seed);
+      const on = await drawn(policy, root, prompts, maxTokens, options.seed);
       const judge = await fitReward(model, calls.reward, root, fitted, on, options.seed, 'judge', toTerminal());
       const sampler = startSampler(model);
       try {
-        const gate = await evaluate(model, calls, { root, parent, candidate }, judge, held, prompts, sampler, {
-          ...GATE_DEFAULTS,
-          seed: options.seed,
-        });
+        const gate = await evaluate(
+          model,
+          calls,
+          { root, parent, candidate },
+          judge,
+          held,
+          prompts,
+          sampler,
+          maxTokens,
+          {
+            ...GATE_DEFAULTS,
+            seed: options.seed,
+          },
+        );
         for (const reason of gate.reasons)
           console.log(`${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
         console.log(gate.verdict);

@@ -18,7 +18,6 @@ const settings = <T extends object>(defaults: T) =>
 
 const Overrides = z.strictObject({
   seed: z.int().nonnegative().optional(),
-  batch: z.int().positive().optional(),
   maxAnswerTokens: z.int().positive().optional(),
   reward: settings(RUN_DEFAULTS.reward),
   ppo: settings(RUN_DEFAULTS.ppo),

@@ -11,7 +11,7 @@ import type { ModelConfig } from '../schema/manifest.ts';
 import type { Row } from './data.ts';
 import type { Judgement } from './judgements.ts';
 import type { Parameters } from './model.ts';
-import { answerLogprobsOf, type PolicyCalls } from './ppo.ts';
+import { answerLogprobsOf, type PolicyCalls, perTokenOf } from './ppo.ts';
 import { random } from './random.ts';
 import { accuracy, type RewardCalls, type RewardModel, scores } from './reward.ts';
 import { mean, sequenceMean } from './rl.ts';
@@ -64,6 +64,7 @@ export async function evaluate(
   judged: Judgement[],
   prompts: number[][],
   sampler: ReturnType<typeof startSampler>,
+  maxTokens: number,
   config: GateConfig,
 ): Promise<GateReport> {
   const pad = model.pad_token_id;
@@ -77,7 +78,7 @@ export async function evaluate(
   const times = Math.max(1, Math.ceil(config.comparisons / Math.max(1, prompts.length)));
   const asked = prompts.flatMap((prompt) => Array.from({ length: times }, () => prompt));
   const seeds = asked.map((_, i) => (Math.imul(config.seed + 7, 0x27d4eb2f) + Math.imul(i + 1, 0x9e3779b1)) >>> 0);
-  const options = { maxTokens: calls.policy.shape.answer, temperature: 1 };
+  const options = { maxTokens, temperature: 1 };
   const answers = async (parameters: Parameters): Promise<Row[]> => {
     const image = packEdge(model, toHuggingFace(model, parameters));
     const sampled: Sampled[] = await sampler.sampleImage(image, asked, seeds, options);
@@ -91,7 +92,7 @@ export async function evaluate(
   const byPrompt = prompts.map((_, p) => mean(wins.slice(p * times, (p + 1) * times)));
   const winBound = byPrompt.length > 0 ? lowerBound(byPrompt, rng) : 0;
 
-  const perToken = { columns: options.maxTokens, lengths: fresh.map((row) => row.answer.length) };
+  const perToken = perTokenOf(fresh);
   const own = answerLogprobsOf(model, calls.policy, candidate, fresh);
   const kl = (other: Parameters) => {
     const theirs = answerLogprobsOf(model, calls.policy, other, fresh);

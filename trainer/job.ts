@@ -10,6 +10,7 @@ import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot
 import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
 import { fileToTree, inFormOf, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
+import { drawingShape } from './data.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { type Judgement, judgementOf } from './judgements.ts';
 import { manifestOf, sha256 } from './manifest.ts';
@@ -18,7 +19,7 @@ import type { Parameters } from './model.ts';
 import { policyFromFiles } from './policy.ts';
 import { policyFiles } from './publish.ts';
 import { startSampler } from './rollout.ts';
-import { type Progressed, runShape, runStages, stageCalls } from './run.ts';
+import { type Progressed, runStages, stageCalls } from './run.ts';
 import { UserError } from './user-error.ts';
 import { weightsFromFile } from './weights.ts';
 
@@ -85,7 +86,9 @@ async function train(
     throw new UserError('the snapshot has no judgement to fit a reward model to (side A is empty)');
 
   const input = { model, root, parent, judgements, prompts };
-  const shape = runShape(input, config);
+  const judged = Object.values(judgements).flatMap((side) => side.map(({ rows }) => rows));
+  const asked = Object.values(prompts).flat();
+  const { maxTokens, shape } = drawingShape(model.max_position_embeddings, judged, asked, config.maxAnswerTokens);
   const calls = stageCalls(model, shape, config);
   const sampler = startSampler(model);
   try {
@@ -97,7 +100,7 @@ async function train(
       await saveProgress(api, job.fence, progressed);
       lastSaved = Date.now();
     };
-    const { candidate, gate } = await runStages(input, config, calls, sampler, report, resumed, keep);
+    const { candidate, gate } = await runStages(input, config, calls, sampler, maxTokens, report, resumed, keep);
     const details = { reasons: gate.reasons, metrics: gate.metrics, compilations: [...compilations], seconds, shape };
     if (!candidate) {
       await api.send('POST', '/publish', { fence: job.fence, report: details, verdict: 'reject' });

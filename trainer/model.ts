@@ -1,13 +1,11 @@
 // A Llama in plain tfjs: RMSNorm, rotary positions, grouped-query attention, SwiGLU, embeddings tied or not. Written to be
-// read and to be traced by compile(): speed is XLA's part. Sequences are rows of one fixed length, a prompt padded on the left
-// and an answer padded on the right, so that every answer begins at the same column:
+// read and to be traced by compile(): speed is XLA's part. Conversations lie side by side in rows of one fixed length, as
+// data.ts packs them.
 //
-//   | pad pad  p0 p1 p2 | a0 a1 a2 eos pad |
-//     0                  P                  P+A = T
-//
-// Left out: dropout (never used in RL), biases, attention across rows.
+// Left out: dropout (never used in RL), biases.
 
 import type { ModelConfig } from '../schema/manifest.ts';
+import type { Batch, Predictions } from './data.ts';
 import { gatherRows } from './engine/ops.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import type { Random } from './random.ts';
@@ -63,21 +61,18 @@ export function initialParameters(config: ModelConfig, rng: Random): Parameters 
 
 /**
  * The last hidden states of a batch, before the output matrix.
- * @param tokens (B, T) int32
- * @param start (B) int32, how many columns of padding stand on the left of each row
- * @returns (B, T, D)
+ * @returns (R W, D), place by place
  */
-export function hiddenStates(config: ModelConfig, parameters: Parameters, tokens: Tensor, start: Tensor): Tensor {
+export function hiddenStates(config: ModelConfig, parameters: Parameters, batch: Batch): Tensor {
   const {
-    hidden_size: D,
     head_dim: hd,
     num_attention_heads: H,
     num_key_value_heads: K,
     rms_norm_eps: epsilon,
   } = config;
-  const [B, T] = tokens.shape as [number, number];
-  const bias = attentionBias(start, T); // (B, 1, T, T)
-  const { cos, sin } = rotaryTables(config, T); // (1, T, 1, hd)
+  const [B, T] = batch.tokens.shape as [number, number]; // R rows of W tokens
+  const bias = attentionBias(batch); // (B, 1, T, T)
+  const { cos, sin } = rotations(config, batch.position); // (B, T, 1, hd)
   const rotate = (x: Tensor) => {
     const [left, right] = tf.split(x, 2, -1) as [Tensor, Tensor]; // (B, T, heads, hd) → 2 × (B, T, heads, hd/2)
     return tf.add(tf.mul(x, cos), tf.mul(tf.concat([tf.neg(right), left], -1), sin)); // (B, T, heads, hd)
@@ -88,7 +83,7 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, tokens
   const spread = (x: Tensor) =>
     K === H ? x : tf.reshape(tf.tile(tf.reshape(x, [B, K, 1, T * hd]), [1, 1, H / K, 1]), [B, H, T, hd]); // (B, K, T, hd) → (B, H, T, hd)
 
-  let x: Tensor = gatherRows(parameters.embedding, tf.reshape(tokens, [B * T])); // (B, T) → (B T, D)
+  let x: Tensor = gatherRows(parameters.embedding, tf.reshape(batch.tokens, [B * T])); // (B, T) → (B T, D)
   for (const layer of parameters.layers) {
     const normed = rmsNorm(x, layer.attentionNorm, epsilon); // (B T, D)
     const mixed = tf.matMul(normed, layer.qkv); // (B T, (H + 2 K) hd)
@@ -103,7 +98,7 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, tokens
     const [gate, up] = tf.split(tf.matMul(rmsNorm(x, layer.mlpNorm, epsilon), layer.gateUp), 2, -1) as [Tensor, Tensor]; // (B T, F)
     x = tf.add(x, tf.matMul(tf.mul(tf.mul(gate, tf.sigmoid(gate)), up), layer.down)); // (B T, D)
   }
-  return tf.reshape(rmsNorm(x, parameters.norm, epsilon), [B, T, D]); // (B, T, D)
+  return rmsNorm(x, parameters.norm, epsilon); // (B T, D)
 }
 
 /** Logits of hidden states. (N, D) → (N, V) */
@@ -112,66 +107,61 @@ export function logits(parameters: Parameters, hidden: Tensor): Tensor {
 }
 
 /**
- * Log-probabilities of the answer's tokens, at a temperature, and the entropy of the distributions they were drawn from.
- * @param hidden (B, T, D) of hiddenStates
- * @param tokens (B, T) int32
- * @param answer A, how many columns from the right are answer
- * @returns logprobs (B, A), entropy (B, A)
+ * Log-probabilities of answers' tokens, at a temperature, and the entropy of the distributions they were drawn from.
+ * @param states (N, D), those from which the tokens are predicted
+ * @param targets (N) int32
+ * @returns logprobs (N), entropy (N)
  */
-export function answerLogprobs(
+export function tokenLogprobs(
   parameters: Parameters,
-  hidden: Tensor,
-  tokens: Tensor,
-  answer: number,
+  states: Tensor,
+  targets: Tensor,
   temperature: Tensor | number = 1,
 ): { logprobs: Tensor; entropy: Tensor } {
-  const [B, T, D] = hidden.shape as [number, number, number];
-  const before = tf.reshape(tf.slice(hidden, [0, T - answer - 1, 0], [B, answer, D]), [B * answer, D]); // (B A, D)
-  const targets = tf.reshape(tf.slice(tokens, [0, T - answer], [B, answer]), [B * answer, 1]); // (B A, 1)
-  const scaled = tf.div(logits(parameters, before), temperature); // (B A, V)
-  const logSum = tf.logSumExp(scaled, -1, true); // (B A, 1)
+  const scaled = tf.div(logits(parameters, states), temperature); // (N, V)
+  const logSum = tf.logSumExp(scaled, -1); // (N)
   const vocabulary = tf.reshape(tf.range(0, scaled.shape[1]!, 1, 'int32'), [1, -1]); // (1, V)
-  const picked = tf.sum(tf.where(tf.equal(targets, vocabulary), scaled, tf.zerosLike(scaled)), -1, true); // (B A, 1)
-  const logprobs = tf.reshape(tf.sub(picked, logSum), [B, answer]); // (B, A)
-  const distribution = tf.exp(tf.sub(scaled, logSum)); // (B A, V)
-  const entropy = tf.reshape(tf.sub(logSum, tf.sum(tf.mul(distribution, scaled), -1, true)), [B, answer]); // (B, A)
-  return { logprobs, entropy };
+  const target = tf.equal(tf.reshape(targets, [-1, 1]), vocabulary); // (N, V)
+  const picked = tf.sum(tf.where(target, scaled, tf.zerosLike(scaled)), -1); // (N)
+  const distribution = tf.exp(tf.sub(scaled, tf.reshape(logSum, [-1, 1]))); // (N, V)
+  const entropy = tf.sub(logSum, tf.sum(tf.mul(distribution, scaled), -1)); // (N)
+  return { logprobs: tf.sub(picked, logSum), entropy };
 }
 
-/** A head's reading of each hidden state. (B, N, D) → (B, N) */
+/** The states from which the answers' tokens are predicted. (R W, D) → (N, D) */
+export const statesBefore = (hidden: Tensor, { from }: Pick<Predictions, 'from'>): Tensor => gatherRows(hidden, from);
+
+/** A head's reading of each hidden state. (N, D) → (N) */
 export function readOut(head: Head, hidden: Tensor): Tensor {
-  const [B, N, D] = hidden.shape as [number, number, number];
-  const flat = tf.matMul(tf.reshape(hidden, [B * N, D]), tf.reshape(head.weight, [D, 1])); // (B N, 1)
-  return tf.add(tf.reshape(flat, [B, N]), head.bias); // (B, N)
-}
-
-/** 1 where an answer of the given lengths has a token (its EOS counts), else 0. (B) int32 → (B, A) */
-export function answerMask(lengths: Tensor, answer: number): Tensor {
-  const columns = tf.reshape(tf.range(0, answer, 1, 'int32'), [1, answer]); // (1, A)
-  return tf.cast(tf.less(columns, tf.reshape(lengths, [-1, 1])), 'float32'); // (B, A)
+  const [N, D] = hidden.shape as [number, number];
+  return tf.add(tf.reshape(tf.matMul(hidden, tf.reshape(head.weight, [D, 1])), [N]), head.bias); // (N, D) → (N)
 }
 
 function rmsNorm(x: Tensor, weight: Tensor, epsilon: number): Tensor {
   return tf.mul(tf.mul(x, tf.rsqrt(tf.add(tf.mean(tf.square(x), -1, true), epsilon))), weight);
 }
 
-/** 0 where a query may look, −1e9 elsewhere: never ahead, never at the padding on the left. → (B, 1, T, T) */
-function attentionBias(start: Tensor, T: number): Tensor {
+/** 0 where a token may look, −1e9 elsewhere: never ahead, at its own prompt, and at its own answer. → (B, 1, T, T) */
+function attentionBias({ tokens, prompt, answer }: Batch): Tensor {
+  const [B, T] = tokens.shape as [number, number];
+  const query = (x: Tensor) => tf.reshape(x, [B, 1, T, 1]); // (B, T) → (B, 1, T, 1)
+  const key = (x: Tensor) => tf.reshape(x, [B, 1, 1, T]); // (B, T) → (B, 1, 1, T)
   const columns = tf.range(0, T, 1, 'int32');
-  const query = tf.reshape(columns, [1, 1, T, 1]);
-  const key = tf.reshape(columns, [1, 1, 1, T]);
-  const allowed = tf.logicalAnd(tf.lessEqual(key, query), tf.greaterEqual(key, tf.reshape(start, [-1, 1, 1, 1]))); // (B, 1, T, T)
+  const behind = tf.lessEqual(tf.reshape(columns, [1, 1, 1, T]), tf.reshape(columns, [1, 1, T, 1])); // (1, 1, T, T)
+  const ownPrompt = tf.equal(key(prompt), query(prompt)); // (B, 1, T, T)
+  const shared = tf.equal(key(answer), tf.zerosLike(key(answer))); // (B, 1, 1, T)
+  const ownAnswer = tf.logicalOr(shared, tf.equal(key(answer), query(answer))); // (B, 1, T, T)
+  const allowed = tf.logicalAnd(behind, tf.logicalAnd(ownPrompt, ownAnswer)); // (B, 1, T, T)
   return tf.mul(tf.cast(tf.logicalNot(allowed), 'float32'), -1e9);
 }
 
-/**
- * Rotary tables, each (1, T, 1, hd), the two halves of a head alike (Hugging Face's rotate_half). A row's padding shifts all
- * its positions alike, and rotations only see differences, so no row needs positions of its own.
- */
-function rotaryTables({ head_dim: hd, rope_theta: theta }: ModelConfig, T: number): { cos: Tensor; sin: Tensor } {
-  const angles = new Float32Array(T * hd);
+/** Rotary tables of each token's position, the two halves of a head alike (Hugging Face's rotate_half). → (B, T, 1, hd) */
+function rotations({ head_dim: hd, rope_theta: theta }: ModelConfig, position: Tensor): { cos: Tensor; sin: Tensor } {
+  const [B, T] = position.shape as [number, number];
+  const angles = new Float32Array(T * hd); // no position is beyond a row's length
   for (let t = 0; t < T; t++)
     for (let i = 0; i < hd; i++) angles[t * hd + i] = t * theta ** ((-2 * (i % (hd / 2))) / hd);
-  const shape: [number, number, number, number] = [1, T, 1, hd];
-  return { cos: tf.tensor4d(angles.map(Math.cos), shape), sin: tf.tensor4d(angles.map(Math.sin), shape) };
+  const places = tf.reshape(position, [B * T]); // (B T)
+  const table = (values: Float32Array) => tf.reshape(gatherRows(tf.tensor2d(values, [T, hd]), places), [B, T, 1, hd]); // (T, hd) → (B, T, 1, hd)
+  return { cos: table(angles.map(Math.cos)), sin: table(angles.map(Math.sin)) };
 }

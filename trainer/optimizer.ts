@@ -1,6 +1,7 @@
-// AdamW over a tree of tensors, inside a compiled step. Pure: parameters and moments in, new ones out.
+// AdamW over a tree of tensors, inside compiled calls. Pure: parameters and moments in, new ones out. A batch comes in parts of
+// one fixed shape, as data.ts packs it, and the parts' gradients are summed before the step.
 
-import { flatten, type Tree, unflatten } from './engine/compile.ts';
+import { compile, dispose, flatten, type Tree, unflatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 
 export type AdamState = {
@@ -27,11 +28,11 @@ export const adamState = (parameters: Tree): AdamState => {
  * The gradient of a loss with respect to every tensor of a tree.
  * @param loss of the parameters, () ; whatever else it returns is handed through
  */
-export function gradients<P extends Tree, Other extends Record<string, Tensor>>(
+export function gradients<P extends Tree, Values extends { loss: Tensor } & Record<string, Tensor>>(
   parameters: P,
-  loss: (parameters: P) => { loss: Tensor } & Other,
-): { grads: Tensor[]; values: { loss: Tensor } & Other } {
-  let values: ({ loss: Tensor } & Other) | undefined;
+  loss: (parameters: P) => Values,
+): { grads: Tensor[]; values: Values } {
+  let values: Values | undefined;
   const of = tf.valueAndGrads((...tensors: Tensor[]) => {
     values = loss(unflatten(parameters, tensors) as P);
     for (const value of Object.values(values)) tf.keep(value);
@@ -71,4 +72,39 @@ export function adamStep<P extends Tree>(
     return tf.sub(tf.mul(parameter, decay), update);
   });
   return { parameters: unflatten(parameters, next) as P, state: { step, m, v }, norm };
+}
+
+/**
+ * Compiles the training of a loss: the gradient of one part of a batch, and Adam's step on the parts' sum.
+ * @param loss of one part, () ; the parts' losses, and whatever else it returns, sum to those of the batch
+ * @returns a function from parameters, moments and a batch's parts to what they become. It frees all that it is given.
+ */
+export function trainer<P extends Tree, Part extends Tree, Values extends { loss: Tensor } & Record<string, Tensor>>(
+  name: string,
+  loss: (parameters: P, part: Part) => Values,
+  options: AdamOptions,
+) {
+  const gradient = compile(`${name} gradient`, (parameters: P, sums: Tensor[], part: Part) => {
+    const { grads, values } = gradients(parameters, (p) => loss(p, part));
+    return { sums: sums.map((sum, i) => tf.add(sum, grads[i]!)), values };
+  });
+  const update = compile(`${name} update`, (parameters: P, adam: AdamState, sums: Tensor[], rate: Tensor) =>
+    adamStep(parameters, sums, adam, rate, options),
+  );
+  return (given: P, adam: AdamState, learningRate: number, parts: Part[]) => {
+    let sums = flatten(given).map((tensor) => tf.zerosLike(tensor));
+    const values: Record<string, number> = {};
+    for (const part of parts) {
+      const result = gradient(given, sums, part);
+      for (const [key, value] of Object.entries(result.values))
+        values[key] = (values[key] ?? 0) + (value.dataSync()[0] as number);
+      dispose(sums, part, result.values);
+      sums = result.sums;
+    }
+    const rate = tf.scalar(learningRate);
+    const { parameters, state, norm } = update(given, adam, sums, rate);
+    const gradientNorm = norm.dataSync()[0] as number;
+    dispose(given, adam, sums, rate, norm);
+    return { parameters, adam: state, norm: gradientNorm, values: values as Record<keyof Values, number> };
+  };
 }

@@ -8,12 +8,23 @@
 // Left out: dual clip, early stop on KL, a separate value model.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import { batchOf, type Row, type Shape } from './data.ts';
+import {
+  type Batch,
+  batchOf,
+  byPrompt,
+  gathered,
+  type Predictions,
+  pack,
+  predictionsOf,
+  type Row,
+  type Shape,
+  scattered,
+} from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { DivergedError, type Report, requireFinite } from './metrics.ts';
-import { answerLogprobs, answerMask, type Head, hiddenStates, type Parameters, readOut } from './model.ts';
-import { type AdamState, adamState, adamStep, gradients } from './optimizer.ts';
+import { type Head, hiddenStates, type Parameters, readOut, statesBefore, tokenLogprobs } from './model.ts';
+import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { random } from './random.ts';
 import { type RewardCalls, type RewardModel, scores as rewardScores } from './reward.ts';
 import {
@@ -22,6 +33,7 @@ import {
   mean,
   meanLength,
   mismatchWeights,
+  type PerToken,
   penalisedRewards,
   policyLoss,
   sequenceMean,
@@ -32,8 +44,13 @@ import {
 import type { Sampler } from './rollout.ts';
 
 export interface PpoConfig {
+  /** Answers drawn in all, and in an iteration. */
   episodes: number;
   rollout: number;
+  /** Answers drawn to each prompt of an iteration: they share its tokens, which makes them cheaper than as many prompts. */
+  answersPerPrompt: number;
+  /** Answers an update. */
+  minibatch: number;
   epochs: number;
   learningRate: number;
   beta: number;
@@ -56,6 +73,8 @@ export interface PpoConfig {
 export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   episodes: 2048,
   rollout: 128,
+  answersPerPrompt: 4,
+  minibatch: 64,
   epochs: 2,
   learningRate: 3.5e-4,
   beta: 0.2,
@@ -81,67 +100,58 @@ export type PolicyCalls = ReturnType<typeof policyCalls>;
 
 /** The compiled calls: scoring, which policy, reference and root share, and PPO's step. */
 export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoConfig, 'seed'>) {
-  const A = shape.answer;
-  const score = compile('policy score', (actor: Actor, temperature: Tensor, tokens: Tensor, start: Tensor) => {
-    const hidden = hiddenStates(model, actor.parameters, tokens, start); // (B, T, D)
-    const { logprobs, entropy } = answerLogprobs(actor.parameters, hidden, tokens, shape.answer, temperature); // (B, A)
-    return { logprobs, entropy, values: readOut(actor.value, statesBefore(hidden, shape.answer)) }; // each (B, A)
-  });
-  const step = compile(
-    'ppo step',
-    (actor: Actor, adam: AdamState, rate: Tensor, temperature: Tensor, batch: MiniBatch) => {
-      const mask = answerMask(batch.lengths, A); // (B, A)
-      const { grads, values } = gradients(actor, ({ parameters, value }) => {
-        const hidden = hiddenStates(model, parameters, batch.tokens, batch.start); // (B, T, D)
-        const { logprobs, entropy } = answerLogprobs(parameters, hidden, batch.tokens, A, temperature); // (B, A)
-        const policy = policyLoss(logprobs, batch.old, batch.advantages, batch.importance, mask, config.clip);
-        const estimated = readOut(value, statesBefore(hidden, A)); // (B, A)
-        const critic = valueLoss(estimated, batch.values, batch.returns, mask, config.valueClip);
-        return {
-          loss: tf.add(policy.loss, tf.mul(config.valueWeight, critic.loss)), // ()
-          policy: policy.loss,
-          value: critic.loss,
-          clipfrac: policy.clipfrac,
-          approxkl: policy.approxkl,
-          ratio: policy.ratio,
-          valueClipfrac: critic.clipfrac,
-          valueError: critic.error,
-          entropy: tf.div(tf.sum(tf.mul(entropy, mask)), tf.sum(mask)), // ()
-        };
-      });
-      const next = adamStep(actor, grads, adam, rate, {
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-5,
-        weightDecay: 0,
-        clipNorm: 1,
-      });
-      return { actor: next.parameters, adam: next.state, values, norm: next.norm };
-    },
-  );
-  return { score, step, shape };
-}
-
-/** The states from which each answer token is predicted. (B, T, D) → (B, A, D) */
-function statesBefore(hidden: Tensor, answer: number): Tensor {
-  const [B, T, D] = hidden.shape as [number, number, number];
-  return tf.slice(hidden, [0, T - answer - 1, 0], [B, answer, D]); // (B, A, D)
+  const read = ({ parameters, value }: Actor, temperature: Tensor, batch: Batch, predictions: Predictions) => {
+    const before = statesBefore(hiddenStates(model, parameters, batch), predictions); // (R W, D) → (N, D)
+    return { ...tokenLogprobs(parameters, before, predictions.target, temperature), values: readOut(value, before) }; // each (N)
+  };
+  const loss = (actor: Actor, part: MiniBatch) => {
+    const { weight } = part.predictions;
+    const { logprobs, entropy, values } = read(actor, part.temperature, part.batch, part.predictions); // (N)
+    const policy = policyLoss(logprobs, part.old, part.advantages, part.importance, weight, config.clip);
+    const critic = valueLoss(values, part.values, part.returns, weight, config.valueClip);
+    return {
+      loss: tf.add(policy.loss, tf.mul(config.valueWeight, critic.loss)), // ()
+      policy: policy.loss,
+      value: critic.loss,
+      clipfrac: policy.clipfrac,
+      approxkl: policy.approxkl,
+      ratio: policy.ratio,
+      valueClipfrac: critic.clipfrac,
+      valueError: critic.error,
+      entropy: tf.sum(tf.mul(entropy, weight)), // ()
+    };
+  };
+  const step = trainer('ppo', loss, { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 });
+  return { score: compile('policy score', read), step, shape };
 }
 
 const noValue = (model: ModelConfig): Head => ({ weight: tf.zeros([model.hidden_size]), bias: tf.scalar(0) });
 
-/** Log-probabilities, entropies and values of answers' tokens, each rows × A, in order. */
-export function scoreAnswers(calls: PolicyCalls, actor: Actor, rows: Row[], temperature: number, pad: number) {
-  const { batch, answer } = calls.shape;
-  const size = Math.ceil(rows.length / batch) * batch * answer;
-  const out = { logprobs: new Float32Array(size), entropy: new Float32Array(size), values: new Float32Array(size) };
+/** Where the rows' answers lie in arrays of numbers a token. */
+export const perTokenOf = (rows: Row[]): PerToken => {
+  const lengths = rows.map((row) => row.answer.length);
+  return { columns: Math.max(...lengths), lengths };
+};
+
+/** Log-probabilities, entropies and values of answers' tokens, each rows × columns of perTokenOf. */
+export function scoreAnswers(
+  { shape, score }: PolicyCalls,
+  actor: Actor,
+  rows: Row[],
+  temperature: number,
+  pad: number,
+) {
+  const { columns } = perTokenOf(rows);
+  const numbers = () => new Float32Array(rows.length * columns);
+  const out = { logprobs: numbers(), entropy: numbers(), values: numbers() };
   const warmth = tf.scalar(temperature);
-  for (let i = 0; i < rows.length; i += batch) {
-    const { tokens, start, lengths } = batchOf(rows.slice(i, i + batch), calls.shape, pad);
-    const result = calls.score(actor, warmth, tokens, start);
+  for (const part of pack(rows, byPrompt(rows, shape), shape, pad)) {
+    const batch = batchOf(part, shape);
+    const predictions = predictionsOf(part, 1);
+    const result = score(actor, warmth, batch, predictions);
     for (const name of ['logprobs', 'entropy', 'values'] as const)
-      out[name].set(result[name].dataSync() as Float32Array, i * answer);
-    dispose(tokens, start, lengths, result);
+      scattered(result[name].dataSync() as Float32Array, out[name], columns, part);
+    dispose(batch, predictions, result);
   }
   dispose(warmth);
   return out;
@@ -163,6 +173,7 @@ export function answerLogprobsOf(
 
 /**
  * Optimises the parent (not disposed) against the reward model.
+ * @param maxTokens where answers are cut
  * @param from goes on after a saved iteration
  * @param save is called after every iteration with all that is needed to go on
  * @returns the optimised weights
@@ -174,32 +185,29 @@ export async function ppo(
   parent: Parameters,
   prompts: number[][],
   sampler: Sampler,
+  maxTokens: number,
   config: PpoConfig,
   report: Report,
   from: PpoState | null = null,
   save: (state: PpoState) => void | Promise<void> = () => {},
 ): Promise<Parameters> {
   const { shape } = calls;
-  const { batch: B, answer: A } = shape;
   const pad = model.pad_token_id;
   const eos = model.eos_token_id;
-  if (config.rollout % B !== 0)
-    throw new Error(`a rollout of ${config.rollout} is not a multiple of the batch of ${B}`);
-
   const iterations = Math.floor(config.episodes / config.rollout);
   const value = noValue(model);
   let actor: Actor = from?.actor ?? { parameters: mapTree(parent, tf.clone), value };
   let adam = from?.adam ?? adamState(actor);
   let beta = from?.beta ?? config.beta;
-  const temperature = tf.scalar(config.temperature);
 
   for (let iteration = from?.iteration ?? 0; iteration < iterations; iteration++) {
     // Rollout: the answers of the policy as it would be served.
     const asked = promptsOf(prompts, iteration, config);
     const seeds = asked.map((_, i) => seedOf(config.seed, iteration * config.rollout + i));
-    const sampled = await sampler(actor.parameters, asked, seeds, { maxTokens: A, temperature: config.temperature });
+    const sampled = await sampler(actor.parameters, asked, seeds, { maxTokens, temperature: config.temperature });
     const rows: Row[] = sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
-    const perToken = { columns: A, lengths: rows.map((row) => row.answer.length) };
+    const perToken = perTokenOf(rows);
+    const { columns } = perToken;
 
     // Scores, and what policy and parent think of every token.
     const now = scoreAnswers(calls, actor, rows, config.temperature, pad);
@@ -214,9 +222,9 @@ export async function ppo(
       perToken,
     );
     const whitened = whiten(advantages, true, perToken);
-    const rolled = new Float32Array(rows.length * A);
+    const rolled = new Float32Array(rows.length * columns);
     sampled.forEach(({ logprobs }, i) => {
-      rolled.set(logprobs, i * A);
+      rolled.set(logprobs, i * columns);
     });
     const importance = mismatchWeights(now.logprobs, rolled, config.importanceCap, perToken);
 
@@ -245,39 +253,39 @@ export async function ppo(
       );
 
     // Epochs of minibatches over the same answers.
-    const rate = tf.scalar(config.learningRate * (1 - iteration / iterations));
-    const sums = new Map<string, number>();
+    const rate = config.learningRate * (1 - iteration / iterations);
+    const sums: Record<string, number> = {};
     let steps = 0;
+    // Answers to one prompt stay together, as they were drawn.
+    const groups = Array.from({ length: Math.ceil(rows.length / config.answersPerPrompt) }, (_, g) =>
+      rows.flatMap((_, i) => (Math.floor(i / config.answersPerPrompt) === g ? [i] : [])),
+    );
     for (let epoch = 0; epoch < config.epochs; epoch++) {
-      const order = random(config.seed, `minibatches ${iteration} ${epoch}`).shuffle(rows.map((_, i) => i));
-      for (let at = 0; at < order.length; at += B) {
-        const chosen = order.slice(at, at + B);
-        const matrix = (from: Float32Array) => tf.tensor2d(gathered(from, chosen, A), [B, A]);
-        const batch: MiniBatch = {
-          ...batchOf(
-            chosen.map((i) => rows[i]!),
-            shape,
-            pad,
-          ),
-          old: matrix(now.logprobs),
-          advantages: matrix(whitened),
-          returns: matrix(returns),
-          values: matrix(now.values),
-          importance: matrix(importance),
-        };
-        const result = calls.step(actor, adam, rate, temperature, batch);
+      const order = random(config.seed, `minibatches ${iteration} ${epoch}`)
+        .shuffle([...groups])
+        .flat();
+      for (let at = 0; at < order.length; at += config.minibatch) {
+        const chosen = order.slice(at, at + config.minibatch);
+        const tokens = chosen.reduce((sum, i) => sum + perToken.lengths[i]!, 0);
+        const parts = pack(rows, byPrompt(rows, shape, chosen), shape, pad).map((part) => ({
+          temperature: tf.scalar(config.temperature),
+          batch: batchOf(part, shape),
+          predictions: predictionsOf(part, 1 / tokens),
+          old: gathered(now.logprobs, columns, part),
+          advantages: gathered(whitened, columns, part),
+          returns: gathered(returns, columns, part),
+          values: gathered(now.values, columns, part),
+          importance: gathered(importance, columns, part),
+        }));
+        const result = calls.step(actor, adam, rate, parts);
+        ({ parameters: actor, adam } = result);
         steps++;
-        for (const [name, tensor] of Object.entries({ ...result.values, norm: result.norm })) {
-          sums.set(name, (sums.get(name) ?? 0) + (tensor.dataSync()[0] as number));
-        }
-        dispose(actor, adam, batch, result.values, result.norm);
-        actor = result.actor;
-        adam = result.adam;
+        for (const [name, value] of Object.entries({ ...result.values, norm: result.norm }))
+          sums[name] = (sums[name] ?? 0) + value;
         await new Promise(setImmediate);
       }
     }
-    dispose(rate);
-    const average = (name: string) => sums.get(name)! / steps;
+    const average = (name: string) => sums[name]! / steps;
     const metrics = {
       ...objective,
       'ppo/loss/policy': average('policy'),
@@ -296,25 +304,26 @@ export async function ppo(
     await report({ stage: 'ppo', step: iteration + 1, steps: iterations, metrics });
     await save({ actor, adam, beta, iteration: iteration + 1 });
   }
-  dispose(adam, actor.value, temperature);
+  dispose(adam, actor.value);
   return actor.parameters;
 }
 
 type MiniBatch = {
-  tokens: Tensor; // (B, T) int32
-  start: Tensor; // (B) int32
-  lengths: Tensor; // (B) int32
-  old: Tensor; // (B, A)
-  advantages: Tensor; // (B, A)
-  returns: Tensor; // (B, A)
-  values: Tensor; // (B, A)
-  importance: Tensor; // (B, A)
+  temperature: Tensor; // ()
+  batch: Batch; // (R, W)
+  predictions: Predictions; // (N)
+  old: Tensor; // (N)
+  advantages: Tensor; // (N)
+  returns: Tensor; // (N)
+  values: Tensor; // (N)
+  importance: Tensor; // (N)
 };
 
-/** The prompts of an iteration: pass after pass over all of them, each pass in an order of its own. */
-function promptsOf(prompts: number[][], iteration: number, { rollout, seed }: PpoConfig): number[][] {
+/** The prompts of an iteration, each as often as it is answered: pass after pass over all, each pass in an order of its own. */
+function promptsOf(prompts: number[][], iteration: number, { rollout, answersPerPrompt, seed }: PpoConfig): number[][] {
+  const distinct = Math.ceil(rollout / answersPerPrompt);
   return Array.from({ length: rollout }, (_, i) => {
-    const place = iteration * rollout + i;
+    const place = iteration * distinct + Math.floor(i / answersPerPrompt);
     const pass = Math.floor(place / prompts.length);
     return prompts[orderOf(prompts.length, seed, pass)[place % prompts.length]!]!;
   });
@@ -330,11 +339,3 @@ function orderOf(count: number, seed: number, pass: number): number[] {
 /** Seeds that differ for each episode of each run. */
 const seedOf = (seed: number, episode: number): number =>
   (Math.imul(seed + 1, 0x9e3779b1) ^ Math.imul(episode + 1, 0x85ebca6b)) >>> 0;
-
-function gathered(from: Float32Array, rows: number[], columns: number): Float32Array {
-  const out = new Float32Array(rows.length * columns);
-  rows.forEach((row, i) => {
-    out.set(from.subarray(row * columns, (row + 1) * columns), i * columns);
-  });
-  return out;
-}

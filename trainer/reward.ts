@@ -7,19 +7,19 @@
 // batches. Left out: ratings, raters' leniency, ensembles.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import { batchOf, type Row, type Shape } from './data.ts';
+import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Row, type Shape } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { type Judgement, pairsOf } from './judgements.ts';
 import { type Report, requireFinite } from './metrics.ts';
-import { answerMask, type Head, hiddenStates, type Parameters, readOut } from './model.ts';
-import { type AdamState, adamState, adamStep, gradients } from './optimizer.ts';
-import { type Random, random } from './random.ts';
+import { type Head, hiddenStates, type Parameters, readOut } from './model.ts';
+import { adamState, trainer } from './optimizer.ts';
+import { random } from './random.ts';
 
 export interface RewardConfig {
   learningRate: number;
   epochs: number;
-  /** Judgements a batch, at most; a batch ends earlier when its rows or stages are full. */
+  /** Judgements a step. */
   judgements: number;
   warmup: number;
   weightDecay: number;
@@ -40,53 +40,35 @@ export type RewardModel = {
   thumbs: { logScale: Tensor; bias: Tensor };
 };
 
+/** Stages of choices that a call can hold; a ranking of eight with every kind of tie has 56 at most. */
 const STAGES = 96;
 
 /** The compiled calls of one policy's reward models, shared by the reward model and the gate's judge. */
 export type RewardCalls = ReturnType<typeof rewardCalls>;
 
 export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<RewardConfig, 'seed'>) {
-  /** (B): the mean over each answer's tokens of the head's reading */
-  const score = (weights: Parameters, head: Head, tokens: Tensor, start: Tensor, lengths: Tensor): Tensor => {
-    const hidden = hiddenStates(model, weights, tokens, start); // (B, T, D)
-    const [B, T, D] = hidden.shape as [number, number, number];
-    const answers = tf.slice(hidden, [0, T - shape.answer, 0], [B, shape.answer, D]); // (B, A, D)
-    const mask = answerMask(lengths, shape.answer); // (B, A)
-    const readings = tf.sum(tf.mul(readOut(head, answers), mask), -1); // (B)
-    return tf.div(readings, tf.maximum(1, tf.sum(mask, -1))); // (B)
+  /** (S): each answer's score; what has no answer scores 0 */
+  const score = (weights: Parameters, head: Head, batch: Batch, members: Tensor): Tensor => {
+    const readings = readOut(head, hiddenStates(model, weights, batch)); // (R W)
+    return tf.reshape(tf.matMul(members, tf.reshape(readings, [-1, 1])), [ANSWERS]); // (S, R W) · (R W, 1) → (S)
   };
-
-  const step = compile(
-    'reward step',
-    (
-      rm: RewardModel,
-      adam: AdamState,
-      rate: Tensor, // ()
-      rows: { tokens: Tensor; start: Tensor; lengths: Tensor },
-      stages: { remaining: Tensor; chosen: Tensor; weight: Tensor }, // (S, B), (S, B), (S)
-      thumbs: { sign: Tensor; weight: Tensor }, // (B), (B)
-    ) => {
-      const { grads, values } = gradients(rm, (m) => {
-        const r = score(m.parameters, m.head, rows.tokens, rows.start, rows.lengths); // (B)
-        const bias = tf.mul(tf.sub(1, stages.remaining), -1e9); // (S, B)
-        const all = tf.logSumExp(tf.add(tf.reshape(r, [1, -1]), bias), -1); // (S)
-        const taken = tf.sum(tf.mul(tf.reshape(r, [1, -1]), stages.chosen), -1); // (S)
-        const choices = tf.sum(tf.mul(stages.weight, tf.sub(all, taken))); // ()
-        const logit = tf.add(tf.mul(tf.exp(m.thumbs.logScale), r), m.thumbs.bias); // (B)
-        const ups = tf.sum(tf.mul(thumbs.weight, tf.softplus(tf.neg(tf.mul(thumbs.sign, logit))))); // ()
-        const total = tf.add(tf.sum(stages.weight), tf.sum(thumbs.weight)); // ()
-        return { loss: tf.div(tf.add(choices, ups), total) };
-      });
-      const next = adamStep(rm, grads, adam, rate, {
-        beta1: 0.9,
-        beta2: 0.99,
-        epsilon: 1e-8,
-        weightDecay: config.weightDecay,
-        clipNorm: 1,
-      });
-      return { rm: next.parameters, adam: next.state, loss: values.loss, norm: next.norm };
-    },
-  );
+  const likelihood = (rm: RewardModel, { batch, members, stages, thumbs }: Evidence) => {
+    const r = score(rm.parameters, rm.head, batch, members); // (S)
+    const bias = tf.mul(tf.sub(1, stages.remaining), -1e9); // (stages, S)
+    const all = tf.logSumExp(tf.add(tf.reshape(r, [1, -1]), bias), -1); // (stages)
+    const taken = tf.sum(tf.mul(tf.reshape(r, [1, -1]), stages.chosen), -1); // (stages)
+    const choices = tf.sum(tf.mul(stages.weight, tf.sub(all, taken))); // ()
+    const logit = tf.add(tf.mul(tf.exp(rm.thumbs.logScale), r), rm.thumbs.bias); // (S)
+    const ups = tf.sum(tf.mul(thumbs.weight, tf.softplus(tf.neg(tf.mul(thumbs.sign, logit))))); // ()
+    return { loss: tf.add(choices, ups) };
+  };
+  const step = trainer('reward', likelihood, {
+    beta1: 0.9,
+    beta2: 0.99,
+    epsilon: 1e-8,
+    weightDecay: config.weightDecay,
+    clipNorm: 1,
+  });
   return { score: compile('reward score', score), step, shape, config };
 }
 
@@ -115,42 +97,38 @@ export async function fitReward(
   })) as never;
   rm = normalised(rm, scores(calls, rm, normaliseOn, model.pad_token_id));
 
+  let order: Judgement[] = [];
   let adam = adamState(rm);
-  const perEpoch = packed(judgements, shape.batch, config.judgements, rng).length;
+  const perEpoch = Math.ceil(judgements.length / config.judgements);
   const steps = perEpoch * config.epochs;
-  let step = 0;
-  for (let epoch = 0; epoch < config.epochs; epoch++) {
-    for (const group of packed(judgements, shape.batch, config.judgements, rng)) {
-      step++;
-      const progress = Math.min(1, (step - 1) / steps);
-      const rate = tf.scalar(config.learningRate * Math.min(1, step / config.warmup) * Math.max(0.1, 1 - progress));
-      const { rows, stages, thumbs } = evidence(group, shape, model.pad_token_id);
-      const result = calls.step(rm, adam, rate, rows, stages, thumbs);
-      const metrics = {
-        [`${stage}/loss`]: result.loss.dataSync()[0]!,
-        [`${stage}/grad_norm`]: result.norm.dataSync()[0]!,
-      };
-      dispose(rm, adam, rate, rows, stages, thumbs, result.loss, result.norm);
-      rm = result.rm;
-      adam = result.adam;
-      requireFinite(stage, step, metrics);
-      await report({ stage, step, steps: Math.max(step, steps), metrics });
-      await new Promise(setImmediate);
-    }
+  for (let step = 1; step <= steps; step++) {
+    const at = ((step - 1) % perEpoch) * config.judgements;
+    if (at === 0) order = rng.shuffle([...judgements]);
+    const rate = Math.min(1, step / config.warmup) * Math.max(0.1, 1 - (step - 1) / steps);
+    const parts = evidence(order.slice(at, at + config.judgements), shape, model.pad_token_id);
+    const result = calls.step(rm, adam, config.learningRate * rate, parts);
+    ({ parameters: rm, adam } = result);
+    const metrics = { [`${stage}/loss`]: result.values.loss, [`${stage}/grad_norm`]: result.norm };
+    requireFinite(stage, step, metrics);
+    await report({ stage, step, steps, metrics });
+    await new Promise(setImmediate);
   }
   dispose(adam);
   return normalised(rm, scores(calls, rm, normaliseOn, model.pad_token_id));
 }
 
 /** Scores of answers, in order. */
-export function scores(calls: RewardCalls, rm: RewardModel, rows: Row[], pad: number): number[] {
-  const out: number[] = [];
-  for (let i = 0; i < rows.length; i += calls.shape.batch) {
-    const part = rows.slice(i, i + calls.shape.batch);
-    const batch = batchOf(part, calls.shape, pad);
-    const result = calls.score(rm.parameters, rm.head, batch.tokens, batch.start, batch.lengths);
-    out.push(...(result.dataSync() as Float32Array).subarray(0, part.length));
-    dispose(batch, result);
+export function scores({ shape, score }: RewardCalls, rm: RewardModel, rows: Row[], pad: number): number[] {
+  const out = new Array<number>(rows.length);
+  for (const part of pack(rows, byPrompt(rows, shape), shape, pad)) {
+    const batch = batchOf(part, shape);
+    const members = membersOf(part);
+    const result = score(rm.parameters, rm.head, batch, members);
+    const values = result.dataSync() as Float32Array;
+    part.placed.forEach(({ row }, i) => {
+      out[row] = values[i]!;
+    });
+    dispose(batch, members, result);
   }
   return out;
 }
@@ -199,64 +177,70 @@ function normalised(rm: RewardModel, on: number[]): RewardModel {
   return { parameters: rm.parameters, head, thumbs };
 }
 
-/** Judgements in random order, in groups that fit a batch. */
-function packed(judgements: Judgement[], rows: number, most: number, rng: Random): Judgement[][] {
-  const groups: Judgement[][] = [];
-  let group: Judgement[] = [];
-  let rowsUsed = 0;
-  let stagesUsed = 0;
-  for (const judgement of rng.shuffle([...judgements])) {
-    const full =
-      group.length === most || rowsUsed + judgement.rows.length > rows || stagesUsed + judgement.stages.length > STAGES;
-    if (full) {
-      groups.push(group);
-      group = [];
-      rowsUsed = 0;
-      stagesUsed = 0;
-    }
-    group.push(judgement);
-    rowsUsed += judgement.rows.length;
-    stagesUsed += judgement.stages.length;
-  }
-  if (group.length > 0) groups.push(group);
-  return groups;
+/** What one call of a step learns from; what is not there has weight 0. */
+type Evidence = {
+  batch: Batch;
+  members: Tensor; // (S, R W)
+  stages: { remaining: Tensor; chosen: Tensor; weight: Tensor }; // (stages, S), (stages, S), (stages)
+  thumbs: { sign: Tensor; weight: Tensor }; // (S), (S)
+};
+
+/** For each answer, 1 / its length at each of its tokens: a product with the readings is their mean. (S, R W) */
+function membersOf({ tokens, placed }: Pack): Tensor {
+  const members = new Float32Array(ANSWERS * tokens.length);
+  placed.forEach(({ first, length }, i) => {
+    members.fill(1 / length, i * tokens.length + first, i * tokens.length + first + length);
+  });
+  return tf.tensor2d(members, [ANSWERS, tokens.length]);
 }
 
-/** A group of judgements as tensors: rows (B), stages (S, B), thumbs (B); what is not there has weight 0. */
-export function evidence(group: Judgement[], shape: Shape, pad: number) {
-  const B = shape.batch;
-  const remaining = new Float32Array(STAGES * B);
-  const chosen = new Float32Array(STAGES * B);
-  const stageWeight = new Float32Array(STAGES);
-  const sign = new Float32Array(B).fill(1);
-  const thumbWeight = new Float32Array(B);
-  let row = 0;
-  let stage = 0;
-  for (const judgement of group) {
-    for (const part of judgement.stages) {
-      for (const index of part.remaining) remaining[stage * B + row + index] = 1;
-      chosen[stage * B + row + part.chosen] = 1;
-      stageWeight[stage++] = part.weight;
+/** A step's judgements in as many calls as they need; each judgement's answers are in one call. The weights sum to 1 over all. */
+export function evidence(judgements: Judgement[], shape: Shape, pad: number): Evidence[] {
+  const total = judgements
+    .flatMap(({ stages, thumbs }): { weight: number }[] => [...stages, ...thumbs])
+    .reduce((sum, { weight }) => sum + weight, 0);
+  let count = 0;
+  const bundles = judgements.map(({ rows }) => rows.map(() => count++));
+  const packs = pack(
+    judgements.flatMap(({ rows }) => rows),
+    bundles,
+    shape,
+    pad,
+    (index) => judgements[index]!.stages.length,
+    STAGES,
+  );
+  return packs.map((part) => {
+    const remaining = new Float32Array(STAGES * ANSWERS);
+    const chosen = new Float32Array(STAGES * ANSWERS);
+    const stageWeight = new Float32Array(STAGES);
+    const sign = new Float32Array(ANSWERS).fill(1);
+    const thumbWeight = new Float32Array(ANSWERS);
+    let slot = 0;
+    let stage = 0;
+    for (const index of part.bundles) {
+      const { rows, stages, thumbs } = judgements[index]!;
+      for (const choice of stages) {
+        for (const row of choice.remaining) remaining[stage * ANSWERS + slot + row] = 1;
+        chosen[stage * ANSWERS + slot + choice.chosen] = 1;
+        stageWeight[stage++] = choice.weight / total;
+      }
+      for (const thumb of thumbs) {
+        sign[slot + thumb.row] = thumb.up ? 1 : -1;
+        thumbWeight[slot + thumb.row] = thumb.weight / total;
+      }
+      slot += rows.length;
     }
-    for (const thumb of judgement.thumbs) {
-      sign[row + thumb.row] = thumb.up ? 1 : -1;
-      thumbWeight[row + thumb.row] = thumb.weight;
-    }
-    row += judgement.rows.length;
-  }
-  // Empty stages have every row remaining, so that their (unweighted) loss is finite.
-  for (; stage < STAGES; stage++) remaining.fill(1, stage * B, (stage + 1) * B);
-  return {
-    rows: batchOf(
-      group.flatMap((judgement) => judgement.rows),
-      shape,
-      pad,
-    ),
-    stages: {
-      remaining: tf.tensor2d(remaining, [STAGES, B]),
-      chosen: tf.tensor2d(chosen, [STAGES, B]),
-      weight: tf.tensor1d(stageWeight),
-    },
-    thumbs: { sign: tf.tensor1d(sign), weight: tf.tensor1d(thumbWeight) },
-  };
+    // Empty stages have every answer remaining, so that their (unweighted) loss is finite.
+    remaining.fill(1, stage * ANSWERS);
+    return {
+      batch: batchOf(part, shape),
+      members: membersOf(part),
+      stages: {
+        remaining: tf.tensor2d(remaining, [STAGES, ANSWERS]),
+        chosen: tf.tensor2d(chosen, [STAGES, ANSWERS]),
+        weight: tf.tensor1d(stageWeight),
+      },
+      thumbs: { sign: tf.tensor1d(sign), weight: tf.tensor1d(thumbWeight) },
+    };
+  });
 }

@@ -1,5 +1,5 @@
 // The mathematics of RLHF with PPO, apart from any model. Host side: arrays of (rows × answer columns), row after row, with a
-// length a row. In the graph: losses on tensors (B, A). Conventions are those of OpenAI's lm-human-preferences, of which
+// length a row. In the graph: losses on tensors (N), one number a token. Conventions are those of OpenAI's lm-human-preferences, of which
 // "The N Implementation Details of RLHF with PPO" (Huang et al. 2023) tells the fine print.
 
 import { type Tensor, tf } from './engine/tf.ts';
@@ -140,39 +140,42 @@ export function mismatchWeights(
   return out;
 }
 
-const masked = (x: Tensor, mask: Tensor): Tensor => tf.div(tf.sum(tf.mul(x, mask)), tf.sum(mask));
+const weighed = (x: Tensor, weight: Tensor): Tensor => tf.sum(tf.mul(x, weight)); // (N) → ()
 
 /**
- * PPO's clipped policy loss (Schulman et al. 2017, eq. 7), a mean over tokens. All (B, A); the result ().
- * @param weights truncated importance weights, 1 where sampler and trainer agree
+ * PPO's clipped policy loss (Schulman et al. 2017, eq. 7). All (N); the results ().
+ * @param importance truncated importance weights, 1 where sampler and trainer agree
+ * @param weight of each token in the means: 1 / count where it counts, else 0
  */
 export function policyLoss(
   logprobs: Tensor,
   old: Tensor,
   advantages: Tensor,
-  weights: Tensor,
-  mask: Tensor,
+  importance: Tensor,
+  weight: Tensor,
   clip: number,
 ) {
-  const logRatio = tf.mul(tf.sub(logprobs, old), mask); // (B, A)
-  const ratio = tf.exp(logRatio); // (B, A)
-  const plain = tf.neg(tf.mul(advantages, ratio)); // (B, A)
-  const clipped = tf.neg(tf.mul(advantages, tf.clipByValue(ratio, 1 - clip, 1 + clip))); // (B, A)
-  const loss = masked(tf.mul(tf.maximum(plain, clipped), weights), mask); // ()
-  const clipfrac = masked(tf.cast(tf.greater(clipped, plain), 'float32'), mask); // ()
-  const approxkl = masked(tf.mul(tf.square(logRatio), 0.5), mask); // ()
-  return { loss, clipfrac, approxkl, ratio: masked(ratio, mask) };
+  const logRatio = tf.sub(logprobs, old); // (N)
+  const ratio = tf.exp(logRatio); // (N)
+  const plain = tf.neg(tf.mul(advantages, ratio)); // (N)
+  const clipped = tf.neg(tf.mul(advantages, tf.clipByValue(ratio, 1 - clip, 1 + clip))); // (N)
+  return {
+    loss: weighed(tf.mul(tf.maximum(plain, clipped), importance), weight),
+    clipfrac: weighed(tf.cast(tf.greater(clipped, plain), 'float32'), weight),
+    approxkl: weighed(tf.mul(tf.square(logRatio), 0.5), weight),
+    ratio: weighed(ratio, weight),
+  };
 }
 
-/** Half the squared error of the values, clipped around their old ones. All (B, A); the result (). */
-export function valueLoss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: number) {
-  const near = tf.add(old, tf.clipByValue(tf.sub(values, old), -clip, clip)); // (B, A)
-  const plain = tf.square(tf.sub(values, returns)); // (B, A)
-  const clipped = tf.square(tf.sub(near, returns)); // (B, A)
+/** Half the squared error of the values, clipped around their old ones. All (N); the results (). */
+export function valueLoss(values: Tensor, old: Tensor, returns: Tensor, weight: Tensor, clip: number) {
+  const near = tf.add(old, tf.clipByValue(tf.sub(values, old), -clip, clip)); // (N)
+  const plain = tf.square(tf.sub(values, returns)); // (N)
+  const clipped = tf.square(tf.sub(near, returns)); // (N)
   return {
-    loss: tf.mul(0.5, masked(tf.maximum(plain, clipped), mask)), // ()
-    clipfrac: masked(tf.cast(tf.greater(clipped, plain), 'float32'), mask), // ()
-    error: masked(plain, mask), // ()
+    loss: tf.mul(0.5, weighed(tf.maximum(plain, clipped), weight)),
+    clipfrac: weighed(tf.cast(tf.greater(clipped, plain), 'float32'), weight),
+    error: weighed(plain, weight),
   };
 }
 

@@ -3,7 +3,7 @@
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Side } from '../schema/snapshot.ts';
-import { columnsFor, type Row, type Shape } from './data.ts';
+import type { Row, Shape } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate, GATE_DEFAULTS, type GateConfig, type GateReport } from './evaluate.ts';
 import type { Judgement } from './judgements.ts';
@@ -15,7 +15,6 @@ import type { startSampler } from './rollout.ts';
 
 export interface RunConfig {
   seed: number;
-  batch: number;
   /** Answers are drawn and judged up to this length. */
   maxAnswerTokens: number;
   reward: Omit<RewardConfig, 'seed'>;
@@ -24,7 +23,6 @@ export interface RunConfig {
 }
 export const RUN_DEFAULTS: RunConfig = {
   seed: 0,
-  batch: 64,
   maxAnswerTokens: 128,
   reward: REWARD_DEFAULTS,
   ppo: PPO_DEFAULTS,
@@ -59,17 +57,6 @@ export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig):
   reward: rewardCalls(model, shape, config.reward),
 });
 
-/** One shape for every call of a run: wide enough for its prompts, and for its answers up to the limit. */
-export function runShape({ model, judgements, prompts }: RunInput, config: RunConfig): Shape {
-  const rows = Object.values(judgements)
-    .flat()
-    .flatMap((judgement) => judgement.rows);
-  const asked = Object.values(prompts).flat();
-  const prompt = columnsFor([...rows.map((row) => row.prompt.length), ...asked.map((ids) => ids.length)]);
-  const answer = Math.min(config.maxAnswerTokens, columnsFor(rows.map((row) => row.answer.length)));
-  return { batch: config.batch, prompt: Math.min(prompt, model.max_position_embeddings - answer), answer };
-}
-
 /**
  * Fits the reward model on side A, optimises the policy on A's prompts, fits the judge on side B from the root, and runs the
  * gate. A policy that diverges is rejected with the reason; every other error is thrown.
@@ -80,13 +67,13 @@ export async function runStages(
   config: RunConfig,
   calls: StageCalls,
   sampler: ReturnType<typeof startSampler>,
+  maxTokens: number,
   report: Report,
   from: Progressed = {},
   keep: (progressed: Progressed) => void | Promise<void> = () => {},
 ): Promise<RunResult> {
   const { model, root, parent, judgements, prompts } = input;
   const pad = model.pad_token_id;
-  const { shape } = calls.policy;
 
   const draw = async (parameters: Parameters, seed: number): Promise<Row[]> => {
     const asked = Array.from(
@@ -94,7 +81,7 @@ export async function runStages(
       (_, i) => prompts.A[i % prompts.A.length]!,
     );
     const seeds = asked.map((_, i) => (seed * 1_000_003 + i) >>> 0);
-    const sampled = await sampler.sample(parameters, asked, seeds, { maxTokens: shape.answer, temperature: 1 });
+    const sampled = await sampler.sample(parameters, asked, seeds, { maxTokens, temperature: 1 });
     return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
   };
 
@@ -130,6 +117,7 @@ export async function runStages(
         parent,
         prompts.A,
         sampler.sample,
+        maxTokens,
         { ...config.ppo, seed: config.seed },
         report,
         from.ppo ?? null,
@@ -169,10 +157,8 @@ export async function runStages(
     judgements.C,
     [...prompts.B, ...prompts.C],
     sampler,
-    {
-      ...config.gate,
-      seed: config.seed,
-    },
+    maxTokens,
+    { ...config.gate, seed: config.seed },
   );
   dispose(judge);
   await report({ stage: 'evaluate', step: 1, steps: 1, metrics: gate.metrics });

@@ -2,19 +2,21 @@
 //
 //   plumb train sft --data rows.jsonl --base <policy folder> --out <policy folder>
 //
-// Rows are TRL's: {messages}, {prompt, completion}, or {text}. Left out: LoRA, packing, early stopping.
+// Rows are TRL's: {messages}, {prompt, completion}, or {text}. Left out: LoRA, early stopping.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import { batchOf, type Row, type Shape } from './data.ts';
+import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf, type Row, type Shape } from './data.ts';
 import { compile, dispose } from './engine/compile.ts';
-import { type Tensor, tf } from './engine/tf.ts';
+import { tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
-import { answerLogprobs, answerMask, hiddenStates, type Parameters } from './model.ts';
-import { type AdamState, adamState, adamStep, gradients } from './optimizer.ts';
+import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from './model.ts';
+import { adamState, trainer } from './optimizer.ts';
 import { random } from './random.ts';
 
 export interface SftConfig {
   steps: number;
+  /** Rows an update. */
+  batch: number;
   shape: Shape;
   learningRate: number;
   warmup: number;
@@ -39,41 +41,33 @@ export async function sft(
   const { shape, steps } = config;
   const rng = random(config.seed, 'sft');
 
-  // Cross-entropy, nats a token of the answers; () and the count of those tokens
-  const lossOf = (weights: Parameters, tokens: Tensor, start: Tensor, lengths: Tensor) => {
-    const hidden = hiddenStates(model, weights, tokens, start); // (B, T, D)
-    const { logprobs } = answerLogprobs(weights, hidden, tokens, shape.answer); // (B, A)
-    const mask = answerMask(lengths, shape.answer); // (B, A)
-    return tf.div(tf.neg(tf.sum(tf.mul(logprobs, mask))), tf.sum(mask)); // ()
+  type Part = { batch: Batch; predictions: Predictions };
+  // Cross-entropy of the answers' tokens, weighed; ()
+  const lossOf = (weights: Parameters, { batch, predictions }: Part) => {
+    const before = statesBefore(hiddenStates(model, weights, batch), predictions); // (R W, D) → (N, D)
+    const { logprobs } = tokenLogprobs(weights, before, predictions.target); // (N)
+    return { loss: tf.neg(tf.sum(tf.mul(logprobs, predictions.weight))) };
   };
-  const trainStep = compile(
-    'sft step',
-    (weights: Parameters, adam: AdamState, rate: Tensor, tokens: Tensor, start: Tensor, lengths: Tensor) => {
-      const { grads, values } = gradients(weights, (w) => ({ loss: lossOf(w, tokens, start, lengths) }));
-      const next = adamStep(weights, grads, adam, rate, {
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weightDecay: config.weightDecay,
-        clipNorm: 1,
-      });
-      return { parameters: next.parameters, adam: next.state, loss: values.loss, norm: next.norm };
-    },
-  );
+  const trainStep = trainer('sft', lossOf, {
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weightDecay: config.weightDecay,
+    clipNorm: 1,
+  });
+  /** A batch in the calls that it needs; the weights make its loss nats a token. */
+  const partsOf = (batch: Row[]): Part[] => {
+    const packs = pack(batch, byPrompt(batch, shape), shape, model.pad_token_id);
+    const tokens = packs.flatMap(({ placed }) => placed).reduce((sum, { length }) => sum + length, 0);
+    return packs.map((part) => ({ batch: batchOf(part, shape), predictions: predictionsOf(part, 1 / tokens) }));
+  };
   const evaluate = compile('sft loss', lossOf);
   const heldLoss = (weights: Parameters): number => {
-    let sum = 0;
-    let count = 0;
-    for (let i = 0; i < held.length; i += shape.batch) {
-      const part = held.slice(i, i + shape.batch);
-      const tokens = part.reduce((n, row) => n + Math.min(row.answer.length, shape.answer), 0);
-      const batch = batchOf(part, shape, model.pad_token_id);
-      const loss = evaluate(weights, batch.tokens, batch.start, batch.lengths);
-      sum += (loss.dataSync()[0] as number) * tokens;
-      count += tokens;
-      dispose(batch, loss);
-    }
-    return sum / count;
+    const parts = partsOf(held);
+    const losses = parts.map((part) => evaluate(weights, part).loss);
+    const sum = losses.reduce((total, loss) => total + (loss.dataSync()[0] as number), 0);
+    dispose(parts, losses);
+    return sum;
   };
 
   let weights = parameters;
@@ -81,19 +75,12 @@ export async function sft(
   let order: Row[] = [];
   let loss = Number.NaN;
   for (let step = 1; step <= steps; step++) {
-    while (order.length < shape.batch) order = [...order, ...rng.shuffle([...rows])];
-    const batch = batchOf(order.splice(0, shape.batch), shape, model.pad_token_id);
-    const rate = tf.scalar(
-      config.learningRate * Math.min(1, step / config.warmup) * Math.max(0.02, 1 - (step - 1) / steps),
-    );
-    const result = trainStep(weights, adam, rate, batch.tokens, batch.start, batch.lengths);
-    const metrics: Record<string, number> = {
-      'loss/train': result.loss.dataSync()[0]!,
-      'grad/norm': result.norm.dataSync()[0]!,
-    };
-    dispose(weights, adam, batch, rate, result.loss, result.norm);
-    weights = result.parameters;
-    adam = result.adam;
+    while (order.length < config.batch) order = [...order, ...rng.shuffle([...rows])];
+    const rate = Math.min(1, step / config.warmup) * Math.max(0.02, 1 - (step - 1) / steps);
+    const parts = partsOf(order.splice(0, config.batch));
+    const result = trainStep(weights, adam, config.learningRate * rate, parts);
+    ({ parameters: weights, adam } = result);
+    const metrics: Record<string, number> = { 'loss/train': result.values.loss, 'grad/norm': result.norm };
     if (held.length > 0 && (step === steps || step % Math.ceil(steps / 10) === 0)) {
       loss = heldLoss(weights);
       metrics['loss/held_out'] = loss;

@@ -17,17 +17,15 @@ import { startTestLocal, type TestLocal } from '../support/local.ts';
 const JUDGEMENTS = 120;
 /** Small, and enough: the gate's own limits are as they always are. */
 const PROMOTED = {
-  batch: 32,
   maxAnswerTokens: 40,
-  ppo: { episodes: 512, rollout: 64 },
+  ppo: { episodes: 512, rollout: 64, minibatch: 32 },
   gate: { comparisons: 200 },
 };
 /** No policy is that near to its parent. */
 const REJECTED = {
-  batch: 32,
   maxAnswerTokens: 40,
   reward: { epochs: 1 },
-  ppo: { episodes: 64, rollout: 64 },
+  ppo: { episodes: 64, rollout: 64, minibatch: 32 },
   gate: { comparisons: 40, klToParent: -1 },
 };
 /** Seconds; a step that compiles may take longer, but the cron that would relaunch its trainer is ours to fire. */

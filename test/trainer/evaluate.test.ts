@@ -10,7 +10,8 @@ import { REWARD_DEFAULTS, type RewardModel, rewardCalls, scores } from '../../tr
 import { startSampler } from '../../trainer/rollout.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
-const SHAPE = { batch: 16, prompt: 4, answer: 8 };
+const SHAPE = { rows: 2, columns: 64 };
+const MAX_TOKENS = 8;
 const root = tinyParameters();
 const sampler = startSampler(TINY);
 afterAll(() => sampler.close());
@@ -41,7 +42,7 @@ function judgements(agreement: number): Judgement[] {
   });
 }
 const gate = (candidate: typeof root, agreement: number) =>
-  evaluate(TINY, calls, { root, parent: root, candidate }, judge, judgements(agreement), prompts, sampler, {
+  evaluate(TINY, calls, { root, parent: root, candidate }, judge, judgements(agreement), prompts, sampler, MAX_TOKENS, {
     ...GATE_DEFAULTS,
     seed: 1,
   });

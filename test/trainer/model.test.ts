@@ -2,9 +2,9 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import type { ModelConfig } from '../../schema/manifest.ts';
-import { batchOf } from '../../trainer/data.ts';
+import { batchOf, byPrompt, pack, predictionsOf, type Row } from '../../trainer/data.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
-import { answerLogprobs, answerMask, hiddenStates, initialParameters, logits } from '../../trainer/model.ts';
+import { hiddenStates, initialParameters, logits, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
 import { random } from '../../trainer/random.ts';
 import { fromHuggingFace, toHuggingFace } from '../../trainer/weights.ts';
 import { goldenWeights } from '../support/golden.ts';
@@ -16,15 +16,18 @@ interface Golden {
   ids: number[];
   logits: Record<string, number[]>;
 }
+/** One conversation in a call of its own. */
+const alone = (ids: number[]) => {
+  const shape = { rows: 1, columns: ids.length };
+  return batchOf(pack([{ prompt: ids.slice(0, 1), answer: ids.slice(1) }], [[0]], shape, 0)[0]!, shape);
+};
 const goldens: Golden[] = JSON.parse(readFileSync(join(import.meta.dirname, '../golden/llama.json'), 'utf8'));
 
 test.each(goldens)(
   'logits equal those of transformers’ Llama within 1e-4: $name',
   ({ config, tensors, ids, logits: rows }) => {
     const parameters = fromHuggingFace(config, goldenWeights(tensors));
-    const tokens = tf.tensor2d(ids, [1, ids.length], 'int32');
-    const hidden = hiddenStates(config, parameters, tokens, tf.zeros([1], 'int32')); // (1, T, D)
-    const ours = logits(parameters, tf.reshape(hidden, [ids.length, config.hidden_size])).arraySync() as number[][]; // (T, V)
+    const ours = logits(parameters, hiddenStates(config, parameters, alone(ids))).arraySync() as number[][]; // (T, V)
     const worst = Math.max(
       ...Object.entries(rows).flatMap(([t, row]) => row.map((x, i) => Math.abs(x - ours[Number(t)]![i]!))),
     );
@@ -54,28 +57,35 @@ test('weights that are not finite are never written', () => {
 });
 
 const parameters = initialParameters(config, random(7));
-const row = { prompt: [5, 9, 33], answer: [12, 40, 7, 1] };
-const score = (prompt: number, answer: number, temperature = 1) => {
-  const { tokens, start } = batchOf(
-    [row, { prompt: [4], answer: [9] }],
-    { batch: 2, prompt, answer },
-    config.pad_token_id,
-  );
-  return Array.from(
-    answerLogprobs(
-      parameters,
-      hiddenStates(config, parameters, tokens, start),
-      tokens,
-      answer,
-      temperature,
-    ).logprobs.dataSync(),
-  ).slice(0, 4);
+const row: Row = { prompt: [5, 9, 33], answer: [12, 40, 7, 1] };
+/** The log-probabilities of the first row's answer, in a call with other rows. */
+const score = (rows: Row[], shape: { rows: number; columns: number }, temperature = 1): number[] => {
+  const packs = pack(rows, byPrompt(rows, shape), shape, config.pad_token_id);
+  const found = packs.find(({ placed }) => placed.some((p) => p.row === 0))!;
+  const predictions = predictionsOf(found, 1);
+  const states = statesBefore(hiddenStates(config, parameters, batchOf(found, shape)), predictions);
+  const { logprobs } = tokenLogprobs(parameters, states, predictions.target, temperature);
+  let at = 0;
+  for (const { row: index, length } of found.placed) {
+    if (index === 0) return Array.from(logprobs.dataSync() as Float32Array).slice(at, at + length);
+    at += length;
+  }
+  throw new Error('the first row is not in its pack');
 };
 
-test('positions skip padding: an answer’s log-probabilities do not depend on how much of it there is', () => {
-  const tight = score(3, 4);
-  for (const padded of [score(9, 4), score(3, 11), score(14, 8)]) {
-    padded.forEach((x, i) => {
+test('an answer’s log-probabilities do not depend on what lies beside it, nor on whether it shares its prompt', () => {
+  const tight = score([row], { rows: 1, columns: 7 });
+  const other = { prompt: [4], answer: [9, 22, 8, 6] };
+  const twin = { prompt: row.prompt, answer: [30, 31, 32] };
+  for (const beside of [
+    score([row], { rows: 1, columns: 16 }),
+    score([row, other], { rows: 1, columns: 16 }),
+    score([row, other, { ...other, answer: [1, 2, 3, 4, 5, 6, 7, 8] }], { rows: 1, columns: 28 }),
+    score([row, twin, other], { rows: 2, columns: 16 }),
+    score([row, { ...twin, answer: [7, 7, 7, 7, 7] }, twin, other], { rows: 1, columns: 24 }),
+  ]) {
+    expect(beside).toHaveLength(4);
+    beside.forEach((x, i) => {
       expect(x).toBeCloseTo(tight[i]!, 4);
     });
   }
@@ -83,28 +93,20 @@ test('positions skip padding: an answer’s log-probabilities do not depend on h
 
 test('log-probabilities are of the tokens given what came before, at the temperature', () => {
   const { prompt, answer } = row;
-  const tokens = tf.tensor2d([[...prompt, ...answer]], [1, 7], 'int32');
   const all = logits(
     parameters,
-    tf.reshape(hiddenStates(config, parameters, tokens, tf.zeros([1], 'int32')), [7, config.hidden_size]),
+    hiddenStates(config, parameters, alone([...prompt, ...answer])),
   ).arraySync() as number[][];
+  const shape = { rows: 1, columns: 7 };
   for (const temperature of [1, 0.7]) {
     const expected = answer.map((token, i) => {
       const scaled = all[prompt.length - 1 + i]!.map((x) => x / temperature);
       const most = Math.max(...scaled);
       return scaled[token]! - most - Math.log(scaled.reduce((sum, x) => sum + Math.exp(x - most), 0));
     });
-    score(3, 4, temperature).forEach((x, i) => {
+    score([row], shape, temperature).forEach((x, i) => {
       expect(x).toBeCloseTo(expected[i]!, 4);
     });
   }
-  expect(score(3, 4, 0.7)[0]).not.toBeCloseTo(score(3, 4, 1)[0]!, 2);
-});
-
-test('the mask covers an answer’s tokens, its end among them', () => {
-  expect(answerMask(tf.tensor1d([0, 2, 3], 'int32'), 3).arraySync()).toEqual([
-    [0, 0, 0],
-    [1, 1, 0],
-    [1, 1, 1],
-  ]);
+  expect(score([row], shape, 0.7)[0]).not.toBeCloseTo(score([row], shape)[0]!, 2);
 });

@@ -7,7 +7,8 @@ import { REWARD_DEFAULTS, type RewardModel, rewardCalls } from '../../trainer/re
 import { startSampler } from '../../trainer/rollout.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
-const SHAPE = { batch: 16, prompt: 4, answer: 8 };
+const SHAPE = { rows: 2, columns: 64 };
+const MAX_TOKENS = 8;
 const parent = tinyParameters();
 const sampler = startSampler(TINY);
 afterAll(() => sampler.close());
@@ -26,6 +27,7 @@ const CONFIG: PpoConfig = {
   ...PPO_DEFAULTS,
   episodes: 128,
   rollout: 32,
+  minibatch: 16,
   learningRate: 2e-3,
   beta: 0.01,
   klLimit: 200,
@@ -49,6 +51,7 @@ async function run(
     parent,
     prompts,
     sampler.sample,
+    MAX_TOKENS,
     settings,
     (p) => void history.push(p),
     from,
@@ -115,6 +118,7 @@ test('a reward that is not a number ends the run with the metric’s name', asyn
     parent,
     prompts,
     sampler.sample,
+    MAX_TOKENS,
     CONFIG,
     () => {},
   );

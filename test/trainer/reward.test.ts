@@ -6,7 +6,7 @@ import { random } from '../../trainer/random.ts';
 import { accuracy, fitReward, REWARD_DEFAULTS, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
-const SHAPE = { batch: 16, prompt: 4, answer: 8 };
+const SHAPE = { rows: 2, columns: 64 };
 const base = tinyParameters();
 const rng = random(5);
 const row = (): Row => ({

@@ -91,10 +91,11 @@ test('importance weights are the ratio of trainer to sampler, truncated', () => 
 });
 
 test('before any step the ratio is 1 and nothing is clipped; the loss is minus the mean advantage', () => {
-  const logprobs = tf.tensor2d([[-1, -2, -3]]);
-  const advantages = tf.tensor2d([[1, -2, 50]]);
-  const mask = tf.tensor2d([[1, 1, 0]]);
-  const { loss, clipfrac, approxkl, ratio } = policyLoss(logprobs, logprobs, advantages, tf.onesLike(mask), mask, 0.2);
+  const logprobs = tf.tensor1d([-1, -2, -3]);
+  const advantages = tf.tensor1d([1, -2, 50]);
+  const weight = tf.tensor1d([0.5, 0.5, 0]);
+  const ones = tf.onesLike(weight);
+  const { loss, clipfrac, approxkl, ratio } = policyLoss(logprobs, logprobs, advantages, ones, weight, 0.2);
   close(
     [loss, clipfrac, approxkl, ratio].map((x) => x.dataSync()[0] as number),
     [0.5, 0, 0, 1],
@@ -102,22 +103,18 @@ test('before any step the ratio is 1 and nothing is clipped; the loss is minus t
 });
 
 test('the policy loss clips gains, not losses', () => {
-  const old = tf.tensor2d([[0, 0]]);
-  const now = tf.tensor2d([[Math.log(1.5), Math.log(1.5)]]);
-  const mask = tf.onesLike(old);
-  const { loss, clipfrac } = policyLoss(now, old, tf.tensor2d([[1, -1]]), mask, mask, 0.2);
+  const old = tf.tensor1d([0, 0]);
+  const now = tf.tensor1d([Math.log(1.5), Math.log(1.5)]);
+  const weight = tf.tensor1d([0.5, 0.5]);
+  const { loss, clipfrac } = policyLoss(now, old, tf.tensor1d([1, -1]), tf.onesLike(old), weight, 0.2);
   // Better than before and already 1.5 times likelier: counted as 1.2. Worse: counted in full.
   expect(loss.dataSync()[0]).toBeCloseTo((-1.2 + 1.5) / 2);
   expect(clipfrac.dataSync()[0]).toBeCloseTo(0.5);
 });
 
 test('the value loss is half the worse of plain and clipped error', () => {
-  const old = tf.tensor2d([[0]]);
+  const old = tf.tensor1d([0]);
   const one = tf.onesLike(old);
-  expect(valueLoss(tf.tensor2d([[1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(
-    0.5 * 0.8 ** 2,
-  );
-  expect(valueLoss(tf.tensor2d([[0.1]]), old, tf.tensor2d([[1]]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(
-    0.5 * 0.9 ** 2,
-  );
+  expect(valueLoss(tf.tensor1d([1]), old, tf.tensor1d([1]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.8 ** 2);
+  expect(valueLoss(tf.tensor1d([0.1]), old, tf.tensor1d([1]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.9 ** 2);
 });

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { ModelConfig } from '../../schema/manifest.ts';
 import { tokenizerJson, trainBpe } from '../../schema/tokenizer.ts';
-import { answerRow } from '../data.ts';
+import { answerRow, shapeFor } from '../data.ts';
 import { toTerminal } from '../metrics.ts';
 import { initialParameters } from '../model.ts';
 import { readPolicy } from '../policy.ts';
@@ -46,12 +46,12 @@ const CONFIG: ModelConfig = {
 };
 const SEED = 1;
 const LOGS = 60_000;
-/** Longer answers are cut, so that a step has few columns; tickets of the logs fit 36. */
-const SHAPE = { batch: 64, prompt: 36, answer: 40 };
+/** Fills four calls of 512 tokens. */
+const BATCH = 36;
 
 const { values: options } = parseArgs({
   options: {
-    steps: { type: 'string', default: '1400' },
+    steps: { type: 'string', default: '2400' },
     out: { type: 'string', default: join(import.meta.dirname, 'policy') },
   },
 });
@@ -88,7 +88,15 @@ const trained = await sft(
   parameters,
   encoded(corpus),
   encoded(logs('holdout', 512)),
-  { steps: Number(options.steps), shape: SHAPE, learningRate: 1.5e-3, warmup: 100, weightDecay: 0.05, seed: SEED },
+  {
+    steps: Number(options.steps),
+    batch: BATCH,
+    shape: shapeFor(0),
+    learningRate: 1.5e-3,
+    warmup: 100,
+    weightDecay: 0.05,
+    seed: SEED,
+  },
   toTerminal(),
 );
 writePolicy(options.out, policy, trained.parameters);

@@ -6,13 +6,14 @@
 import { parseArgs } from 'node:util';
 import type { Side } from '../../schema/snapshot.ts';
 import { decode } from '../../schema/tokenizer.ts';
+import { shapeFor } from '../data.ts';
 import { compilations, dispose, mapTree } from '../engine/compile.ts';
 import { tf } from '../engine/tf.ts';
 import { type Judgement, judgementOf } from '../judgements.ts';
 import { toTerminal } from '../metrics.ts';
 import type { Parameters } from '../model.ts';
 import { readPolicy } from '../policy.ts';
-import { answerLogprobsOf } from '../ppo.ts';
+import { answerLogprobsOf, perTokenOf } from '../ppo.ts';
 import { random } from '../random.ts';
 import { sequenceMean } from '../rl.ts';
 import { startSampler } from '../rollout.ts';
@@ -23,8 +24,8 @@ import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig } from './raters.ts';
 import { questions, repeated, votesOn } from './votes.ts';
 import { type Ticket, tickets } from './world.ts';
 
-/** The longest prompt of any ticket and the longest answer drawn, in tokens: one shape for all of the simulation. */
-const SHAPE = { batch: 64, prompt: 44, answer: 40 };
+/** Where answers are cut; the longest ticket has 44 tokens. */
+const MAX_TOKENS = 40;
 const EVALUATION_SEED = 31_337;
 
 const { values: options } = parseArgs({
@@ -45,7 +46,7 @@ const { values: options } = parseArgs({
 const overrides = JSON.parse(options.config) as Record<string, Record<string, number>>;
 const baseConfig: RunConfig = {
   ...RUN_DEFAULTS,
-  maxAnswerTokens: SHAPE.answer,
+  maxAnswerTokens: MAX_TOKENS,
   reward: { ...RUN_DEFAULTS.reward, ...overrides.reward },
   ppo: { ...RUN_DEFAULTS.ppo, ...overrides.ppo },
   gate: { ...RUN_DEFAULTS.gate, ...overrides.gate },
@@ -60,7 +61,7 @@ const policy = readPolicy(options.policy);
 const model = policy.config;
 const root = readWeights(options.policy, model);
 const sampler = startSampler(model);
-const calls = stageCalls(model, SHAPE, baseConfig);
+const calls = stageCalls(model, shapeFor(44 + MAX_TOKENS), baseConfig);
 const evaluationTickets = tickets('evaluation', EVALUATION_SEED, Number(options.tickets));
 const promptOf = (ticket: Ticket) => policy.encodePrompt([{ role: 'user', content: ticket.text }]);
 const report = options.quiet ? () => {} : toTerminal();
@@ -69,7 +70,7 @@ const report = options.quiet ? () => {} : toTerminal();
 async function answer(parameters: Parameters, asked: Ticket[], seed: number) {
   const seeds = asked.map((_, i) => seed * 1_000_000 + i);
   const prompts = asked.map(promptOf);
-  const sampled = await sampler.sample(parameters, prompts, seeds, { maxTokens: SHAPE.answer, temperature: 1 });
+  const sampled = await sampler.sample(parameters, prompts, seeds, { maxTokens: MAX_TOKENS, temperature: 1 });
   const rows = sampled.map(({ ids }, i) => ({ prompt: prompts[i]!, answer: ids }));
   return { rows, texts: sampled.map(({ ids }) => decode(policy.tokenizer, ids)) };
 }
@@ -113,6 +114,7 @@ for (const seed of options.seeds.split(',').map(Number)) {
       { ...config, seed: seed * 10 + round },
       calls,
       sampler,
+      MAX_TOKENS,
       report,
     );
     const promoted = result.candidate !== null && (options['no-gate'] || result.gate.verdict === 'promote');
@@ -123,7 +125,7 @@ for (const seed of options.seeds.split(',').map(Number)) {
       const theirs = answerLogprobsOf(model, calls.policy, parent, rows);
       kl = sequenceMean(
         own.map((x, i) => x - theirs[i]!),
-        { columns: SHAPE.answer, lengths: rows.map((row) => row.answer.length) },
+        perTokenOf(rows),
       );
       const measured = measure(evaluationTickets, texts);
       rounds.push({ ...measured, each: undefined, kl, verdict: result.gate.verdict });

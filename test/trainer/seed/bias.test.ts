@@ -1,5 +1,6 @@
 import { afterAll, expect, test } from 'vitest';
 import { decode } from '../../../schema/tokenizer.ts';
+import { shapeFor } from '../../../trainer/data.ts';
 import { dispose } from '../../../trainer/engine/compile.ts';
 import { judgementOf } from '../../../trainer/judgements.ts';
 import { random } from '../../../trainer/random.ts';
@@ -17,8 +18,8 @@ const model = policy.config;
 const weights = readWeights(folder, model);
 const sampler = startSampler(model);
 afterAll(() => sampler.close());
-const SHAPE = { batch: 64, prompt: 36, answer: 40 };
-const calls = rewardCalls(model, SHAPE, REWARD_DEFAULTS);
+const MAX_TOKENS = 40;
+const calls = rewardCalls(model, shapeFor(44 + MAX_TOKENS), REWARD_DEFAULTS);
 
 async function answers(asked: Ticket[], seed: number) {
   const prompts = asked.map((ticket) => policy.encodePrompt([{ role: 'user', content: ticket.text }]));
@@ -26,7 +27,7 @@ async function answers(asked: Ticket[], seed: number) {
     weights,
     prompts,
     prompts.map((_, i) => seed * 1_000_000 + i),
-    { maxTokens: SHAPE.answer, temperature: 1 },
+    { maxTokens: MAX_TOKENS, temperature: 1 },
   );
   return sampled.map(({ ids }, i) => ({
     row: { prompt: prompts[i]!, answer: ids },
