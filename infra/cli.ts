@@ -3,6 +3,7 @@
 import { existsSync, mkdirSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { trainCommand } from '../trainer/cli.ts';
 import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
 import type { Report } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
@@ -259,6 +260,8 @@ plumb
 
 // ---- training
 
+plumb.addCommand(trainCommand(() => setUpEngine(progressLine())));
+
 plumb
   .command('sim')
   .description('rounds of the loop on files, without HTTP, in the little world')
@@ -273,17 +276,6 @@ plumb
     process.argv.splice(2, 1);
     await import('../trainer/seed/sim.ts');
   });
-
-/** The train commands' options come with the engine's code, which loads once it is there. */
-async function withTraining(): Promise<void> {
-  if (!process.argv.includes('train')) {
-    plumb.command('train').description('train on files: one stage of the loop at a time (plumb train --help)');
-    return;
-  }
-  await setUpEngine(progressLine());
-  const { trainCommand } = await import('../trainer/cli.ts');
-  plumb.addCommand(trainCommand());
-}
 
 /** Setting-up as one line that is overwritten on a terminal, a line a step elsewhere. */
 function progressLine(stream: NodeJS.WriteStream = process.stderr) {
@@ -311,7 +303,6 @@ async function reportFailure(
 }
 
 try {
-  await withTraining();
   await plumb.parseAsync();
 } catch (error) {
   // What the user can mend is one line; anything else is a defect, and its trace is wanted.

@@ -3,9 +3,9 @@
 
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { accessSync, chmodSync, constants, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { insertKey, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
@@ -169,6 +169,10 @@ const SETTABLE = [
 /** The folder, for its owner alone. */
 function prepareHome(home: string): void {
   try {
+    // Node's recursive mkdir never ends where the kernel refuses a folder in a folder that is there (/proc): look first.
+    let existing = home;
+    while (!existsSync(existing)) existing = dirname(existing);
+    accessSync(existing, constants.W_OK);
     mkdirSync(home, { recursive: true });
     chmodSync(home, 0o700);
   } catch (error) {

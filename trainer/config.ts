@@ -1,8 +1,122 @@
-// What a run may be told, checked before anything loads: every name of the stages' settings, with its default.
+// What the stages may be told: every name of their settings with its default, and the check of a run's own, before anything loads.
+// Needs no training engine.
 
 import { z } from 'zod';
-import { RUN_DEFAULTS, type RunConfig } from './run.ts';
+import type { Shape } from './data.ts';
 import { UserError } from './user-error.ts';
+
+export interface SftConfig {
+  steps: number;
+  /** Rows an update. */
+  batch: number;
+  shape: Shape;
+  learningRate: number;
+  warmup: number;
+  weightDecay: number;
+  seed: number;
+}
+
+export const SFT_DEFAULTS = { learningRate: 1.5e-3, warmup: 100, weightDecay: 0.05, seed: 0 };
+
+export interface RewardConfig {
+  learningRate: number;
+  epochs: number;
+  /** Judgements a step. */
+  judgements: number;
+  warmup: number;
+  weightDecay: number;
+  seed: number;
+}
+export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
+  learningRate: 4e-4,
+  epochs: 3,
+  judgements: 16,
+  warmup: 10,
+  weightDecay: 0.01,
+};
+
+export interface PpoConfig {
+  /** Answers drawn in all, and in an iteration. */
+  episodes: number;
+  rollout: number;
+  /** Answers drawn to each prompt of an iteration: they share its tokens, which makes them cheaper than as many prompts. */
+  answersPerPrompt: number;
+  /** Answers an update. */
+  minibatch: number;
+  epochs: number;
+  learningRate: number;
+  beta: number;
+  klTarget: number;
+  horizon: number;
+  gamma: number;
+  lambda: number;
+  clip: number;
+  valueClip: number;
+  valueWeight: number;
+  whitenRewards: boolean;
+  temperature: number;
+  /** The score of an answer that was cut before its end. */
+  missingEosScore: number;
+  importanceCap: number;
+  /** Nats a sequence; a batch beyond it ends the run. */
+  klLimit: number;
+  seed: number;
+}
+export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
+  episodes: 1536,
+  rollout: 128,
+  answersPerPrompt: 4,
+  minibatch: 64,
+  epochs: 2,
+  learningRate: 3.5e-4,
+  beta: 0.2,
+  klTarget: 3,
+  horizon: 640,
+  gamma: 1,
+  lambda: 0.95,
+  clip: 0.2,
+  valueClip: 0.2,
+  valueWeight: 0.1,
+  whitenRewards: false,
+  temperature: 1,
+  missingEosScore: -1,
+  importanceCap: 2,
+  klLimit: 20,
+};
+
+export interface GateConfig {
+  comparisons: number;
+  klToParent: number;
+  klToRoot: number;
+  /** Mean answer length over the parent's, both ways. */
+  lengthRatio: number;
+  /** How much the share of answers that repeat themselves may grow. */
+  repetitionGrowth: number;
+  seed: number;
+}
+export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
+  comparisons: 400,
+  klToParent: 4,
+  klToRoot: 8,
+  lengthRatio: 1.4,
+  repetitionGrowth: 0.05,
+};
+
+export interface RunConfig {
+  seed: number;
+  /** Answers are drawn and judged up to this length. */
+  maxAnswerTokens: number;
+  reward: Omit<RewardConfig, 'seed'>;
+  ppo: Omit<PpoConfig, 'seed'>;
+  gate: Omit<GateConfig, 'seed'>;
+}
+export const RUN_DEFAULTS: RunConfig = {
+  seed: 0,
+  maxAnswerTokens: 128,
+  reward: REWARD_DEFAULTS,
+  ppo: PPO_DEFAULTS,
+  gate: GATE_DEFAULTS,
+};
 
 const settings = <T extends object>(defaults: T) =>
   z

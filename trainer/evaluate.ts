@@ -8,33 +8,16 @@
 
 import { packEdge } from '../schema/edge.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
+import type { GateConfig } from './config.ts';
 import type { Row } from './data.ts';
 import type { Judgement } from './judgements.ts';
 import type { Parameters } from './model.ts';
 import { answerLogprobsOf, type PolicyCalls, perTokenOf } from './ppo.ts';
 import { random } from './random.ts';
-import { accuracy, type RewardCalls, type RewardModel, scores } from './reward.ts';
+import { accuracy, type RewardCalls, type RewardModel, rightShare, scores, type Tally, wins } from './reward.ts';
 import { mean, sequenceMean } from './rl.ts';
 import type { Sampled, startSampler } from './rollout.ts';
 import { toHuggingFace } from './weights.ts';
-
-export interface GateConfig {
-  comparisons: number;
-  klToParent: number;
-  klToRoot: number;
-  /** Mean answer length over the parent's, both ways. */
-  lengthRatio: number;
-  /** How much the share of answers that repeat themselves may grow. */
-  repetitionGrowth: number;
-  seed: number;
-}
-export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
-  comparisons: 400,
-  klToParent: 4,
-  klToRoot: 8,
-  lengthRatio: 1.4,
-  repetitionGrowth: 0.05,
-};
 
 export interface Reason {
   check: string;
@@ -72,7 +55,8 @@ export async function evaluate(
 
   // The judge on side C, which neither it nor the policy has seen; resampled by conversation.
   const judging = accuracy(calls.reward, judge, judged, pad);
-  const judgeBound = judging.pairs > 0 ? lowerBound(judging.right, rng) : 0;
+  const judgeRight = judging.length > 0 ? rightShare(judging) : 0;
+  const judgeBound = judging.length > 0 ? lowerBound(judging, rng) : 0;
 
   // One answer each to every prompt, several where the prompts are few.
   const times = Math.max(1, Math.ceil(config.comparisons / Math.max(1, prompts.length)));
@@ -88,9 +72,11 @@ export async function evaluate(
   const fresh = await answers(candidate);
   const oldScores = scores(calls.reward, judge, old, pad);
   const freshScores = scores(calls.reward, judge, fresh, pad);
-  const wins = freshScores.map((score, i) => (score > oldScores[i]! ? 1 : score === oldScores[i]! ? 0.5 : 0));
-  const byPrompt = prompts.map((_, p) => mean(wins.slice(p * times, (p + 1) * times)));
-  const winBound = byPrompt.length > 0 ? lowerBound(byPrompt, rng) : 0;
+  const won = freshScores.map((score, i) => wins(score, oldScores[i]!));
+  const ofPrompt = (p: number) => won.slice(p * times, (p + 1) * times).reduce((a, b) => a + b, 0);
+  const contests = prompts.map((_, p): Tally => ({ right: ofPrompt(p), of: times }));
+  const winRate = contests.length > 0 ? rightShare(contests) : 0;
+  const winBound = contests.length > 0 ? lowerBound(contests, rng) : 0;
 
   const perToken = perTokenOf(fresh);
   const own = answerLogprobsOf(model, calls.policy, candidate, fresh);
@@ -114,16 +100,16 @@ export async function evaluate(
       limit: 0.5,
       passed: judgeBound > 0.5,
       words:
-        judging.pairs === 0
+        judging.length === 0
           ? 'not enough evidence: no comparison on side C to check the judge by'
-          : `the judge is right about ${percent(mean(judging.right))} of ${judging.pairs} held-out judgements, at least ${percent(judgeBound)}${judgeBound > 0.5 ? '' : ': not enough evidence'}`,
+          : `the judge is right about ${percent(judgeRight)} of the pairs in ${judging.length} held-out judgements, at least ${percent(judgeBound)}${judgeBound > 0.5 ? '' : ': not enough evidence'}`,
     },
     {
       check: 'win rate',
       value: winBound,
       limit: 0.5,
       passed: winBound > 0.5,
-      words: `it wins ${percent(mean(wins))} of ${wins.length} comparisons with its parent, at least ${percent(winBound)}`,
+      words: `it wins ${percent(winRate)} of ${won.length} comparisons with its parent, at least ${percent(winBound)}`,
     },
     {
       check: 'length',
@@ -158,9 +144,9 @@ export async function evaluate(
     verdict: reasons.every((reason) => reason.passed) ? 'promote' : 'reject',
     reasons,
     metrics: {
-      'gate/win_rate': mean(wins),
+      'gate/win_rate': winRate,
       'gate/win_rate_low': winBound,
-      'gate/judge_accuracy': judging.pairs > 0 ? mean(judging.right) : 0,
+      'gate/judge_accuracy': judgeRight,
       'gate/judge_accuracy_low': judgeBound,
       'gate/length_ratio': length,
       'gate/repetition_growth': repetition,
@@ -176,12 +162,10 @@ function repeatsItself({ answer }: Row): number {
   return new Set(fours).size < fours.length ? 1 : 0;
 }
 
-/** The 2.5 % quantile of the mean under the bootstrap: the lower end of a 95 % interval. */
-function lowerBound(values: number[], rng: ReturnType<typeof random>, rounds = 2000): number {
-  const means = Array.from({ length: rounds }, () => {
-    let sum = 0;
-    for (let i = 0; i < values.length; i++) sum += values[rng.int(0, values.length)]!;
-    return sum / values.length;
-  }).sort((a, b) => a - b);
-  return means[Math.floor(0.025 * rounds)]!;
+/** The 95 % lower confidence bound of a share: its 5 % quantile under the bootstrap by conversation. */
+function lowerBound(tallies: Tally[], rng: ReturnType<typeof random>, rounds = 2000): number {
+  const shares = Array.from({ length: rounds }, () =>
+    rightShare(tallies.map(() => tallies[rng.int(0, tallies.length)]!)),
+  ).sort((a, b) => a - b);
+  return shares[Math.floor(0.05 * rounds)]!;
 }

@@ -64,12 +64,7 @@ export function initialParameters(config: ModelConfig, rng: Random): Parameters 
  * @returns (R W, D), place by place
  */
 export function hiddenStates(config: ModelConfig, parameters: Parameters, batch: Batch): Tensor {
-  const {
-    head_dim: hd,
-    num_attention_heads: H,
-    num_key_value_heads: K,
-    rms_norm_eps: epsilon,
-  } = config;
+  const { head_dim: hd, num_attention_heads: H, num_key_value_heads: K, rms_norm_eps: epsilon } = config;
   const [B, T] = batch.tokens.shape as [number, number]; // R rows of W tokens
   const bias = attentionBias(batch); // (B, 1, T, T)
   const { cos, sin } = rotations(config, batch.position); // (B, T, 1, hd)

@@ -8,6 +8,7 @@
 // Left out: dual clip, early stop on KL, a separate value model.
 
 import type { ModelConfig } from '../schema/manifest.ts';
+import type { PpoConfig } from './config.ts';
 import {
   type Batch,
   batchOf,
@@ -42,55 +43,6 @@ import {
   whiten,
 } from './rl.ts';
 import type { Sampler } from './rollout.ts';
-
-export interface PpoConfig {
-  /** Answers drawn in all, and in an iteration. */
-  episodes: number;
-  rollout: number;
-  /** Answers drawn to each prompt of an iteration: they share its tokens, which makes them cheaper than as many prompts. */
-  answersPerPrompt: number;
-  /** Answers an update. */
-  minibatch: number;
-  epochs: number;
-  learningRate: number;
-  beta: number;
-  klTarget: number;
-  horizon: number;
-  gamma: number;
-  lambda: number;
-  clip: number;
-  valueClip: number;
-  valueWeight: number;
-  whitenRewards: boolean;
-  temperature: number;
-  /** The score of an answer that was cut before its end. */
-  missingEosScore: number;
-  importanceCap: number;
-  /** Nats a sequence; a batch beyond it ends the run. */
-  klLimit: number;
-  seed: number;
-}
-export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
-  episodes: 2048,
-  rollout: 128,
-  answersPerPrompt: 4,
-  minibatch: 64,
-  epochs: 2,
-  learningRate: 3.5e-4,
-  beta: 0.2,
-  klTarget: 4,
-  horizon: 1280,
-  gamma: 1,
-  lambda: 0.95,
-  clip: 0.2,
-  valueClip: 0.2,
-  valueWeight: 0.1,
-  whitenRewards: false,
-  temperature: 1,
-  missingEosScore: -1,
-  importanceCap: 2,
-  klLimit: 20,
-};
 
 /** What an iteration leaves behind, enough to go on from. */
 export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };

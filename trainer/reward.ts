@@ -7,6 +7,7 @@
 // batches. Left out: ratings, raters' leniency, ensembles.
 
 import type { ModelConfig } from '../schema/manifest.ts';
+import type { RewardConfig } from './config.ts';
 import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Row, type Shape } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
@@ -15,23 +16,6 @@ import { type Report, requireFinite } from './metrics.ts';
 import { type Head, hiddenStates, type Parameters, readOut } from './model.ts';
 import { adamState, trainer } from './optimizer.ts';
 import { random } from './random.ts';
-
-export interface RewardConfig {
-  learningRate: number;
-  epochs: number;
-  /** Judgements a step. */
-  judgements: number;
-  warmup: number;
-  weightDecay: number;
-  seed: number;
-}
-export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
-  learningRate: 4e-4,
-  epochs: 3,
-  judgements: 16,
-  warmup: 10,
-  weightDecay: 0.01,
-};
 
 export type RewardModel = {
   parameters: Parameters;
@@ -133,13 +117,14 @@ export function scores({ shape, score }: RewardCalls, rm: RewardModel, rows: Row
   return out;
 }
 
-/** How often the better answer of a judged pair scores higher, with the number of pairs. */
-export function accuracy(
-  calls: RewardCalls,
-  rm: RewardModel,
-  judgements: Judgement[],
-  pad: number,
-): { right: number[]; pairs: number } {
+/** Of so many comparisons, so many right (a tie is half). */
+export interface Tally {
+  right: number;
+  of: number;
+}
+
+/** For each judgement that compares, in how many of its pairs the better answer scores higher. */
+export function accuracy(calls: RewardCalls, rm: RewardModel, judgements: Judgement[], pad: number): Tally[] {
   const all = scores(
     calls,
     rm,
@@ -147,20 +132,21 @@ export function accuracy(
     pad,
   );
   let at = 0;
-  const right = judgements.flatMap((judgement) => {
+  return judgements.flatMap((judgement) => {
     const own = all.slice(at, at + judgement.rows.length);
     at += judgement.rows.length;
     const pairs = pairsOf(judgement);
-    if (pairs.length === 0) return [];
-    return [
-      pairs.reduce(
-        (sum, [better, worse]) => sum + (own[better]! > own[worse]! ? 1 : own[better]! === own[worse]! ? 0.5 : 0),
-        0,
-      ) / pairs.length,
-    ];
+    const right = pairs.map(([better, worse]) => wins(own[better]!, own[worse]!));
+    return pairs.length > 0 ? [{ right: right.reduce((a, b) => a + b), of: pairs.length }] : [];
   });
-  return { right, pairs: right.length };
 }
+
+/** 1 where the first score is higher, ½ where they are equal. */
+export const wins = (a: number, b: number): number => (a > b ? 1 : a === b ? 0.5 : 0);
+
+/** The share of all comparisons that are right. */
+export const rightShare = (tallies: Tally[]): number =>
+  tallies.reduce((sum, { right }) => sum + right, 0) / tallies.reduce((sum, { of }) => sum + of, 0);
 
 /** The same ranking of answers with mean 0 and variance 1 on the given scores: gain and bias go into the head. */
 function normalised(rm: RewardModel, on: number[]): RewardModel {

@@ -3,31 +3,16 @@
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Side } from '../schema/snapshot.ts';
+import type { RunConfig } from './config.ts';
 import type { Row, Shape } from './data.ts';
 import { dispose } from './engine/compile.ts';
-import { evaluate, GATE_DEFAULTS, type GateConfig, type GateReport } from './evaluate.ts';
+import { evaluate, type GateReport } from './evaluate.ts';
 import type { Judgement } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
-import { PPO_DEFAULTS, type PpoConfig, type PpoState, policyCalls, ppo } from './ppo.ts';
-import { accuracy, fitReward, REWARD_DEFAULTS, type RewardConfig, type RewardModel, rewardCalls } from './reward.ts';
+import { type PpoState, policyCalls, ppo } from './ppo.ts';
+import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
 import type { startSampler } from './rollout.ts';
-
-export interface RunConfig {
-  seed: number;
-  /** Answers are drawn and judged up to this length. */
-  maxAnswerTokens: number;
-  reward: Omit<RewardConfig, 'seed'>;
-  ppo: Omit<PpoConfig, 'seed'>;
-  gate: Omit<GateConfig, 'seed'>;
-}
-export const RUN_DEFAULTS: RunConfig = {
-  seed: 0,
-  maxAnswerTokens: 128,
-  reward: REWARD_DEFAULTS,
-  ppo: PPO_DEFAULTS,
-  gate: GATE_DEFAULTS,
-};
 
 export interface RunInput {
   model: ModelConfig;
@@ -101,12 +86,12 @@ export async function runStages(
       ));
     if (!from.reward) await keep({ reward: rm });
     const held = accuracy(calls.reward, rm, judgements.C, pad);
-    if (held.pairs > 0) {
+    if (held.length > 0) {
       await report({
         stage: 'reward',
         step: 1,
         steps: 1,
-        metrics: { 'reward/accuracy_held_out': held.right.reduce((a, b) => a + b, 0) / held.pairs },
+        metrics: { 'reward/accuracy_held_out': rightShare(held) },
       });
     }
     try {

@@ -5,26 +5,14 @@
 // Rows are TRL's: {messages}, {prompt, completion}, or {text}. Left out: LoRA, early stopping.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf, type Row, type Shape } from './data.ts';
+import type { SftConfig } from './config.ts';
+import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf, type Row } from './data.ts';
 import { compile, dispose } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from './model.ts';
 import { adamState, trainer } from './optimizer.ts';
 import { random } from './random.ts';
-
-export interface SftConfig {
-  steps: number;
-  /** Rows an update. */
-  batch: number;
-  shape: Shape;
-  learningRate: number;
-  warmup: number;
-  weightDecay: number;
-  seed: number;
-}
-
-export const SFT_DEFAULTS = { learningRate: 1.5e-3, warmup: 100, weightDecay: 0.05, seed: 0 };
 
 /**
  * Trains on `rows`; the loss on `held` rows is measured at the end and every tenth of the way.

@@ -4,6 +4,7 @@
 //   decoder   answers' tokens a second of the seed policy in Node, the wasm decoder beside the plain one
 //   edge      votes a second over HTTP beside a bare insert into D1; cold starts
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
+//   demo      one round of the demo, stage by stage, beside what each is meant to take
 import { parseArgs } from 'node:util';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
 import type { Pair } from './pair.ts';
@@ -15,6 +16,10 @@ const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
   trainer: async () => {
     await setUpEngine();
     return (await import('./trainer.ts')).trainer();
+  },
+  demo: async () => {
+    await setUpEngine();
+    return (await import('./demo.ts')).demo();
   },
 };
 

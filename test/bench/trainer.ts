@@ -1,14 +1,15 @@
 // The compiled calls of a run at the demo's shape, beside the same code run op by op (what tfjs-node does by itself): PPO's step,
 // the reward model's step, and the scoring of answers. Rows are real: tickets of the little world with answers of the seed policy.
 
+import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../trainer/config.ts';
 import { batchOf, byPrompt, gathered, pack, predictionsOf, type Row, shapeFor } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { backend, tf } from '../../trainer/engine/tf.ts';
 import { stagesOf } from '../../trainer/judgements.ts';
 import type { Head } from '../../trainer/model.ts';
 import { adamState } from '../../trainer/optimizer.ts';
-import { PPO_DEFAULTS, policyCalls, scoreAnswers } from '../../trainer/ppo.ts';
-import { evidence, REWARD_DEFAULTS, type RewardModel, rewardCalls } from '../../trainer/reward.ts';
+import { policyCalls, scoreAnswers } from '../../trainer/ppo.ts';
+import { evidence, type RewardModel, rewardCalls } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { readWeights } from '../../trainer/weights.ts';

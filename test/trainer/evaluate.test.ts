@@ -1,12 +1,13 @@
 import { afterAll, expect, test } from 'vitest';
+import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../trainer/config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
-import { evaluate, GATE_DEFAULTS } from '../../trainer/evaluate.ts';
+import { evaluate } from '../../trainer/evaluate.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
-import { PPO_DEFAULTS, policyCalls } from '../../trainer/ppo.ts';
+import { policyCalls } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
-import { REWARD_DEFAULTS, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
+import { type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 

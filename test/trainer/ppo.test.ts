@@ -1,9 +1,10 @@
 import { afterAll, expect, test } from 'vitest';
+import { PPO_DEFAULTS, type PpoConfig, REWARD_DEFAULTS } from '../../trainer/config.ts';
 import { dispose, flatten, mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { DivergedError, type Progress } from '../../trainer/metrics.ts';
-import { PPO_DEFAULTS, type PpoConfig, type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
-import { REWARD_DEFAULTS, type RewardModel, rewardCalls } from '../../trainer/reward.ts';
+import { type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
+import { type RewardModel, rewardCalls } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 

@@ -6,6 +6,7 @@
 import { parseArgs } from 'node:util';
 import type { Side } from '../../schema/snapshot.ts';
 import { decode } from '../../schema/tokenizer.ts';
+import { RUN_DEFAULTS, type RunConfig } from '../config.ts';
 import { shapeFor } from '../data.ts';
 import { compilations, dispose, mapTree } from '../engine/compile.ts';
 import { tf } from '../engine/tf.ts';
@@ -17,7 +18,7 @@ import { answerLogprobsOf, perTokenOf } from '../ppo.ts';
 import { random } from '../random.ts';
 import { sequenceMean } from '../rl.ts';
 import { startSampler } from '../rollout.ts';
-import { RUN_DEFAULTS, type RunConfig, runStages, stageCalls } from '../run.ts';
+import { runStages, stageCalls } from '../run.ts';
 import { readWeights } from '../weights.ts';
 import { measure } from './measure.ts';
 import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig } from './raters.ts';

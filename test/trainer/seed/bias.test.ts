@@ -1,10 +1,11 @@
 import { afterAll, expect, test } from 'vitest';
 import { decode } from '../../../schema/tokenizer.ts';
+import { REWARD_DEFAULTS } from '../../../trainer/config.ts';
 import { shapeFor } from '../../../trainer/data.ts';
 import { dispose } from '../../../trainer/engine/compile.ts';
 import { judgementOf } from '../../../trainer/judgements.ts';
 import { random } from '../../../trainer/random.ts';
-import { fitReward, REWARD_DEFAULTS, rewardCalls, scores } from '../../../trainer/reward.ts';
+import { fitReward, rewardCalls, scores } from '../../../trainer/reward.ts';
 import { startSampler } from '../../../trainer/rollout.ts';
 import { mean } from '../../../trainer/seed/measure.ts';
 import { BIASED_SHARE, RATER_DEFAULTS } from '../../../trainer/seed/raters.ts';

@@ -1,0 +1,73 @@
+import { spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { tickets } from '../../trainer/seed/world.ts';
+import { SEED_FOLDER } from '../support/seed.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'plumb-files-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const at = (name: string) => join(folder, name);
+
+/** Runs plumb train; once `whenSeen` is there, it is killed as a power cut would. */
+function train(args: string[], whenSeen?: string): Promise<{ code: number | null; out: string }> {
+  const child = spawn(process.execPath, [join(import.meta.dirname, '../../infra/plumb.mjs'), 'train', ...args]);
+  let out = '';
+  child.stdout.on('data', (chunk) => {
+    out += chunk;
+  });
+  child.stderr.on('data', (chunk) => {
+    out += chunk;
+  });
+  const watch = setInterval(() => {
+    if (whenSeen && existsSync(whenSeen)) child.kill('SIGKILL');
+  }, 5);
+  return new Promise((resolve) =>
+    child.on('close', (code) => {
+      clearInterval(watch);
+      resolve({ code, out });
+    }),
+  );
+}
+
+const asked = tickets('tests', 8, 24).map(({ text }) => text);
+const jsonl = (rows: object[]) => rows.map((row) => JSON.stringify(row)).join('\n');
+writeFileSync(
+  at('pairs.jsonl'),
+  jsonl(asked.map((prompt) => ({ prompt, chosen: 'We are sorry. It is on its way.', rejected: 'No. Go away now.' }))),
+);
+writeFileSync(at('prompts.jsonl'), jsonl(asked.map((prompt) => ({ prompt }))));
+const ppo = (out: string) => [
+  'ppo',
+  ...['--data', at('prompts.jsonl'), '--base', SEED_FOLDER, '--reward', at('reward'), '--out', at(out)],
+  ...['--episodes', '384', '--answer-tokens', '12'],
+];
+
+test('plumb train ppo that was killed goes on where it was, and ends with the same weights', async () => {
+  const reward = await train(['reward', '--data', at('pairs.jsonl'), '--base', SEED_FOLDER, '--out', at('reward')]);
+  expect(reward.out).toContain('reward model written');
+  const whole = await train(ppo('whole'));
+  expect(whole.out).toContain('policy written');
+
+  await train(ppo('cut'), join(at('cut'), 'ppo.state.json'));
+  expect(existsSync(join(at('cut'), 'model.safetensors'))).toBe(false);
+  expect(existsSync(join(at('cut'), 'ppo.state.json'))).toBe(true);
+  expect((await train(ppo('cut'))).code).toBe(0);
+
+  const weights = (out: string) => readFileSync(join(at(out), 'model.safetensors'));
+  expect(weights('cut').equals(weights('whole'))).toBe(true);
+  const steps = readFileSync(join(at('cut'), 'metrics.jsonl'), 'utf8')
+    .trim()
+    .split('\n');
+  expect(steps.length).toBeLessThanOrEqual(4); // three iterations, of which at most one was done twice
+  expect(readdirSync(at('cut')).filter((name) => name.startsWith('ppo.state'))).toEqual([]);
+}, 300_000);
+
+test('bad lines are named by number and reason before anything starts', async () => {
+  writeFileSync(at('bad.jsonl'), '{"prompt": "a", "chosen": "b"}\nnot json\n{"prompt": 3}\n');
+  const { code, out } = await train(['reward', '--data', at('bad.jsonl'), '--base', SEED_FOLDER, '--out', at('none')]);
+  expect(code).toBe(1);
+  expect(out).toMatch(/bad\.jsonl has 3 bad lines\n {2}line 1: .*\n {2}line 2: not JSON\n {2}line 3: /);
+  expect(existsSync(at('none'))).toBe(false);
+}, 60_000);

@@ -1,0 +1,64 @@
+import { expect, test } from 'vitest';
+import { batchOf, byPrompt, pack, predictionsOf, type Row } from '../../trainer/data.ts';
+import { flatten, mapTree } from '../../trainer/engine/compile.ts';
+import { tf } from '../../trainer/engine/tf.ts';
+import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
+import { adamState, trainer } from '../../trainer/optimizer.ts';
+import { random } from '../../trainer/random.ts';
+import { TINY, tinyParameters } from '../support/tiny.ts';
+
+const ADAM = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, clipNorm: 1 };
+
+test('a step on a batch in many small calls is the step on the batch in one', () => {
+  const rng = random(2);
+  const rows: Row[] = Array.from({ length: 12 }, () => ({
+    prompt: [rng.int(2, 32), rng.int(2, 32)],
+    answer: Array.from({ length: rng.int(2, 9) }, () => rng.int(2, 32)),
+  }));
+  const tokens = rows.reduce((sum, row) => sum + row.answer.length, 0);
+  const stepped = (shape: { rows: number; columns: number }) => {
+    const step = trainer(
+      'likelihood',
+      (weights: Parameters, { batch, predictions }: ReturnType<typeof partsOf>[number]) => {
+        const states = statesBefore(hiddenStates(TINY, weights, batch), predictions); // (N, D)
+        const { logprobs } = tokenLogprobs(weights, states, predictions.target); // (N)
+        return { loss: tf.neg(tf.sum(tf.mul(logprobs, predictions.weight))) };
+      },
+      ADAM,
+    );
+    const partsOf = () =>
+      pack(rows, byPrompt(rows, shape), shape, 0).map((part) => ({
+        batch: batchOf(part, shape),
+        predictions: predictionsOf(part, 1 / tokens),
+      }));
+    const given = mapTree(tinyParameters(), tf.clone);
+    const parts = partsOf();
+    return { calls: parts.length, ...step(given, adamState(given), 1e-2, parts) };
+  };
+  const small = stepped({ rows: 1, columns: 24 });
+  const whole = stepped({ rows: 6, columns: 64 });
+  expect(whole.calls).toBe(1);
+  expect(small.calls).toBeGreaterThan(3);
+  expect(small.values.loss).toBeCloseTo(whole.values.loss, 5);
+  expect(small.norm).toBeCloseTo(whole.norm, 5);
+  const [a, b] = [small, whole].map(({ adam }) => flatten(adam.m).flatMap((t) => Array.from(t.dataSync())));
+  expect(Math.max(...a!.map((x, i) => Math.abs(x - b![i]!)))).toBeLessThan(1e-5);
+});
+
+test('Adam’s first step is the learning rate along the sign of the gradient, matrices decayed and vectors not', () => {
+  const step = trainer(
+    'line',
+    (p: { matrix: ReturnType<typeof tf.tensor>; vector: ReturnType<typeof tf.tensor> }) => ({
+      loss: tf.add(tf.sum(tf.mul(p.matrix, 3)), tf.sum(tf.mul(p.vector, -2))),
+    }),
+    { ...ADAM, clipNorm: 1e9 },
+  );
+  const given = { matrix: tf.tensor2d([[1, 2]]), vector: tf.tensor1d([5]) };
+  const { parameters, norm } = step(given, adamState(given), 0.1, [{}]);
+  expect(norm).toBeCloseTo(Math.sqrt(9 + 9 + 4), 5);
+  const matrix = parameters.matrix.dataSync() as Float32Array;
+  // 1 − lr·wd·1 − lr, 2 − lr·wd·2 − lr; and 5 + lr: a vector does not decay.
+  expect(matrix[0]).toBeCloseTo(1 - 0.01 - 0.1, 5);
+  expect(matrix[1]).toBeCloseTo(2 - 0.02 - 0.1, 5);
+  expect(parameters.vector.dataSync()[0]).toBeCloseTo(5.1, 5);
+});

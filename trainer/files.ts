@@ -1,0 +1,294 @@
+// What plumb train does: one stage of the loop on files. cli.ts has the options.
+
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { Message } from '../schema/message.ts';
+import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
+import { ppoStateFromFile, rewardFromFile, treeToFile, writeWhole } from './checkpoint.ts';
+import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS, SFT_DEFAULTS } from './config.ts';
+import { drawingShape, type Row, readLines, readSftLines, sftRows, shapeFor } from './data.ts';
+import { dispose } from './engine/compile.ts';
+import { evaluate } from './evaluate.ts';
+import { type Judgement, readJudgements } from './judgements.ts';
+import { type Report, toFile, toTerminal } from './metrics.ts';
+import { initialParameters, type Parameters } from './model.ts';
+import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
+import { policyCalls, ppo } from './ppo.ts';
+import { random } from './random.ts';
+import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
+import { startSampler } from './rollout.ts';
+import { sft } from './sft.ts';
+import { UserError } from './user-error.ts';
+import { readWeights, writePolicy } from './weights.ts';
+
+export async function sftOnFiles(options: {
+  data: string;
+  base: string;
+  out: string;
+  fromScratch?: boolean;
+  ownTokenizer?: number;
+  steps: number;
+  batch: number;
+  answerTokens: number;
+  learningRate: number;
+  seed: number;
+}): Promise<void> {
+  const lines = readSftLines(options.data);
+  let policy = readPolicy(options.base);
+  if (options.ownTokenizer) policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
+  const rows = sftRows(policy, lines, options.answerTokens);
+  const { train: fitted, held } = parted(rows, (row) => row.prompt.join(), 10);
+  const fresh = options.fromScratch || options.ownTokenizer;
+  const weights = fresh
+    ? initialParameters(policy.config, random(options.seed, 'weights'))
+    : readWeights(options.base, policy.config);
+  const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
+  const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
+  const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
+  const { parameters, loss } = await sft(
+    policy.config,
+    weights,
+    fitted,
+    held,
+    {
+      ...SFT_DEFAULTS,
+      steps: options.steps,
+      batch: options.batch,
+      shape,
+      warmup,
+      learningRate: options.learningRate,
+      seed: options.seed,
+    },
+    reportTo(options.out),
+  );
+  writePolicy(options.out, policy, parameters);
+  console.log(
+    `${Number.isNaN(loss) ? '' : `held-out loss ${loss.toFixed(4)} nats a token; `}policy written to ${options.out}`,
+  );
+}
+
+export async function rewardOnFiles(options: {
+  data: string;
+  base: string;
+  out: string;
+  epochs: number;
+  learningRate: number;
+  answerTokens: number;
+  seed: number;
+}): Promise<void> {
+  const policy = readPolicy(options.base);
+  const weights = readWeights(options.base, policy.config);
+  const judgements = readJudgements(policy, options.data);
+  const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 10);
+  const { maxTokens, shape } = drawingShape(
+    policy.config.max_position_embeddings,
+    judgements.map(({ rows }) => rows),
+    [],
+    options.answerTokens,
+  );
+  const calls = rewardCalls(policy.config, shape, {
+    ...REWARD_DEFAULTS,
+    epochs: options.epochs,
+    learningRate: options.learningRate,
+  });
+  const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, options.seed);
+  const rm = await fitReward(policy.config, calls, weights, fitted, on, options.seed, 'reward', reportTo(options.out));
+  const tallies = accuracy(calls, rm, held, policy.config.pad_token_id);
+  writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
+  const accurate =
+    tallies.length > 0
+      ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out judgements; `
+      : '';
+  console.log(`${accurate}reward model written to ${options.out}`);
+}
+
+export async function ppoOnFiles(options: {
+  data: string;
+  base: string;
+  reward: string;
+  out: string;
+  episodes: number;
+  learningRate: number;
+  beta: number;
+  klTarget: number;
+  answerTokens: number;
+  seed: number;
+}): Promise<void> {
+  const policy = readPolicy(options.base);
+  const parent = readWeights(options.base, policy.config);
+  const rm = readReward(options.reward, parent);
+  const prompts = readPrompts(policy, options.data);
+  const { maxTokens, shape } = drawingShape(policy.config.max_position_embeddings, [], prompts, options.answerTokens);
+  const config = {
+    ...PPO_DEFAULTS,
+    episodes: options.episodes,
+    learningRate: options.learningRate,
+    beta: options.beta,
+    klTarget: options.klTarget,
+    seed: options.seed,
+  };
+  const calls = {
+    policy: policyCalls(policy.config, shape, config),
+    reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
+  };
+  const report = reportTo(options.out);
+  // Where it goes on if it is cut off: the tensors of an iteration, and a place that names them once they are whole.
+  const place = join(options.out, 'ppo.state.json');
+  const tensorsOf = (iteration: number) => join(options.out, `ppo.state.${iteration}.safetensors`);
+  const saved = existsSync(place) ? Place.parse(JSON.parse(readFileSync(place, 'utf8'))) : null;
+  let kept = saved?.iteration;
+  const sampler = startSampler(policy.config);
+  try {
+    const optimised = await ppo(
+      policy.config,
+      calls.policy,
+      { calls: calls.reward, rm },
+      parent,
+      prompts,
+      sampler.sample,
+      maxTokens,
+      config,
+      report,
+      saved && ppoStateFromFile(readFileSync(tensorsOf(saved.iteration)), saved, parent),
+      ({ actor, adam, beta, iteration }) => {
+        writeWhole(tensorsOf(iteration), treeToFile({ actor, adam }));
+        writeWhole(place, new TextEncoder().encode(JSON.stringify({ beta, iteration })));
+        if (kept !== undefined) rmSync(tensorsOf(kept), { force: true });
+        kept = iteration;
+      },
+    );
+    writePolicy(options.out, policy, optimised);
+  } finally {
+    await sampler.close();
+  }
+  rmSync(place, { force: true });
+  if (kept !== undefined) rmSync(tensorsOf(kept), { force: true });
+  console.log(`policy written to ${options.out}`);
+}
+
+export async function evaluateOnFiles(options: {
+  data: string;
+  prompts: string;
+  base: string;
+  candidate: string;
+  root?: string;
+  answerTokens: number;
+  seed: number;
+}): Promise<void> {
+  const policy = readPolicy(options.base);
+  const model = policy.config;
+  const parent = readWeights(options.base, model);
+  const candidate = readWeights(options.candidate, model);
+  const root = options.root ? readWeights(options.root, model) : parent;
+  const judgements = readJudgements(policy, options.data);
+  const prompts = readPrompts(policy, options.prompts);
+  const judged = judgements.map(({ rows }) => rows);
+  const { maxTokens, shape } = drawingShape(model.max_position_embeddings, judged, prompts, options.answerTokens);
+  const calls = {
+    policy: policyCalls(model, shape, PPO_DEFAULTS),
+    reward: rewardCalls(model, shape, REWARD_DEFAULTS),
+  };
+  const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 3);
+  const on = await drawn(policy, root, prompts, maxTokens, options.seed);
+  const judge = await fitReward(model, calls.reward, root, fitted, on, options.seed, 'judge', toTerminal());
+  const sampler = startSampler(model);
+  try {
+    const gate = await evaluate(model, calls, { root, parent, candidate }, judge, held, prompts, sampler, maxTokens, {
+      ...GATE_DEFAULTS,
+      seed: options.seed,
+    });
+    for (const reason of gate.reasons)
+      console.log(`${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
+    console.log(gate.verdict);
+    if (gate.verdict === 'reject') process.exitCode = 3;
+  } finally {
+    await sampler.close();
+    dispose(judge);
+  }
+}
+
+/** Metrics to <out>/metrics.jsonl and to the terminal. */
+function reportTo(out: string): Report {
+  mkdirSync(out, { recursive: true });
+  const file = toFile(join(out, 'metrics.jsonl'));
+  const terminal = toTerminal();
+  return async (progress) => {
+    await file(progress);
+    await terminal(progress);
+  };
+}
+
+/** Every n-th conversation is held out, whole: rows of one conversation never stand on both sides. */
+function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train: T[]; held: T[] } {
+  const places = new Map<string, number>();
+  for (const row of rows) if (!places.has(rootOf(row))) places.set(rootOf(row), places.size);
+  const held = (row: T) => places.get(rootOf(row))! % nth === nth - 1;
+  return { train: rows.filter((row) => !held(row)), held: rows.filter(held) };
+}
+
+const Place = z.object({ beta: z.number(), iteration: z.int() });
+
+const PromptLine = z.looseObject({
+  prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages'),
+});
+/** Distinct prompts, in the order in which they first come. */
+const readPrompts = (policy: Policy, path: string): number[][] => {
+  const encoded = readLines(path, PromptLine).map(({ prompt }) =>
+    policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt),
+  );
+  return [...new Map(encoded.map((ids) => [ids.join(), ids])).values()];
+};
+
+function readReward(folder: string, like: Parameters): RewardModel {
+  const path = join(folder, 'reward.safetensors');
+  if (!existsSync(path)) throw new UserError(`${folder} has no reward.safetensors: make one with plumb train reward`);
+  return rewardFromFile(readFileSync(path), like);
+}
+
+/** Answers of the policy to given prompts, for bringing scores to mean 0 and variance 1. */
+async function drawn(
+  policy: Policy,
+  weights: Parameters,
+  prompts: number[][],
+  answer: number,
+  seed: number,
+): Promise<Row[]> {
+  const sampler = startSampler(policy.config);
+  try {
+    const asked = prompts.slice(0, 400);
+    const sampled = await sampler.sample(
+      weights,
+      asked,
+      asked.map((_, i) => seed * 1_000_003 + i),
+      { maxTokens: answer, temperature: 1 },
+    );
+    return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
+  } finally {
+    await sampler.close();
+  }
+}
+
+const uniquePrompts = (judgements: Judgement[]): number[][] => [
+  ...new Map(judgements.map((j) => [j.rows[0]!.prompt.join(), j.rows[0]!.prompt])).values(),
+];
+
+/** The base's form with a tokenizer trained on the data; its special tokens keep their ids. */
+function withOwnTokenizer(base: Policy, lines: ReturnType<typeof readSftLines>, vocabSize: number): Policy {
+  const special = [...base.tokenizer.added.keys()];
+  const textsOf = (turns: string | Message[]) =>
+    typeof turns === 'string' ? [turns] : turns.map((message) => message.content);
+  const texts = lines.flatMap((line) =>
+    'text' in line
+      ? [line.text as string]
+      : 'messages' in line
+        ? textsOf(line.messages as Message[])
+        : [line.prompt, line.completion].flatMap((turns) => textsOf(turns as string | Message[])),
+  );
+  const text = tokenizerJson(trainBpe(texts, { vocabSize, special, individualDigits: true }));
+  const files = { ...base.files, 'tokenizer.json': text };
+  const scratch = { ...base.config, vocab_size: vocabSize };
+  return policyFromTexts((name) =>
+    name === 'config.json' ? JSON.stringify(scratch) : files[name as keyof typeof files],
+  );
+}
