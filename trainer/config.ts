@@ -68,7 +68,7 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   answersPerPrompt: 4,
   minibatch: 64,
   epochs: 2,
-  learningRate: 3.5e-4,
+  learningRate: 4e-4,
   beta: 0.2,
   klTarget: 3,
   horizon: 640,
