@@ -2,7 +2,7 @@
 // Needs no training engine.
 
 import { z } from 'zod';
-import type { Shape } from './data.ts';
+import type { Shape } from './pack.ts';
 import { UserError } from './user-error.ts';
 
 export interface SftConfig {

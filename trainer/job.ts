@@ -10,12 +10,12 @@ import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot
 import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
 import { fileToTree, inFormOf, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
-import { drawingShape } from './data.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { type Judgement, judgementOf } from './judgements.ts';
 import { manifestOf, sha256 } from './manifest.ts';
 import type { Progress, Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
+import { drawingShape } from './pack.ts';
 import { policyFromFiles } from './policy.ts';
 import { policyFiles } from './publish.ts';
 import { startSampler } from './rollout.ts';

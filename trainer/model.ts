@@ -1,13 +1,13 @@
 // A Llama in plain tfjs: RMSNorm, rotary positions, grouped-query attention, SwiGLU, embeddings tied or not. Written to be
 // read and to be traced by compile(): speed is XLA's part. Conversations lie side by side in rows of one fixed length, as
-// data.ts packs them.
+// pack.ts packs them.
 //
 // Left out: dropout (never used in RL), biases.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import type { Batch, Predictions } from './data.ts';
 import { gatherRows } from './engine/ops.ts';
 import { type Tensor, tf } from './engine/tf.ts';
+import type { Batch, Predictions } from './pack.ts';
 import type { Random } from './random.ts';
 
 export type Layer = {

@@ -1,5 +1,5 @@
 // AdamW over a tree of tensors, inside compiled calls. Pure: parameters and moments in, new ones out. A batch comes in parts of
-// one fixed shape, as data.ts packs it, and the parts' gradients are summed before the step.
+// one fixed shape, as pack.ts packs it, and the parts' gradients are summed before the step.
 
 import { compile, dispose, flatten, type Tree, unflatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';

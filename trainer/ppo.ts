@@ -9,6 +9,12 @@
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { PpoConfig } from './config.ts';
+import type { Row } from './data.ts';
+import { compile, dispose, mapTree } from './engine/compile.ts';
+import { type Tensor, tf } from './engine/tf.ts';
+import { DivergedError, type Report, requireFinite } from './metrics.ts';
+import { type Head, hiddenStates, type Parameters, readOut, statesBefore, tokenLogprobs } from './model.ts';
+import { type AdamState, adamState, trainer } from './optimizer.ts';
 import {
   type Batch,
   batchOf,
@@ -17,15 +23,9 @@ import {
   type Predictions,
   pack,
   predictionsOf,
-  type Row,
   type Shape,
   scattered,
-} from './data.ts';
-import { compile, dispose, mapTree } from './engine/compile.ts';
-import { type Tensor, tf } from './engine/tf.ts';
-import { DivergedError, type Report, requireFinite } from './metrics.ts';
-import { type Head, hiddenStates, type Parameters, readOut, statesBefore, tokenLogprobs } from './model.ts';
-import { type AdamState, adamState, trainer } from './optimizer.ts';
+} from './pack.ts';
 import { random } from './random.ts';
 import { type RewardCalls, type RewardModel, scores as rewardScores } from './reward.ts';
 import {

@@ -8,13 +8,14 @@
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { RewardConfig } from './config.ts';
-import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Row, type Shape } from './data.ts';
+import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { type Judgement, pairsOf } from './judgements.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { type Head, hiddenStates, type Parameters, readOut } from './model.ts';
 import { adamState, trainer } from './optimizer.ts';
+import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Shape } from './pack.ts';
 import { random } from './random.ts';
 
 export type RewardModel = {

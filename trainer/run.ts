@@ -4,12 +4,13 @@
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Side } from '../schema/snapshot.ts';
 import type { RunConfig } from './config.ts';
-import type { Row, Shape } from './data.ts';
+import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate, type GateReport } from './evaluate.ts';
 import type { Judgement } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
+import type { Shape } from './pack.ts';
 import { type PpoState, policyCalls, ppo } from './ppo.ts';
 import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
 import type { startSampler } from './rollout.ts';

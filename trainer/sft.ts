@@ -6,12 +6,13 @@
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { SftConfig } from './config.ts';
-import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf, type Row } from './data.ts';
+import type { Row } from './data.ts';
 import { compile, dispose } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from './model.ts';
 import { adamState, trainer } from './optimizer.ts';
+import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf } from './pack.ts';
 import { random } from './random.ts';
 
 /**

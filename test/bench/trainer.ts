@@ -2,12 +2,13 @@
 // the reward model's step, and the scoring of answers. Rows are real: tickets of the little world with answers of the seed policy.
 
 import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../trainer/config.ts';
-import { batchOf, byPrompt, gathered, pack, predictionsOf, type Row, shapeFor } from '../../trainer/data.ts';
+import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { backend, tf } from '../../trainer/engine/tf.ts';
 import { stagesOf } from '../../trainer/judgements.ts';
 import type { Head } from '../../trainer/model.ts';
 import { adamState } from '../../trainer/optimizer.ts';
+import { batchOf, byPrompt, gathered, pack, predictionsOf, shapeFor } from '../../trainer/pack.ts';
 import { policyCalls, scoreAnswers } from '../../trainer/ppo.ts';
 import { evidence, type RewardModel, rewardCalls } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';

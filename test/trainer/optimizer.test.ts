@@ -1,9 +1,10 @@
 import { expect, test } from 'vitest';
-import { batchOf, byPrompt, pack, predictionsOf, type Row } from '../../trainer/data.ts';
+import type { Row } from '../../trainer/data.ts';
 import { flatten, mapTree } from '../../trainer/engine/compile.ts';
 import { tf } from '../../trainer/engine/tf.ts';
 import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
 import { adamState, trainer } from '../../trainer/optimizer.ts';
+import { batchOf, byPrompt, pack, predictionsOf } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 

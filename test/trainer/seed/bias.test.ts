@@ -1,9 +1,9 @@
 import { afterAll, expect, test } from 'vitest';
 import { decode } from '../../../schema/tokenizer.ts';
 import { REWARD_DEFAULTS } from '../../../trainer/config.ts';
-import { shapeFor } from '../../../trainer/data.ts';
 import { dispose } from '../../../trainer/engine/compile.ts';
 import { judgementOf } from '../../../trainer/judgements.ts';
+import { shapeFor } from '../../../trainer/pack.ts';
 import { random } from '../../../trainer/random.ts';
 import { fitReward, rewardCalls, scores } from '../../../trainer/reward.ts';
 import { startSampler } from '../../../trainer/rollout.ts';

@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
-import { byPrompt, drawingShape, pack, type Row, shapeFor } from '../../trainer/data.ts';
+import type { Row } from '../../trainer/data.ts';
+import { byPrompt, drawingShape, pack, shapeFor } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
 
 const PAD = 0;
