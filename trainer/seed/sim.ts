@@ -1,12 +1,13 @@
 // plumb sim: the loop on files, without HTTP. Simulated raters judge the seed policy's answers, a run learns from them, and the
 // next round starts from what came out. Shows whether there is something to learn in the little world, and whether it is learnt.
 //
-//   plumb sim --rounds 2 --seeds 1,2,3 [--mode gold|random|inverted] [--bias] [--lr 4e-4] [--no-gate] [--json]
+//   plumb sim --rounds 2 --seeds 1,2,3 [--mode gold|random|inverted] [--bias] [--config json] [--no-gate] [--json]
 
 import { parseArgs } from 'node:util';
+import { z } from 'zod';
 import type { Side } from '../../schema/snapshot.ts';
 import { decode } from '../../schema/tokenizer.ts';
-import { RUN_DEFAULTS, type RunConfig } from '../config.ts';
+import { runConfig } from '../config.ts';
 import { compilations, dispose, mapTree } from '../engine/compile.ts';
 import { tf } from '../engine/tf.ts';
 import { type Judgement, judgementOf } from '../judgements.ts';
@@ -14,11 +15,10 @@ import { toTerminal } from '../metrics.ts';
 import type { Parameters } from '../model.ts';
 import { shapeFor } from '../pack.ts';
 import { readPolicy } from '../policy.ts';
-import { answerLogprobsOf, perTokenOf } from '../ppo.ts';
 import { random } from '../random.ts';
-import { sequenceMean } from '../rl.ts';
 import { startSampler } from '../rollout.ts';
 import { runStages, stageCalls } from '../run.ts';
+import { UserError } from '../user-error.ts';
 import { readWeights } from '../weights.ts';
 import { measure } from './measure.ts';
 import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig } from './raters.ts';
@@ -44,43 +44,48 @@ const { values: options } = parseArgs({
     quiet: { type: 'boolean', default: false },
   },
 });
-const overrides = JSON.parse(options.config) as Record<string, Record<string, number>>;
-const baseConfig: RunConfig = {
-  ...RUN_DEFAULTS,
-  maxAnswerTokens: MAX_TOKENS,
-  reward: { ...RUN_DEFAULTS.reward, ...overrides.reward },
-  ppo: { ...RUN_DEFAULTS.ppo, ...overrides.ppo },
-  gate: { ...RUN_DEFAULTS.gate, ...overrides.gate },
+const wrong = (option: string, wanted: string): never => {
+  throw new UserError(`--${option} must be ${wanted}`);
 };
-const raters: RaterConfig = {
-  ...RATER_DEFAULTS,
-  mode: options.mode as RaterConfig['mode'],
-  bias: options.bias ? BIASED_SHARE : 0,
+const count = (option: 'rounds' | 'judgements' | 'tickets'): number => {
+  const value = Number(options[option]);
+  return Number.isInteger(value) && value > 0 ? value : wrong(option, 'a whole number above 0');
 };
+const [rounds, judged, measured] = [count('rounds'), count('judgements'), count('tickets')];
+const seeds = options.seeds.split(',').map(Number);
+if (!seeds.every(Number.isSafeInteger)) wrong('seeds', 'whole numbers with commas between');
+const Mode = z.enum(['gold', 'random', 'inverted']);
+const mode = Mode.safeParse(options.mode).data ?? wrong('mode', `one of ${Mode.options.join(', ')}`);
+let overrides: object = {};
+try {
+  overrides = JSON.parse(options.config);
+} catch {
+  wrong('config', 'JSON, such as \'{"ppo": {"learningRate": 0}}\'');
+}
+const baseConfig = runConfig({ ...overrides, maxAnswerTokens: MAX_TOKENS });
+const raters: RaterConfig = { ...RATER_DEFAULTS, mode, bias: options.bias ? BIASED_SHARE : 0 };
 
 const policy = readPolicy(options.policy);
 const model = policy.config;
 const root = readWeights(options.policy, model);
 const sampler = startSampler(model);
 const calls = stageCalls(model, shapeFor(44 + MAX_TOKENS), baseConfig);
-const evaluationTickets = tickets('evaluation', EVALUATION_SEED, Number(options.tickets));
+const evaluationTickets = tickets('evaluation', EVALUATION_SEED, measured);
 const promptOf = (ticket: Ticket) => policy.encodePrompt([{ role: 'user', content: ticket.text }]);
 const report = options.quiet ? () => {} : toTerminal();
 
-/** Answers as token ids and as text. */
-async function answer(parameters: Parameters, asked: Ticket[], seed: number) {
+async function answersTo(parameters: Parameters, asked: Ticket[], seed: number): Promise<string[]> {
   const seeds = asked.map((_, i) => seed * 1_000_000 + i);
   const prompts = asked.map(promptOf);
   const sampled = await sampler.sample(parameters, prompts, seeds, { maxTokens: MAX_TOKENS, temperature: 1 });
-  const rows = sampled.map(({ ids }, i) => ({ prompt: prompts[i]!, answer: ids }));
-  return { rows, texts: sampled.map(({ ids }) => decode(policy.tokenizer, ids)) };
+  return sampled.map(({ ids }) => decode(policy.tokenizer, ids));
 }
 
 /** One round's votes, by side. */
 async function judgeRound(parameters: Parameters, seed: number, round: number) {
   const rng = random(seed, `raters ${round}`);
-  const asked = questions(tickets('judging', seed * 1000 + round, Number(options.judgements)), rng);
-  const { texts } = await answer(parameters, repeated(asked), seed * 100 + round);
+  const asked = questions(tickets('judging', seed * 1000 + round, judged), rng);
+  const texts = await answersTo(parameters, repeated(asked), seed * 100 + round);
   const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
   const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
   for (const vote of votesOn(asked, texts, raters, rng, `${seed} ${round}`)) {
@@ -94,59 +99,60 @@ async function judgeRound(parameters: Parameters, seed: number, round: number) {
 const figure = (m: ReturnType<typeof measure>) =>
   `gold ${m.gold.mean.toFixed(3)} ±${(m.gold.high - m.gold.mean).toFixed(3)}  relevance ${m.relevance.toFixed(2)} coherence ${m.coherence.toFixed(2)} ethics ${m.ethics.toFixed(2)}  words ${m.length.toFixed(1)}  gap ${m.gap.toFixed(3)}  unseen ${m.unseen.toFixed(3)}`;
 
-for (const seed of options.seeds.split(',').map(Number)) {
+/** Seeds that were served better answers in the end, with intervals that do not touch, and worse ones; and what was promoted. */
+const totals = { rose: 0, fell: 0, candidatesRose: 0, promotions: 0, runs: 0 };
+
+for (const seed of seeds) {
   const began = performance.now();
-  const config = { ...baseConfig, seed };
   let parent = mapTree(root, tf.clone);
   const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
   const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
-  const first = measure(evaluationTickets, (await answer(parent, evaluationTickets, seed)).texts);
-  const rounds = [];
+  const first = measure(evaluationTickets, await answersTo(parent, evaluationTickets, seed));
+  let served = first;
+  const results: object[] = [];
   console.log(`seed ${seed}  before   ${figure(first)}`);
-  for (let round = 1; round <= Number(options.rounds); round++) {
+  for (let round = 1; round <= rounds; round++) {
     const started = performance.now();
     const fresh = await judgeRound(parent, seed, round);
     for (const side of ['A', 'B', 'C'] as const) {
       judgements[side].push(...fresh.judgements[side]);
       prompts[side].push(...fresh.prompts[side]);
     }
-    const result = await runStages(
-      { model, root, parent, judgements, prompts },
-      { ...config, seed: seed * 10 + round },
-      calls,
-      sampler,
-      MAX_TOKENS,
-      report,
-    );
-    const promoted = result.candidate !== null && (options['no-gate'] || result.gate.verdict === 'promote');
-    let kl = 0;
-    if (result.candidate) {
-      const { rows, texts } = await answer(result.candidate, evaluationTickets, seed + 50 * round);
-      const own = answerLogprobsOf(model, calls.policy, result.candidate, rows);
-      const theirs = answerLogprobsOf(model, calls.policy, parent, rows);
-      kl = sequenceMean(
-        own.map((x, i) => x - theirs[i]!),
-        perTokenOf(rows),
-      );
-      const measured = measure(evaluationTickets, texts);
-      rounds.push({ ...measured, each: undefined, kl, verdict: result.gate.verdict });
+    const config = { ...baseConfig, seed: seed * 10 + round };
+    const input = { model, root, parent, judgements, prompts };
+    const { candidate, gate } = await runStages(input, config, calls, sampler, MAX_TOKENS, report);
+    totals.runs++;
+    if (candidate) {
+      const after = measure(evaluationTickets, await answersTo(candidate, evaluationTickets, seed + 50 * round));
+      const kl = gate.metrics['gate/kl_parent']!;
+      results.push({ ...after, each: undefined, kl, verdict: gate.verdict });
       console.log(
-        `seed ${seed}  round ${round}  ${figure(measured)}  KL ${kl.toFixed(2)}  ${result.gate.verdict}  ${((performance.now() - started) / 1000).toFixed(0)} s`,
+        `seed ${seed}  round ${round}  ${figure(after)}  KL ${kl.toFixed(2)}  ${gate.verdict}  ${((performance.now() - started) / 1000).toFixed(0)} s`,
       );
+      if (after.gold.low > served.gold.high) totals.candidatesRose++;
+      if (gate.verdict === 'promote') totals.promotions++;
+      if (options['no-gate'] || gate.verdict === 'promote') {
+        dispose(parent);
+        parent = candidate;
+        served = after;
+      } else dispose(candidate);
     }
-    for (const reason of result.gate.reasons)
+    for (const reason of gate.reasons)
       console.log(`    ${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
-    if (promoted) {
-      dispose(parent);
-      parent = result.candidate!;
-    } else if (result.candidate) dispose(result.candidate);
   }
   dispose(parent);
+  if (served.gold.low > first.gold.high) totals.rose++;
+  if (served.gold.high < first.gold.low) totals.fell++;
   const seconds = (performance.now() - began) / 1000;
   if (options.json)
-    console.log(JSON.stringify({ seed, mode: raters.mode, before: { ...first, each: undefined }, rounds, seconds }));
-  else console.log(`seed ${seed}  ${seconds.toFixed(0)} s; tensors ${tf.memory().numTensors}`);
+    console.log(JSON.stringify({ seed, mode, before: { ...first, each: undefined }, rounds: results, seconds }));
+  else console.log(`seed ${seed}  ${seconds.toFixed(0)} s`);
 }
 if (!options.quiet)
   for (const { name, seconds } of compilations) console.log(`compiled ${name} in ${seconds.toFixed(1)} s`);
+if (!options.json)
+  console.log(
+    `${mode} raters, ${seeds.length} seeds: gold of what is served rose in ${totals.rose} and fell in ${totals.fell} (95 % intervals apart); ` +
+      `${totals.runs} candidates: ${totals.promotions} promoted, ${totals.candidatesRose} better than their parent by gold`,
+  );
 await sampler.close();
