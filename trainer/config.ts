@@ -63,10 +63,10 @@ export interface PpoConfig {
   seed: number;
 }
 export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
-  episodes: 1536,
-  rollout: 128,
+  episodes: 1024,
+  rollout: 64,
   answersPerPrompt: 4,
-  minibatch: 64,
+  minibatch: 32,
   epochs: 2,
   learningRate: 4e-4,
   beta: 0.2,

@@ -18,14 +18,14 @@ const JUDGEMENTS = 120;
 /** Small, and enough: the gate's own limits are as they always are. */
 const PROMOTED = {
   maxAnswerTokens: 40,
-  ppo: { episodes: 512, rollout: 64, minibatch: 32 },
+  ppo: { episodes: 512 },
   gate: { comparisons: 200 },
 };
 /** No policy is that near to its parent. */
 const REJECTED = {
   maxAnswerTokens: 40,
   reward: { epochs: 1 },
-  ppo: { episodes: 64, rollout: 64, minibatch: 32 },
+  ppo: { episodes: 64 },
   gate: { comparisons: 40, klToParent: -1 },
 };
 /** Seconds; a step that compiles may take longer, but the cron that would relaunch its trainer is ours to fire. */
