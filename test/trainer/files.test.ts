@@ -41,7 +41,7 @@ writeFileSync(at('prompts.jsonl'), jsonl(asked.map((prompt) => ({ prompt }))));
 const ppo = (out: string) => [
   'ppo',
   ...['--data', at('prompts.jsonl'), '--base', SEED_FOLDER, '--reward', at('reward'), '--out', at(out)],
-  ...['--episodes', '384', '--answer-tokens', '12'],
+  ...['--episodes', '192', '--answer-tokens', '12'],
 ];
 
 test('plumb train ppo that was killed goes on where it was, and ends with the same weights', async () => {
