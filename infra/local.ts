@@ -3,9 +3,9 @@
 
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { accessSync, chmodSync, constants, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
-import { dirname, join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { insertKey, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
@@ -169,11 +169,10 @@ const SETTABLE = [
 /** The folder, for its owner alone. */
 function prepareHome(home: string): void {
   try {
-    // Node's recursive mkdir never ends where the kernel refuses a folder in a folder that is there (/proc): look first.
-    let existing = home;
-    while (!existsSync(existing)) existing = dirname(existing);
-    accessSync(existing, constants.W_OK);
-    mkdirSync(home, { recursive: true });
+    // One by one: Node's recursive mkdir never ends where the kernel refuses a folder in one that is there (/proc).
+    const missing: string[] = [];
+    for (let folder = resolve(home); !existsSync(folder); folder = dirname(folder)) missing.unshift(folder);
+    for (const folder of missing) mkdirSync(folder);
     chmodSync(home, 0o700);
   } catch (error) {
     throw new UserError(
