@@ -1,6 +1,6 @@
 // Idempotency-Key: the first request claims its key, does its work and keeps its answer in the same batch as the work;
 // the same again within 24 hours is given that answer. Feedback has its own, on the rows of its revisions.
-import { and, eq, isNull, sql } from 'drizzle-orm';
+import { and, eq, isNull, type SQL, sql } from 'drizzle-orm';
 import { requests } from '../schema/tables.ts';
 import { sha256 } from './crypto.ts';
 import { ApiError } from './error.ts';
@@ -10,9 +10,10 @@ const KEPT = 24 * 3600;
 /** A claim whose Worker died is free again after this. */
 const ABANDONED = 300;
 
-export type Claim =
-  | { replay: Response }
-  | { remember(status: number, type: string, response: string): Statement[]; release(): Promise<unknown> };
+/** Statements that keep an answer, for the batch that does the work; with `provided`, only if that holds in it by then. */
+export type Remember = (status: number, type: string, response: string, provided?: SQL) => Statement[];
+
+export type Claim = { replay: Response } | { remember: Remember; release(): Promise<unknown> };
 
 export const anotherBody = () => new ApiError(422, 'this Idempotency-Key was used with another body');
 export const replayed = (status: number, type: string, response: string) =>
@@ -48,8 +49,11 @@ export async function claim(d1: D1Database, bound: string[], body: string): Prom
     return { replay: replayed(first.status, first.type!, first.response!) };
   }
   return {
-    remember: (status, type, response) => [
-      db.update(requests).set({ status, type, response }).where(eq(requests.key, key)),
+    remember: (status, type, response, provided) => [
+      db
+        .update(requests)
+        .set({ status, type, response })
+        .where(and(eq(requests.key, key), provided)),
     ],
     release: () => db.delete(requests).where(and(eq(requests.key, key), isNull(requests.status))),
   };

@@ -7,8 +7,7 @@ import type { Scope } from '../schema/wire.ts';
 import { sha256 } from './crypto.ts';
 import { type Env, type Settings, settings } from './env.ts';
 import { ApiError, isOpenAI, malformed } from './error.ts';
-import { claim } from './idempotency.ts';
-import type { Statement } from './store/db.ts';
+import { claim, type Remember } from './idempotency.ts';
 import { type Channels, type KeyRow, lookup } from './store/keys.ts';
 import { readJobToken } from './token.ts';
 
@@ -33,7 +32,7 @@ export interface Call<Q, B> {
   bodyHash: string;
   param(name: string): string;
   /** With an Idempotency-Key: the statement that keeps this answer, for the batch that does the work. */
-  remember(status: number, type: string, response: string): Statement[];
+  remember: Remember;
   /** Frees the Idempotency-Key again: the answer will not be kept. */
   release(): Promise<unknown>;
 }

@@ -76,9 +76,10 @@ plumb
     const which = device();
     console.log(`device   ${which} (${which === 'gpu' ? 'nvidia-smi answers' : 'nvidia-smi does not answer'})`);
     console.log(`folder   ${engineFolder()}`);
-    if (process.env.PLUMB_ENGINE === 'stock')
+    if (process.env.PLUMB_ENGINE === 'stock') {
+      await import('../trainer/engine/tf.ts');
       console.log('engine   the stock tfjs-node package, for PLUMB_ENGINE=stock: slow, no compiled calls');
-    else if (engineReady()) {
+    } else if (engineReady()) {
       const { compile } = await import('../trainer/engine/compile.ts');
       const { tf } = await import('../trainer/engine/tf.ts');
       const twice = compile('check', (x: ReturnType<typeof tf.scalar>) => tf.mul(x, 2));

@@ -95,10 +95,10 @@ export async function startLocal({
     PLUMB_LAUNCHER_TOKEN: launcher.token,
     PLUMB_DEMO: '1',
     PLUMB_DEMO_KEY: publicKey,
-    ...variables,
     ...Object.fromEntries(
       Object.entries(process.env).filter(([name]) => SETTABLE.includes(name)) as [string, string][],
     ),
+    ...variables,
   };
   const worker = await startWorker(home, port, bindings);
 
@@ -190,10 +190,12 @@ export function devFile(home = homeFolder()): DevFile | null {
   }
 }
 
+/** Whether the process is there, and a Plumb: numbers come again. */
 const alive = (pid: number): boolean => {
   try {
     process.kill(pid, 0);
-    return pid !== process.pid;
+    const command = `/proc/${pid}/cmdline`;
+    return pid !== process.pid && (!existsSync(command) || readFileSync(command, 'utf8').includes('infra/'));
   } catch {
     return false;
   }

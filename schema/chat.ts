@@ -1,8 +1,15 @@
 // Messages to prompt ids by a policy's chat template (Jinja, as Hugging Face's tokenizer_config.json has it). What a
 // person wrote can never become a special token, whatever it spells; what the template writes can.
 import { Template } from '@huggingface/jinja';
+import type { ModelConfig } from './manifest.ts';
 import type { Message } from './message.ts';
 import { encode, type Tokenizer } from './tokenizer.ts';
+
+/** The encoder of a policy: its template with its own first and last token. */
+export function policyEncoder(t: Tokenizer, config: ModelConfig, template: string) {
+  const nameOf = (id: number | null) => (id === null || !t.bytes[id] ? '' : new TextDecoder().decode(t.bytes[id]));
+  return chatEncoder(t, { template, bosToken: nameOf(config.bos_token_id), eosToken: nameOf(config.eos_token_id) });
+}
 
 export interface ChatOptions {
   template: string;

@@ -70,8 +70,10 @@ export const FEEDBACK_KINDS = [
   'implicit',
   'outcome',
 ] as const;
-/** The kinds that say which answer is better, or how good one is: what a run learns from. */
+/** The kinds that say which answer is better, or how good one is: what a snapshot holds. */
 export const JUDGEMENTS = ['thumb', 'choice', 'ranking', 'rating', 'correction'] as const;
+/** Those that a reward model is fitted to, so far: enough of them start a run. */
+export const LEARNT_FROM = ['thumb', 'choice', 'ranking', 'correction'] as const;
 
 export const judged = (body: NewFeedback): string[] => ('sample_ids' in body ? body.sample_ids : [body.sample_id]);
 

@@ -118,24 +118,59 @@ export const RUN_DEFAULTS: RunConfig = {
   gate: GATE_DEFAULTS,
 };
 
-const settings = <T extends object>(defaults: T) =>
-  z
-    .strictObject(
-      Object.fromEntries(
-        Object.entries(defaults).map(([name, value]) => [
-          name,
-          (typeof value === 'boolean' ? z.boolean() : z.number()).optional(),
-        ]),
-      ),
-    )
-    .optional();
+const count = z.int().positive();
+const whole = z.int().nonnegative();
+const positive = z.number().positive();
+const atLeast0 = z.number().nonnegative();
+const share = z.number().min(0).max(1);
 
 const Overrides = z.strictObject({
-  seed: z.int().nonnegative().optional(),
-  maxAnswerTokens: z.int().positive().optional(),
-  reward: settings(RUN_DEFAULTS.reward),
-  ppo: settings(RUN_DEFAULTS.ppo),
-  gate: settings(RUN_DEFAULTS.gate),
+  seed: whole.optional(),
+  maxAnswerTokens: count.optional(),
+  reward: z
+    .strictObject({
+      learningRate: atLeast0,
+      epochs: count,
+      judgements: count,
+      warmup: count,
+      weightDecay: atLeast0,
+    } satisfies Record<keyof typeof REWARD_DEFAULTS, z.ZodType>)
+    .partial()
+    .optional(),
+  ppo: z
+    .strictObject({
+      episodes: count,
+      rollout: count,
+      answersPerPrompt: count,
+      minibatch: count,
+      epochs: count,
+      learningRate: atLeast0,
+      beta: atLeast0,
+      klTarget: positive,
+      horizon: positive,
+      gamma: share,
+      lambda: share,
+      clip: positive,
+      valueClip: positive,
+      valueWeight: atLeast0,
+      whitenRewards: z.boolean(),
+      temperature: positive,
+      missingEosScore: z.number(),
+      importanceCap: positive,
+      klLimit: positive,
+    } satisfies Record<keyof typeof PPO_DEFAULTS, z.ZodType>)
+    .partial()
+    .optional(),
+  gate: z
+    .strictObject({
+      comparisons: count,
+      klToParent: z.number(),
+      klToRoot: z.number(),
+      lengthRatio: positive,
+      repetitionGrowth: z.number(),
+    } satisfies Record<keyof typeof GATE_DEFAULTS, z.ZodType>)
+    .partial()
+    .optional(),
 });
 
 /** The defaults with a run's own settings over them; an unknown name is refused with its path. */

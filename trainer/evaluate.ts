@@ -58,9 +58,10 @@ export async function evaluate(
   const judgeRight = judging.length > 0 ? rightShare(judging) : 0;
   const judgeBound = judging.length > 0 ? lowerBound(judging, rng) : 0;
 
-  // One answer each to every prompt, several where the prompts are few.
-  const times = Math.max(1, Math.ceil(config.comparisons / Math.max(1, prompts.length)));
-  const asked = prompts.flatMap((prompt) => Array.from({ length: times }, () => prompt));
+  // One answer each to as many prompts as are wanted, several where they are few.
+  const chosen = rng.shuffle([...prompts]).slice(0, config.comparisons);
+  const times = Math.ceil(config.comparisons / Math.max(1, chosen.length));
+  const asked = chosen.flatMap((prompt) => Array.from({ length: times }, () => prompt));
   const seeds = asked.map((_, i) => (Math.imul(config.seed + 7, 0x27d4eb2f) + Math.imul(i + 1, 0x9e3779b1)) >>> 0);
   const options = { maxTokens, temperature: 1 };
   const answers = async (parameters: Parameters): Promise<Row[]> => {
@@ -74,7 +75,7 @@ export async function evaluate(
   const freshScores = scores(calls.reward, judge, fresh, pad);
   const won = freshScores.map((score, i) => wins(score, oldScores[i]!));
   const ofPrompt = (p: number) => won.slice(p * times, (p + 1) * times).reduce((a, b) => a + b, 0);
-  const contests = prompts.map((_, p): Tally => ({ right: ofPrompt(p), of: times }));
+  const contests = chosen.map((_, p): Tally => ({ right: ofPrompt(p), of: times }));
   const winRate = contests.length > 0 ? rightShare(contests) : 0;
   const winBound = contests.length > 0 ? lowerBound(contests, rng) : 0;
 
@@ -102,7 +103,7 @@ export async function evaluate(
       words:
         judging.length === 0
           ? 'not enough evidence: no comparison on side C to check the judge by'
-          : `the judge is right about ${percent(judgeRight)} of the pairs in ${judging.length} held-out judgements, at least ${percent(judgeBound)}${judgeBound > 0.5 ? '' : ': not enough evidence'}`,
+          : `the judge is right about ${percent(judgeRight)} of the pairs in ${judging.length} held-out conversations, at least ${percent(judgeBound)}${judgeBound > 0.5 ? '' : ': not enough evidence'}`,
     },
     {
       check: 'win rate',

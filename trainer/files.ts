@@ -7,7 +7,7 @@ import { Message } from '../schema/message.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { ppoStateFromFile, rewardFromFile, treeToFile, writeWhole } from './checkpoint.ts';
 import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS, SFT_DEFAULTS } from './config.ts';
-import { type Row, readLines, readSftLines, sftRows } from './data.ts';
+import { type Row, readLines, readSftLines, type SftLine, sftRows } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate } from './evaluate.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
@@ -38,8 +38,17 @@ export async function sftOnFiles(options: {
   const lines = readSftLines(options.data);
   let policy = readPolicy(options.base);
   if (options.ownTokenizer) policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
-  const rows = sftRows(policy, lines, options.answerTokens);
-  const { train: fitted, held } = parted(rows, (row) => row.prompt.join(), 10);
+  const conversations = lines.map((line, i) => ({
+    root: rootOf(line, i),
+    rows: sftRows(policy, [line], options.answerTokens),
+  }));
+  const rows = conversations.flatMap((conversation) => conversation.rows);
+  const { train, held: heldOut } = parted(conversations, ({ root }) => root, 10);
+  const [fitted, held] = [train, heldOut].map((part) => part.flatMap((conversation) => conversation.rows)) as [
+    Row[],
+    Row[],
+  ];
+  if (held.length === 0) console.error('fewer than ten conversations: none is held out, so there is no held-out loss');
   const fresh = options.fromScratch || options.ownTokenizer;
   const weights = fresh
     ? initialParameters(policy.config, random(options.seed, 'weights'))
@@ -99,7 +108,7 @@ export async function rewardOnFiles(options: {
   writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
   const accurate =
     tallies.length > 0
-      ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out judgements; `
+      ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out conversations; `
       : '';
   console.log(`${accurate}reward model written to ${options.out}`);
 }
@@ -220,6 +229,10 @@ function reportTo(out: string): Report {
   };
 }
 
+/** What makes two lines one conversation: the same beginning; a text is one by itself. */
+const rootOf = (line: SftLine, index: number): string =>
+  'text' in line ? `${index}` : JSON.stringify('messages' in line ? (line.messages as Message[])[0] : line.prompt);
+
 /** Every n-th conversation is held out, whole: rows of one conversation never stand on both sides. */
 function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train: T[]; held: T[] } {
   const places = new Map<string, number>();
@@ -235,9 +248,15 @@ const PromptLine = z.looseObject({
 });
 /** Distinct prompts, in the order in which they first come. */
 const readPrompts = (policy: Policy, path: string): number[][] => {
-  const encoded = readLines(path, PromptLine).map(({ prompt }) =>
-    policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt),
-  );
+  const encoded = readLines(path, PromptLine).map(({ prompt }, i) => {
+    const ids = policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt);
+    const context = policy.config.max_position_embeddings;
+    if (ids.length >= context)
+      throw new UserError(
+        `${path}: prompt ${i + 1} has ${ids.length} tokens, and the policy takes ${context} with the answer`,
+      );
+    return ids;
+  });
   return [...new Map(encoded.map((ids) => [ids.join(), ids])).values()];
 };
 
@@ -274,7 +293,7 @@ const uniquePrompts = (judgements: Judgement[]): number[][] => [
   ...new Map(judgements.map((j) => [j.rows[0]!.prompt.join(), j.rows[0]!.prompt])).values(),
 ];
 
-/** The base's form with a tokenizer trained on the data; its special tokens keep their ids. */
+/** The base's form with a tokenizer trained on the data; its special tokens come first, in their order. */
 function withOwnTokenizer(base: Policy, lines: ReturnType<typeof readSftLines>, vocabSize: number): Policy {
   const special = [...base.tokenizer.added.keys()];
   const textsOf = (turns: string | Message[]) =>
@@ -288,7 +307,15 @@ function withOwnTokenizer(base: Policy, lines: ReturnType<typeof readSftLines>, 
   );
   const text = tokenizerJson(trainBpe(texts, { vocabSize, special, individualDigits: true }));
   const files = { ...base.files, 'tokenizer.json': text };
-  const scratch = { ...base.config, vocab_size: vocabSize };
+  const moved = (id: number) => special.findIndex((name) => base.tokenizer.added.get(name)!.id === id);
+  const { bos_token_id: bos, eos_token_id: eos, pad_token_id: pad } = base.config;
+  const scratch = {
+    ...base.config,
+    vocab_size: vocabSize,
+    bos_token_id: bos === null ? null : moved(bos),
+    eos_token_id: moved(eos),
+    pad_token_id: moved(pad),
+  };
   return policyFromTexts((name) =>
     name === 'config.json' ? JSON.stringify(scratch) : files[name as keyof typeof files],
   );

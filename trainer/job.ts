@@ -5,6 +5,7 @@
 // The lease is kept by heartbeats. A 410 means that the run is no longer this trainer's: it stops and writes nothing more.
 
 import { z } from 'zod';
+import { ChatTemplateError } from '../schema/chat.ts';
 import type { PolicyFile } from '../schema/manifest.ts';
 import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
 import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
@@ -26,6 +27,9 @@ import { weightsFromFile } from './weights.ts';
 /** The run is not this trainer's any more (410, or cancelled): stop, write nothing. */
 export class Gone extends Error {}
 
+/** The Worker does not take what was sent, however often. */
+class Refused extends Error {}
+
 export interface JobAccess {
   url: string;
   run: string;
@@ -40,10 +44,12 @@ export async function workJob(access: JobAccess, local: Report): Promise<'publis
   try {
     return await train(api, job, beats, local);
   } catch (error) {
-    if (!(error instanceof Gone))
+    if (!(error instanceof Gone)) {
+      await beats.flush();
       await api
         .send('POST', '/fail', { fence: job.fence, error: (error as Error).message.slice(0, 8000) })
         .catch(() => {});
+    }
     throw error;
   } finally {
     beats.stop();
@@ -76,12 +82,20 @@ async function train(
   const parent = weightsFromFile(files.get('model.safetensors')!, model);
   const root = rootFiles === files ? parent : weightsFromFile(rootFiles.get('model.safetensors')!, model);
   const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
+  // What this policy cannot be asked (too long for it, refused by its template) is left out and counted.
+  const askable = (ids: number[]) => ids.length + LEAST_ROOM <= model.max_position_embeddings;
+  const skipped = { judgements: 0, prompts: 0 };
   for (const vote of await standingVotes(api, job)) {
-    const judgement = judgementOf(policy, vote);
-    if (judgement) judgements[vote.side].push(judgement);
+    const judgement = orRefused(() => judgementOf(policy, vote));
+    if (judgement === REFUSED || (judgement && !askable(judgement.rows[0]!.prompt))) skipped.judgements++;
+    else if (judgement) judgements[vote.side].push(judgement);
   }
   const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
-  for (const row of await promptRows(api, job)) prompts[row.side].push(policy.encodePrompt(row.prompt));
+  for (const row of await promptRows(api, job)) {
+    const ids = orRefused(() => policy.encodePrompt(row.prompt));
+    if (ids === REFUSED || !askable(ids)) skipped.prompts++;
+    else prompts[row.side].push(ids);
+  }
   if (judgements.A.length === 0 || prompts.A.length === 0)
     throw new UserError('the snapshot has no judgement to fit a reward model to (side A is empty)');
 
@@ -101,7 +115,15 @@ async function train(
       lastSaved = Date.now();
     };
     const { candidate, gate } = await runStages(input, config, calls, sampler, maxTokens, report, resumed, keep);
-    const details = { reasons: gate.reasons, metrics: gate.metrics, compilations: [...compilations], seconds, shape };
+    const details = {
+      reasons: gate.reasons,
+      metrics: gate.metrics,
+      compilations: [...compilations],
+      seconds,
+      shape,
+      skipped,
+    };
+    await beats.flush();
     if (!candidate) {
       await api.send('POST', '/publish', { fence: job.fence, report: details, verdict: 'reject' });
       return 'rejected';
@@ -126,6 +148,18 @@ async function train(
 }
 
 // ---- the snapshot
+
+/** Tokens that a prompt must leave for its answer. */
+const LEAST_ROOM = 16;
+const REFUSED = Symbol('refused by the chat template');
+function orRefused<T>(encode: () => T): T | typeof REFUSED {
+  try {
+    return encode();
+  } catch (error) {
+    if (error instanceof ChatTemplateError) return REFUSED;
+    throw error;
+  }
+}
 
 /** The votes that stand: of each the row with the highest seq, unless that says it is gone. */
 async function standingVotes(api: Client, job: Job): Promise<Vote[]> {
@@ -233,9 +267,9 @@ function heartbeats(api: Client, fence: number, leaseSeconds: number) {
       });
       if (cancel) stopped = new Gone('the run was cancelled');
     } catch (error) {
-      metrics = [...sending, ...metrics];
-      // A Worker that cannot be reached for a while is no reason to stop: the lease tells.
+      // A Worker that cannot be reached for a while is no reason to stop: the lease tells. What it refuses once it always will.
       if (error instanceof Gone) stopped = error;
+      if (!(error instanceof Refused)) metrics = [...sending, ...metrics];
     }
   };
   const interval = (1000 * leaseSeconds) / 4;
@@ -250,6 +284,10 @@ function heartbeats(api: Client, fence: number, leaseSeconds: number) {
     check: async () => {
       if (Date.now() - last > interval / 2) await beat();
       if (stopped) throw stopped;
+    },
+    /** Sends what has not been sent yet: before the run's end, after which no beat is taken. */
+    flush: async () => {
+      for (let tries = 0; metrics.length > 0 && !stopped && tries < 3; tries++) await beat();
     },
     stop: () => clearInterval(timer),
   };
@@ -286,7 +324,8 @@ function client({ url, run, token }: JobAccess) {
     const text = await response.text();
     if (response.status === 410 || (response.status === 409 && text.includes('fence')))
       throw new Gone(`the run is no longer this trainer's (${response.status})`);
-    throw new Error(`${what}: ${response.status} ${text.slice(0, 500)}`);
+    const message = `${what}: ${response.status} ${text.slice(0, 500)}`;
+    throw response.status < 500 ? new Refused(message) : new Error(message);
   };
   const base = `${url}/v1/jobs/${run}`;
   const raw = (method: string, path: string, body?: object) => request(method, base + path, body);

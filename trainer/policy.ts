@@ -4,7 +4,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { chatEncoder } from '../schema/chat.ts';
+import { policyEncoder } from '../schema/chat.ts';
 import { ModelConfig } from '../schema/manifest.ts';
 import type { Message } from '../schema/message.ts';
 import { loadTokenizer, type Tokenizer } from '../schema/tokenizer.ts';
@@ -43,7 +43,7 @@ export function policyFromTexts(text: (name: string) => string): Policy {
     config,
     tokenizer,
     chatTemplate,
-    encodePrompt: chatEncoder(tokenizer, { template: chatTemplate }),
+    encodePrompt: policyEncoder(tokenizer, config, chatTemplate),
     files: {
       'tokenizer.json': text('tokenizer.json'),
       'tokenizer_config.json': text('tokenizer_config.json'),

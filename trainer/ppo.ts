@@ -43,6 +43,7 @@ import {
   whiten,
 } from './rl.ts';
 import type { Sampler } from './rollout.ts';
+import { UserError } from './user-error.ts';
 
 /** What an iteration leaves behind, enough to go on from. */
 export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };
@@ -147,6 +148,10 @@ export async function ppo(
   const pad = model.pad_token_id;
   const eos = model.eos_token_id;
   const iterations = Math.floor(config.episodes / config.rollout);
+  if (iterations < 1)
+    throw new UserError(
+      `ppo: ${config.episodes} episodes are less than one iteration of ${config.rollout}: ask for more`,
+    );
   const value = noValue(model);
   let actor: Actor = from?.actor ?? { parameters: mapTree(parent, tf.clone), value };
   let adam = from?.adam ?? adamState(actor);

@@ -124,7 +124,7 @@ export interface Tally {
   of: number;
 }
 
-/** For each judgement that compares, in how many of its pairs the better answer scores higher. */
+/** For each conversation that was compared, in how many of its judged pairs the better answer scores higher. */
 export function accuracy(calls: RewardCalls, rm: RewardModel, judgements: Judgement[], pad: number): Tally[] {
   const all = scores(
     calls,
@@ -132,14 +132,19 @@ export function accuracy(calls: RewardCalls, rm: RewardModel, judgements: Judgem
     judgements.flatMap((judgement) => judgement.rows),
     pad,
   );
+  const tallies = new Map<string, Tally>();
   let at = 0;
-  return judgements.flatMap((judgement) => {
+  for (const judgement of judgements) {
     const own = all.slice(at, at + judgement.rows.length);
     at += judgement.rows.length;
     const pairs = pairsOf(judgement);
-    const right = pairs.map(([better, worse]) => wins(own[better]!, own[worse]!));
-    return pairs.length > 0 ? [{ right: right.reduce((a, b) => a + b), of: pairs.length }] : [];
-  });
+    if (pairs.length === 0) continue;
+    const tally = tallies.get(judgement.root) ?? { right: 0, of: 0 };
+    for (const [better, worse] of pairs) tally.right += wins(own[better]!, own[worse]!);
+    tally.of += pairs.length;
+    tallies.set(judgement.root, tally);
+  }
+  return [...tallies.values()];
 }
 
 /** 1 where the first score is higher, ½ where they are equal. */

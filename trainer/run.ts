@@ -31,6 +31,8 @@ export interface Progressed {
   candidate?: Parameters;
 }
 
+type ArgumentsOf<F> = F extends (...args: infer A) => unknown ? A : never;
+
 export interface RunResult {
   candidate: Parameters | null;
   gate: GateReport;
@@ -48,7 +50,16 @@ export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig):
  * gate. A policy that diverges is rejected with the reason; every other error is thrown.
  * @param keep is called when something worth saving is done
  */
-export async function runStages(
+export async function runStages(...args: ArgumentsOf<typeof stages>): Promise<RunResult> {
+  try {
+    return await stages(...args);
+  } catch (error) {
+    if (!(error instanceof DivergedError)) throw error;
+    return { candidate: null, gate: refused('training', error.message) };
+  }
+}
+
+async function stages(
   input: RunInput,
   config: RunConfig,
   calls: StageCalls,
@@ -95,36 +106,28 @@ export async function runStages(
         metrics: { 'reward/accuracy_held_out': rightShare(held) },
       });
     }
-    try {
-      candidate = await ppo(
-        model,
-        calls.policy,
-        { calls: calls.reward, rm },
-        parent,
-        prompts.A,
-        sampler.sample,
-        maxTokens,
-        { ...config.ppo, seed: config.seed },
-        report,
-        from.ppo ?? null,
-        (state) => keep({ reward: rm, ppo: state }),
-      );
-    } catch (error) {
-      if (!(error instanceof DivergedError)) throw error;
-      dispose(rm);
-      return {
-        candidate: null,
-        gate: {
-          verdict: 'reject',
-          metrics: {},
-          reasons: [{ check: 'training', value: 0, limit: 0, passed: false, words: error.message }],
-        },
-      };
-    }
+    candidate = await ppo(
+      model,
+      calls.policy,
+      { calls: calls.reward, rm },
+      parent,
+      prompts.A,
+      sampler.sample,
+      maxTokens,
+      { ...config.ppo, seed: config.seed },
+      report,
+      from.ppo ?? null,
+      (state) => keep({ reward: rm, ppo: state }),
+    );
     dispose(rm);
     await keep({ candidate });
   }
 
+  const asked = [...prompts.B, ...prompts.C];
+  if (judgements.B.length === 0 || asked.length === 0) {
+    const words = `not enough evidence: ${judgements.B.length} judgements on side B, ${asked.length} prompts on sides B and C`;
+    return { candidate, gate: refused('judge', words) };
+  }
   const judge = await fitReward(
     model,
     calls.reward,
@@ -135,13 +138,14 @@ export async function runStages(
     'judge',
     report,
   );
+  await report({ stage: 'evaluate', step: 0, steps: 1, metrics: {} });
   const gate = await evaluate(
     model,
     calls,
     { root, parent, candidate },
     judge,
     judgements.C,
-    [...prompts.B, ...prompts.C],
+    asked,
     sampler,
     maxTokens,
     { ...config.gate, seed: config.seed },
@@ -150,3 +154,9 @@ export async function runStages(
   await report({ stage: 'evaluate', step: 1, steps: 1, metrics: gate.metrics });
   return { candidate, gate };
 }
+
+const refused = (check: string, words: string): GateReport => ({
+  verdict: 'reject',
+  metrics: {},
+  reasons: [{ check, value: 0, limit: 0, passed: false, words }],
+});

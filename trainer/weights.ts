@@ -6,6 +6,7 @@ import type { ModelConfig } from '../schema/manifest.ts';
 import { type Dtype, type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
 import { flatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
+import { DivergedError } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
 import { UserError } from './user-error.ts';
@@ -88,7 +89,8 @@ export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<
   const put = (name: string, tensor: Tensor) => {
     const values = tensor.dataSync() as Float32Array;
     // A NaN in the weights would be served: it ends the run here.
-    if (!values.every(Number.isFinite)) throw new Error(`${name} holds values that are not finite: nothing is written`);
+    if (!values.every(Number.isFinite))
+      throw new DivergedError(`${name} holds values that are not finite: nothing is written`);
     out.set(name, { shape: tensor.shape, data: values });
   };
   tf.tidy(() => {

@@ -1,6 +1,6 @@
 // `Complete` on a decoder of this isolate: one request's choices decode side by side, in slots of their own, and between
 // any two tokens the event loop runs, so that other streams go on and a cancelled one stops within a token.
-import { chatEncoder } from '../../schema/chat.ts';
+import { policyEncoder } from '../../schema/chat.ts';
 import type { Complete, CompletionChunk, CompletionRequest, TokenLogprob } from '../../schema/completion.ts';
 import { encode, streamDecoder, type Tokenizer } from '../../schema/tokenizer.ts';
 import type { Decoder } from './decoder.ts';
@@ -80,13 +80,7 @@ function heldBack(text: string, stop: string[]): number {
 
 export function completer(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: string): Complete {
   const { config } = decoder;
-  const nameOf = (id: number | null) =>
-    id === null || !tokenizer.bytes[id] ? '' : new TextDecoder().decode(tokenizer.bytes[id]);
-  const chat = chatEncoder(tokenizer, {
-    template: chatTemplate,
-    bosToken: nameOf(config.bos_token_id),
-    eosToken: nameOf(config.eos_token_id),
-  });
+  const chat = policyEncoder(tokenizer, config, chatTemplate);
   const slots: Slot[] = Array.from({ length: decoder.slots }, () => ({ owner: null, touched: 0 }));
 
   const describe = (id: number, logits: Float32Array, total: number) => {

@@ -184,7 +184,10 @@ export async function streamed(answering: Answering): Promise<Response> {
     if (withUsage) last.push(event({ ...frame, choices: [], usage: usageOf(answering, choices), ...token }));
     last.push(event('[DONE]'));
     settled = true;
-    await store(answering, begun, sent, [200, EVENTS, written]);
+    // The client may leave meanwhile; what it holds a token for is stored all the same.
+    const saving = store(answering, begun, sent, [200, EVENTS, written]);
+    call.c.executionCtx.waitUntil(saving);
+    await saving;
     yield* last;
   }
 

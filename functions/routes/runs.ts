@@ -1,9 +1,11 @@
 // Runs: started, followed, cancelled.
 import { listOf } from '../../schema/wire.ts';
 import { Metric, MetricsQuery, NewRun, Run, RunQuery } from '../../schema/wire-runs.ts';
-import { ApiError, notFound } from '../error.ts';
+import { ApiError, at, notFound } from '../error.ts';
 import { route } from '../route.ts';
 import { cancelRun, createRun, listMetrics, listRuns, newJudgements, readRun } from '../store/runs.ts';
+
+const CHAIN = ['reward', 'ppo', 'evaluate', 'publish'] as const;
 
 export const runRoutes = [
   route({
@@ -21,6 +23,8 @@ export const runRoutes = [
       const { count } = await newJudgements(env.DB, 0, minimum);
       if (count < minimum) throw new ApiError(422, `too little feedback: ${count} judgements, of ${minimum} at least`);
       const { stages, config, reason } = body;
+      if (stages && (stages.includes('sft') || CHAIN.some((stage) => !stages.includes(stage))))
+        throw at(422, 'stages', `must be ${CHAIN.join(', ')}, or left out: a run takes them all`);
       const run = { stages: stages ?? null, config: config ?? {}, reason: reason ?? 'asked for' };
       return c.json(await createRun(env.DB, run, channels.stable.policy, remember), 202);
     },

@@ -3,11 +3,12 @@
 import { and, eq, gt, isNull, sql } from 'drizzle-orm';
 import { newId } from '../../schema/ids.ts';
 import { Manifest } from '../../schema/manifest.ts';
-import { audit, policies, releases } from '../../schema/tables.ts';
+import { policies, releases } from '../../schema/tables.ts';
 import type { Release } from '../../schema/wire-runs.ts';
 import { sha256 } from '../crypto.ts';
 import { ApiError, at } from '../error.ts';
-import { database, listing, now, type Paging, page, raw, type Statement, seq, takeSeq } from './db.ts';
+import type { Remember } from '../idempotency.ts';
+import { database, listing, now, type Paging, page, raw, seq, takeSeq } from './db.ts';
 
 export const blobKey = (sha: string) => `blobs/sha256/${sha}`;
 export const manifestKey = (id: string) => `policies/${id}/manifest.json`;
@@ -85,7 +86,13 @@ export async function listReleases(d1: D1Database, paging: Paging, channel?: Cha
 }
 
 /** What the statement for an Idempotency-Key needs: the answer, before it is stored. */
-type Remember = (status: number, type: string, response: string) => Statement[];
+/** Whether the batch has made this release: what comes after its insertion hangs on it. */
+const released = (id: string) => sql`EXISTS (SELECT 1 FROM releases WHERE id = ${id})`;
+const audited = (db: ReturnType<typeof database>, by: string, action: string, { id, created_at }: ReleaseRow) =>
+  raw(
+    db,
+    sql`INSERT INTO audit (at, "key", action, subject) SELECT ${created_at}, ${by}, ${action}, ${id} WHERE ${released(id)}`,
+  );
 const json = 'application/json';
 
 export async function makeRelease(
@@ -115,9 +122,9 @@ export async function makeRelease(
   const results = await db.batch([
     takeSeq(db),
     raw(db, sql`INSERT INTO releases (id, seq, channel, policy, share, created_at) ${values}`),
-    db.insert(audit).values({ at: row.created_at, key: by, action: 'release', subject: row.id }),
+    audited(db, by, 'release', row),
     db.select({ id: releases.id }).from(releases).where(eq(releases.id, row.id)),
-    ...remember(201, json, JSON.stringify(release)),
+    ...remember(201, json, JSON.stringify(release), released(row.id)),
   ]);
   if ((results[3] as unknown[]).length === 0) throw at(422, 'policy', 'was withdrawn');
   return release;
@@ -174,9 +181,9 @@ export async function rollBack(d1: D1Database, by: string, channel: Channel, rem
       sql`UPDATE policies SET withdrawn_at = ${row.created_at} WHERE id = ${current.policy}
           AND EXISTS (SELECT 1 FROM releases WHERE id = ${row.id})`,
     ),
-    db.insert(audit).values({ at: row.created_at, key: by, action: 'rollback', subject: row.id }),
+    audited(db, by, 'rollback', row),
     db.select({ id: releases.id }).from(releases).where(eq(releases.id, row.id)),
-    ...remember(201, json, JSON.stringify(release)),
+    ...remember(201, json, JSON.stringify(release), released(row.id)),
   ]);
   if ((results[4] as unknown[]).length === 0) throw new ApiError(409, 'another release came between');
   return release;

@@ -2,7 +2,7 @@
 import { and, desc, eq, gt, inArray, isNull, sql } from 'drizzle-orm';
 import { newId } from '../../schema/ids.ts';
 import { ACTIVE, feedback, releases, runMetrics, runs, snapshots } from '../../schema/tables.ts';
-import { JUDGEMENTS } from '../../schema/wire-feedback.ts';
+import { LEARNT_FROM } from '../../schema/wire-feedback.ts';
 import type { Run } from '../../schema/wire-runs.ts';
 import { ApiError } from '../error.ts';
 import { type Database, database, listing, now, type Paging, page, raw, type Statement, seq, takeSeq } from './db.ts';
@@ -74,7 +74,7 @@ export async function newJudgements(
   const rows = await db
     .select({ at: feedback.updated_at })
     .from(feedback)
-    .where(and(gt(feedback.seq, after), isNull(feedback.undone_at), inArray(feedback.kind, [...JUDGEMENTS])))
+    .where(and(gt(feedback.seq, after), isNull(feedback.undone_at), inArray(feedback.kind, [...LEARNT_FROM])))
     .orderBy(feedback.seq)
     .limit(most);
   return { count: rows.length, since: rows[0]?.at ?? null };

@@ -91,6 +91,8 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
       `the training engine is built for Linux on x64, and this is ${process.platform} on ${process.arch}: train in the container or on a Linux machine`,
     );
   }
+  // The stock package was set up by npm, or was not: tf.ts tells when it loads it.
+  if (process.env.PLUMB_ENGINE === 'stock') return '';
   const which = device();
   const folder = engineFolder(which);
   mkdirSync(folder, { recursive: true });
@@ -175,7 +177,15 @@ async function lock(path: string, done: () => boolean, report: Report): Promise<
 
 function findPip(): string {
   for (const python of ['python3', 'python']) {
-    if (spawnSync(python, ['-m', 'pip', '--version'], { stdio: 'ignore' }).status === 0) return python;
+    const { status, stdout } = spawnSync(python, ['-m', 'pip', '--version'], { encoding: 'utf8' });
+    if (status !== 0) continue;
+    const [major, minor] = (/pip (\d+)\.(\d+)/.exec(stdout) ?? []).slice(1).map(Number) as [number, number];
+    // Older ones cannot say where a package lies (install --dry-run --report).
+    if (major < 22 || (major === 22 && minor < 2))
+      throw new EngineError(
+        `pip ${major}.${minor} is too old to set the training engine up: ${python} -m pip install --upgrade pip (22.2 or newer), then run plumb engine --install`,
+      );
+    return python;
   }
   throw new EngineError(
     'the training engine needs Python with pip to fetch TensorFlow: install it (Debian: apt-get install python3-pip), then run plumb engine --install',

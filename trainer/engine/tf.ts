@@ -51,7 +51,15 @@ Object.assign(util, {
 const stock = process.env.PLUMB_ENGINE === 'stock';
 
 function load(): typeof Tf {
-  if (stock) return createRequire(import.meta.url)('@tensorflow/tfjs-node');
+  if (stock) {
+    try {
+      return createRequire(import.meta.url)('@tensorflow/tfjs-node');
+    } catch (error) {
+      throw new EngineError(
+        `PLUMB_ENGINE=stock: the tfjs-node package does not load (${(error as Error).message.split('\n')[0]}); its install script is not run by npm ci, see its own documentation, or leave PLUMB_ENGINE unset`,
+      );
+    }
+  }
   const folder = engineFolder();
   if (!engineReady(folder))
     throw new EngineError('the training engine is not set up on this machine: run plumb engine --install');

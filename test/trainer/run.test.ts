@@ -1,0 +1,79 @@
+import { afterAll, expect, test } from 'vitest';
+import type { Side } from '../../schema/snapshot.ts';
+import { type RunConfig, runConfig } from '../../trainer/config.ts';
+import { tf } from '../../trainer/engine/tf.ts';
+import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
+import type { Progress } from '../../trainer/metrics.ts';
+import { random } from '../../trainer/random.ts';
+import { startSampler } from '../../trainer/rollout.ts';
+import { runStages, stageCalls } from '../../trainer/run.ts';
+import { TINY, tinyParameters } from '../support/tiny.ts';
+
+const sampler = startSampler(TINY);
+afterAll(() => sampler.close());
+const rng = random(3);
+const prompt = () => [rng.int(2, 32), rng.int(2, 32)];
+const judgement = (id: number): Judgement => {
+  const asked = prompt();
+  return {
+    id: `${id}`,
+    root: `${id}`,
+    rows: [0, 1].map(() => ({ prompt: asked, answer: [rng.int(2, 32), rng.int(2, 32), 1] })),
+    texts: ['a', 'b'],
+    stages: stagesOf([[0], [1]]),
+    thumbs: [],
+  };
+};
+const SETTINGS = { ppo: { episodes: 32, rollout: 16, minibatch: 16, klLimit: 500 }, gate: { comparisons: 20 } };
+const base = runConfig(SETTINGS);
+const calls = stageCalls(TINY, { rows: 2, columns: 64 }, base);
+
+async function run(sides: Partial<Record<Side, number>>, config: RunConfig = base, root = tinyParameters()) {
+  const of = <T>(make: (i: number) => T) =>
+    Object.fromEntries(
+      (['A', 'B', 'C'] as const).map((side) => [side, Array.from({ length: sides[side] ?? 0 }, (_, i) => make(i))]),
+    ) as Record<Side, T[]>;
+  const input = { model: TINY, root, parent: root, judgements: of(judgement), prompts: of(prompt) };
+  const reports: Progress[] = [];
+  const result = await runStages(input, config, calls, sampler, 8, (progress) => void reports.push(progress));
+  return { ...result, reports };
+}
+
+test('a run goes from votes to a verdict whose metrics are all numbers', async () => {
+  const { candidate, gate, reports } = await run({ A: 12, B: 8, C: 8 });
+  expect(candidate).not.toBeNull();
+  expect(gate.reasons.map((reason) => reason.check)).toContain('win rate');
+  expect(reports.map((report) => report.stage)).toEqual(expect.arrayContaining(['reward', 'ppo', 'judge', 'evaluate']));
+  for (const { metrics } of reports)
+    for (const value of Object.values(metrics)) expect(Number.isFinite(value)).toBe(true);
+});
+
+test.each([{ A: 12, C: 6 }, { A: 12 }])(
+  'without judgements or prompts to decide by, the candidate is rejected for want of evidence: %j',
+  async (sides) => {
+    const { candidate, gate } = await run(sides);
+    expect(candidate).not.toBeNull();
+    expect(gate.verdict).toBe('reject');
+    expect(gate.reasons[0]!.words).toMatch(/not enough evidence/);
+  },
+);
+
+test('a collapse into numbers that are none ends in rejected, with the metric’s name, whichever stage it meets', async () => {
+  const broken = tinyParameters();
+  broken.norm = tf.fill([TINY.hidden_size], Number.NaN) as typeof broken.norm;
+  const { candidate, gate } = await run({ A: 12, B: 8, C: 8 }, base, broken).catch((error) => {
+    throw new Error(`it threw instead: ${error}`);
+  });
+  expect(candidate).toBeNull();
+  expect(gate.verdict).toBe('reject');
+  expect(gate.reasons[0]!.words).toMatch(/is NaN|not finite/);
+});
+
+test('a KL that blows up ends in rejected with its reason', async () => {
+  const { candidate, gate } = await run(
+    { A: 12, B: 8, C: 8 },
+    runConfig({ ...SETTINGS, ppo: { ...SETTINGS.ppo, klLimit: 1e-9 } }),
+  );
+  expect(candidate).toBeNull();
+  expect(gate.reasons[0]!.words).toMatch(/KL to the parent is/);
+});
