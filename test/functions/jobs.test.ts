@@ -144,6 +144,16 @@ describe('the cron', () => {
     expect((await launches()).filter((l) => l.run === run.id)).toHaveLength(1);
   });
 
+  test('ratings, from which nothing is learnt yet, start no run', async () => {
+    for (let i = 0; i < 4; i++) {
+      const [sample_id] = await draw();
+      const rating = { kind: 'rating', sample_id, aspect: 'helpful', value: 4, rater: { id: 'ann' } };
+      expect((await post('/v1/feedback', rating)).status).toBe(201);
+    }
+    await tick(env);
+    expect(await runs()).toEqual([]);
+  });
+
   test('starts for any that has waited for long, and not twice for the same ones', async () => {
     await judgements(1);
     await env.DB.prepare("UPDATE feedback SET updated_at = '2020-01-01T00:00:00.000Z'").run();
@@ -323,6 +333,13 @@ describe('runs', () => {
     const racing = await Promise.all([1, 2, 3].map(() => post('/v1/runs', {})));
     expect(racing.map(({ status }) => status).toSorted()).toEqual([202, 409, 409]);
     expect((await get('/v1/runs/run_01ARZ3NDEKTSV4RRFFQ69G5FAV')).status).toBe(404);
+  });
+
+  test('takes every stage: a part of the chain is refused, not ignored', async () => {
+    await judgements(3);
+    const part = await post('/v1/runs', { stages: ['reward'] });
+    expect([part.status, part.json.detail]).toEqual([422, expect.stringContaining('stages')]);
+    expect((await post('/v1/runs', { stages: ['reward', 'ppo', 'evaluate', 'publish'] })).status).toBe(202);
   });
 
   test('a cancelled trainer is told so by its heartbeat, and may write nothing more', async () => {
