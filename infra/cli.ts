@@ -104,7 +104,7 @@ plumb
     'work one run for the Worker (what a launcher starts; PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN say which)',
   )
   .action(async () => {
-    const { PLUMB_URL: url, PLUMB_RUN: run, PLUMB_JOB_TOKEN: token } = process.env;
+    const { PLUMB_URL: url, PLUMB_RUN: run, PLUMB_JOB_TOKEN: token, PLUMB_FENCE: fence } = process.env;
     if (!url || !run || !token)
       throw new UserError('PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN must be set: a launcher does that');
     try {
@@ -124,7 +124,7 @@ plumb
     };
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => process.exit(143));
     try {
-      console.log(await workJob({ url, run, token }, local));
+      console.log(await workJob({ url, run, token, ...(fence && { fence: Number(fence) }) }, local));
     } catch (error) {
       if (!(error instanceof Gone)) throw error;
       console.log(error.message);

@@ -112,6 +112,9 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
       say(
         `  ${name.padEnd(12)} ${seconds.toFixed(0).padStart(4)}  ${BUDGET[name.split(' ')[0] as keyof typeof BUDGET]}`,
       );
+    say(
+      '  a training is meant to take: start, engine and compiling 25, reward model and judge 20, ppo 45, gate and publishing 15',
+    );
     for (const [round, run] of finished.entries()) {
       const stages = (run.report?.seconds ?? {}) as Record<string, number>;
       say(

@@ -4,7 +4,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes, timingSafeEqual } from 'node:crypto';
-import { mkdirSync, openSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync } from 'node:fs';
 import { createServer, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
@@ -31,16 +31,14 @@ export async function startLauncher(
   const logs = join(home, 'runs');
   mkdirSync(logs, { recursive: true });
 
-  const server = createServer(async (request, response) => {
-    const answer = (status: number, body: object) =>
-      response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+  const launch = async (request: IncomingMessage, answer: (status: number, body: object) => unknown) => {
     if (request.headers.host !== `127.0.0.1:${port()}`) return answer(403, { detail: 'wrong Host' });
     if (!same(request.headers.authorization ?? '', `Bearer ${token}`))
       return answer(401, { detail: 'wrong or no bearer' });
     if (request.method !== 'POST' || request.url !== '/launch') return answer(404, { detail: 'only POST /launch' });
     const body = LaunchRequest.safeParse(await json(request));
     if (!body.success || body.data.url !== worker()) return answer(400, { detail: 'not a launch of this Worker’s' });
-    const { run, token: jobToken } = body.data;
+    const { run, fence, token: jobToken } = body.data;
     // A relaunch takes over: the trainer of the old fence can no longer write, and need not go on computing.
     children.get(run)?.kill('SIGTERM');
     const log = openSync(join(logs, `${run}.log`), 'a');
@@ -52,14 +50,23 @@ export async function startLauncher(
         PLUMB_HOME: home,
         PLUMB_URL: body.data.url,
         PLUMB_RUN: run,
+        PLUMB_FENCE: String(fence),
         PLUMB_JOB_TOKEN: jobToken,
       },
     });
+    closeSync(log);
     children.set(run, child);
-    child.on('exit', () => {
+    const gone = () => {
       if (children.get(run) === child) children.delete(run);
-    });
+    };
+    // One that could not start never beats, and the cron launches it again.
+    child.on('exit', gone).on('error', gone);
     answer(202, { run });
+  };
+  const server = createServer((request, response) => {
+    const answer = (status: number, body: object) =>
+      response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+    launch(request, answer).catch((error) => answer(500, { detail: (error as Error).message }));
   });
   const port = () => (server.address() as AddressInfo).port;
   await new Promise<void>((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', resolve));

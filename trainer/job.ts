@@ -34,12 +34,15 @@ export interface JobAccess {
   url: string;
   run: string;
   token: string;
+  /** Which launch this is; another one may have taken over before this one came to ask. */
+  fence?: number;
 }
 
 /** Works a job to its end. Throws Gone when told to stop; any other failure is reported to the Worker, then thrown. */
 export async function workJob(access: JobAccess, local: Report): Promise<'published' | 'rejected'> {
   const api = client(access);
   const job = await api.json(Job, 'GET', '');
+  if (access.fence !== undefined && access.fence !== job.fence) throw new Gone('the run was launched again');
   const beats = heartbeats(api, job.fence, job.lease_seconds);
   try {
     return await train(api, job, beats, local);

@@ -1,0 +1,62 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { request } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type Launcher, startLauncher } from '../../infra/launcher.ts';
+import { newId } from '../../schema/ids.ts';
+
+const WORKER = 'http://127.0.0.1:9';
+const home = mkdtempSync(join(tmpdir(), 'plumb-launcher-'));
+let launcher: Launcher;
+beforeAll(async () => {
+  launcher = await startLauncher(home, () => WORKER);
+});
+afterAll(async () => {
+  await launcher.close();
+  rmSync(home, { recursive: true, force: true });
+});
+
+const launch = { run: newId('run'), fence: 1, url: WORKER, token: 'rt_of-the-run' };
+/** Its status. fetch would not let a test choose the Host. */
+const ask = (body: unknown, headers: Record<string, string> = {}, path = '/launch', method = 'POST') =>
+  new Promise<number>((resolve, reject) => {
+    const sent = { authorization: `Bearer ${launcher.token}`, ...headers };
+    request(`${launcher.url}${path}`, { method, headers: sent }, (response) => {
+      response.resume();
+      resolve(response.statusCode!);
+    })
+      .on('error', reject)
+      .end(typeof body === 'string' ? body : JSON.stringify(body));
+  });
+
+test.each([
+  ['no bearer', 401, launch, { authorization: '' }],
+  ['another bearer', 401, launch, { authorization: 'Bearer x' }],
+  ['another Host, as a page behind a name that points here would send', 403, launch, { host: 'evil.example' }],
+  ['what is not JSON', 400, 'run it', {}],
+  ['a path for a run id', 400, { ...launch, run: '../../etc/passwd' }, {}],
+  ['a command beside the run id', 400, { ...launch, command: 'rm' }, {}],
+  ['another Worker', 400, { ...launch, url: 'http://evil.example' }, {}],
+  ['a long body', 400, 'x'.repeat(20_000), {}],
+])('refuses %s', async (_, status, body, headers) => {
+  expect(await ask(body, headers as Record<string, string>)).toBe(status);
+  expect(launcher.children.size).toBe(0);
+});
+
+test('takes nothing but launches', async () => {
+  expect(await ask(launch, {}, '/')).toBe(404);
+  expect(await ask('', {}, '/launch', 'GET')).toBe(404);
+});
+
+test('starts one trainer a run, the old one ended by the new, and ends with it', async () => {
+  expect(await ask(launch)).toBe(202);
+  const first = launcher.children.get(launch.run)!;
+  const ended = new Promise((resolve) => first.once('exit', resolve));
+  expect(await ask({ ...launch, fence: 2 })).toBe(202);
+  await ended;
+  const second = launcher.children.get(launch.run)!;
+  expect(second.pid).not.toBe(first.pid);
+  await launcher.close();
+  expect(second.exitCode !== null || second.signalCode !== null).toBe(true);
+});
