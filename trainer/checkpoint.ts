@@ -6,9 +6,10 @@ import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../
 import { flatten, type Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import type { Parameters } from './model.ts';
-import { adamState } from './optimizer.ts';
+import type { AdamState } from './optimizer.ts';
 import type { PpoState } from './ppo.ts';
-import type { RewardModel } from './reward.ts';
+import type { FitState, RewardModel } from './reward.ts';
+import type { SftState } from './sft.ts';
 
 /** A tree as a file; its paths become the tensors' names ("actor/parameters/layers/0/qkv"). */
 export function treeToFile(tree: Tree): Uint8Array {
@@ -58,26 +59,43 @@ export function inFormOf<T extends Tree>(form: T, tree: Tree): T {
   return rebuilt as T;
 }
 
+const rewardOf = ({ parameters, head, thumbs }: RewardModel, like: Parameters): RewardModel => ({
+  parameters: inFormOf(like, parameters),
+  head: { weight: head.weight, bias: head.bias },
+  thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
+});
+const adamOf = ({ step, m, v }: AdamState): AdamState => ({ step, m, v });
+
 /** A reward model as it was saved. */
-export function rewardFromFile(file: Uint8Array, like: Parameters): RewardModel {
-  const { parameters, head, thumbs } = fileToTree(file) as RewardModel;
-  return {
-    parameters: inFormOf(like, parameters),
-    head: { weight: head.weight, bias: head.bias },
-    thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
-  };
+export const rewardFromFile = (file: Uint8Array, like: Parameters): RewardModel =>
+  rewardOf(fileToTree(file) as RewardModel, like);
+
+/** A policy's weights as they were saved. */
+export const parametersFromFile = (file: Uint8Array, like: Parameters): Parameters =>
+  inFormOf(like, fileToTree(file) as Parameters);
+
+/** The numbers of a stage's state, which stand beside its tensors. */
+export const StepScalars = z.object({ step: z.int() });
+export const PpoScalars = z.object({ beta: z.number(), iteration: z.int() });
+
+/** What SFT goes on from: its tensors in the file, its numbers beside it. So have the others. */
+export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): SftState {
+  const { parameters, adam } = fileToTree(file) as unknown as SftState;
+  return { parameters: inFormOf(like, parameters), adam: adamOf(adam), ...StepScalars.parse(scalars) };
 }
 
-const PpoScalars = z.object({ beta: z.number(), iteration: z.int() });
+/** What the fitting of a reward model goes on from. */
+export function fitStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): FitState {
+  const { rm, adam } = fileToTree(file) as unknown as FitState;
+  return { rm: rewardOf(rm, like), adam: adamOf(adam), ...StepScalars.parse(scalars) };
+}
 
-/** PPO's state as it was saved: its tensors in the file, its numbers beside it. */
+/** What PPO goes on from. */
 export function ppoStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): PpoState {
-  const { actor, adam } = fileToTree(file) as unknown as Pick<PpoState, 'actor' | 'adam'>;
-  const form = {
-    parameters: inFormOf(like, actor.parameters),
-    value: { weight: actor.value.weight, bias: actor.value.bias },
-  };
-  return { actor: form, adam: inFormOf(adamState(form), adam), ...PpoScalars.parse(scalars) };
+  const { actor, adam } = fileToTree(file) as unknown as PpoState;
+  const parameters = inFormOf(like, actor.parameters);
+  const value = { weight: actor.value.weight, bias: actor.value.bias };
+  return { actor: { parameters, value }, adam: adamOf(adam), ...PpoScalars.parse(scalars) };
 }
 
 /** Writes so that a reader sees the whole file or none: another name, synced, renamed. */

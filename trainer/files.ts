@@ -5,10 +5,17 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
-import { ppoStateFromFile, rewardFromFile, treeToFile, writeWhole } from './checkpoint.ts';
+import {
+  fitStateFromFile,
+  ppoStateFromFile,
+  rewardFromFile,
+  sftStateFromFile,
+  treeToFile,
+  writeWhole,
+} from './checkpoint.ts';
 import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS, SFT_DEFAULTS } from './config.ts';
 import { type Row, readLines, readSftLines, type SftLine, sftRows } from './data.ts';
-import { dispose } from './engine/compile.ts';
+import { dispose, type Tree } from './engine/compile.ts';
 import { evaluate } from './evaluate.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
 import { type Report, toFile, toTerminal } from './metrics.ts';
@@ -56,6 +63,8 @@ export async function sftOnFiles(options: {
   const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
   const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
   const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
+  const report = reportTo(options.out);
+  const cut = savepoint('sft', options);
   const { parameters, loss } = await sft(
     policy.config,
     weights,
@@ -70,9 +79,12 @@ export async function sftOnFiles(options: {
       learningRate: options.learningRate,
       seed: options.seed,
     },
-    reportTo(options.out),
+    report,
+    cut.saved && sftStateFromFile(cut.saved.tensors, cut.saved.scalars, weights),
+    ({ parameters, adam, step }) => cut.save({ parameters, adam }, { step }),
   );
   writePolicy(options.out, policy, parameters);
+  cut.remove();
   console.log(
     `${Number.isNaN(loss) ? '' : `held-out loss ${loss.toFixed(4)} nats a token; `}policy written to ${options.out}`,
   );
@@ -103,9 +115,23 @@ export async function rewardOnFiles(options: {
     learningRate: options.learningRate,
   });
   const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, options.seed);
-  const rm = await fitReward(policy.config, calls, weights, fitted, on, options.seed, 'reward', reportTo(options.out));
+  const report = reportTo(options.out);
+  const cut = savepoint('reward', options);
+  const rm = await fitReward(
+    policy.config,
+    calls,
+    weights,
+    fitted,
+    on,
+    options.seed,
+    'reward',
+    report,
+    cut.saved && fitStateFromFile(cut.saved.tensors, cut.saved.scalars, weights),
+    ({ rm, adam, step }) => cut.save({ rm, adam }, { step }),
+  );
   const tallies = accuracy(calls, rm, held, policy.config.pad_token_id);
   writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
+  cut.remove();
   const accurate =
     tallies.length > 0
       ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out conversations; `
@@ -143,11 +169,7 @@ export async function ppoOnFiles(options: {
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
   };
   const report = reportTo(options.out);
-  // Where it goes on if it is cut off: the tensors of an iteration, and a place that names them once they are whole.
-  const place = join(options.out, 'ppo.state.json');
-  const tensorsOf = (iteration: number) => join(options.out, `ppo.state.${iteration}.safetensors`);
-  const saved = existsSync(place) ? Place.parse(JSON.parse(readFileSync(place, 'utf8'))) : null;
-  let kept = saved?.iteration;
+  const cut = savepoint('ppo', options);
   const sampler = startSampler(policy.config);
   try {
     const optimised = await ppo(
@@ -160,20 +182,14 @@ export async function ppoOnFiles(options: {
       maxTokens,
       config,
       report,
-      saved && ppoStateFromFile(readFileSync(tensorsOf(saved.iteration)), saved, parent),
-      ({ actor, adam, beta, iteration }) => {
-        writeWhole(tensorsOf(iteration), treeToFile({ actor, adam }));
-        writeWhole(place, new TextEncoder().encode(JSON.stringify({ beta, iteration })));
-        if (kept !== undefined) rmSync(tensorsOf(kept), { force: true });
-        kept = iteration;
-      },
+      cut.saved && ppoStateFromFile(cut.saved.tensors, cut.saved.scalars, parent),
+      ({ actor, adam, beta, iteration }) => cut.save({ actor, adam }, { beta, iteration }),
     );
     writePolicy(options.out, policy, optimised);
   } finally {
     await sampler.close();
   }
-  rmSync(place, { force: true });
-  if (kept !== undefined) rmSync(tensorsOf(kept), { force: true });
+  cut.remove();
   console.log(`policy written to ${options.out}`);
 }
 
@@ -229,6 +245,38 @@ function reportTo(out: string): Report {
   };
 }
 
+/** Seconds between two saves, but the first. */
+const SAVE_EVERY = 10;
+const Saved = z.object({ count: z.int(), settings: z.string(), scalars: z.unknown() });
+
+/** Where a stage that is cut off goes on: tensors in a file, and a place that names them once they are whole. */
+function savepoint(stage: string, options: { out: string }) {
+  const settings = JSON.stringify(options);
+  const place = join(options.out, `${stage}.state.json`);
+  const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);
+  const last = existsSync(place) ? Saved.parse(JSON.parse(readFileSync(place, 'utf8'))) : null;
+  if (last && last.settings !== settings)
+    throw new UserError(
+      `${options.out} holds the unfinished work of a call with other settings: give it the same ones to go on, another --out, or remove ${place}`,
+    );
+  let count = last?.count ?? 0;
+  let at = Number.NEGATIVE_INFINITY;
+  return {
+    saved: last && { tensors: readFileSync(tensorsOf(count)), scalars: last.scalars },
+    save: (tensors: Tree, scalars: object) => {
+      if (performance.now() - at < 1000 * SAVE_EVERY) return;
+      at = performance.now();
+      writeWhole(tensorsOf(count + 1), treeToFile(tensors));
+      writeWhole(place, new TextEncoder().encode(JSON.stringify({ count: count + 1, settings, scalars })));
+      rmSync(tensorsOf(count++), { force: true });
+    },
+    remove: () => {
+      rmSync(place, { force: true });
+      rmSync(tensorsOf(count), { force: true });
+    },
+  };
+}
+
 /** What makes two lines one conversation: the same beginning; a text is one by itself. */
 const rootOf = (line: SftLine, index: number): string =>
   'text' in line ? `${index}` : JSON.stringify('messages' in line ? (line.messages as Message[])[0] : line.prompt);
@@ -240,8 +288,6 @@ function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train:
   const held = (row: T) => places.get(rootOf(row))! % nth === nth - 1;
   return { train: rows.filter((row) => !held(row)), held: rows.filter(held) };
 }
-
-const Place = z.object({ beta: z.number(), iteration: z.int() });
 
 const PromptLine = z.looseObject({
   prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages'),

@@ -9,7 +9,7 @@ import { ChatTemplateError } from '../schema/chat.ts';
 import type { PolicyFile } from '../schema/manifest.ts';
 import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
 import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
-import { fileToTree, inFormOf, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
+import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { type Judgement, judgementOf } from './judgements.ts';
@@ -110,10 +110,10 @@ async function train(
   const sampler = startSampler(model);
   try {
     const resumed = await savedProgress(api, parent);
-    let lastSaved = 0;
+    let lastSaved = Date.now();
     const keep = async (progressed: Progressed) => {
-      // Every finished stage; PPO's iterations as often as half a minute, for each is some megabytes to send.
-      if (progressed.ppo && Date.now() - lastSaved < 30_000) return;
+      // Every finished stage; steps within one as often as half a minute, for each is some megabytes to send.
+      if ((progressed.ppo || progressed.fit) && Date.now() - lastSaved < 30_000) return;
       await saveProgress(api, job.fence, progressed);
       lastSaved = Date.now();
     };
@@ -202,7 +202,8 @@ async function fetched(api: Client, files: (PolicyFile & { url: string })[]): Pr
 
 async function saveProgress(api: Client, fence: number, progressed: Progressed): Promise<void> {
   const parts: Record<string, Tree> = {};
-  if (progressed.reward && !progressed.candidate) parts.reward = progressed.reward;
+  if (progressed.reward) parts.reward = progressed.reward;
+  if (progressed.fit) parts.fit = { rm: progressed.fit.rm, adam: progressed.fit.adam };
   if (progressed.ppo) parts.ppo = { actor: progressed.ppo.actor, adam: progressed.ppo.adam };
   if (progressed.candidate) parts.candidate = progressed.candidate;
   const files = Object.entries(parts).map(([name, tree]) => ({ name, bytes: treeToFile(tree) }));
@@ -212,10 +213,14 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
   );
   await api.send('PUT', '/checkpoint', {
     fence,
-    stage: progressed.candidate ? 'evaluate' : 'ppo',
-    step: progressed.ppo?.iteration ?? 0,
+    stage: progressed.candidate ? 'evaluate' : progressed.reward ? 'ppo' : 'reward',
+    step: progressed.fit?.step ?? progressed.ppo?.iteration ?? 0,
     files: files.map(({ name, bytes }) => ({ name, sha256: sha256(bytes), bytes: bytes.length })),
-    state: progressed.ppo ? { beta: progressed.ppo.beta, iteration: progressed.ppo.iteration } : {},
+    state: progressed.ppo
+      ? { beta: progressed.ppo.beta, iteration: progressed.ppo.iteration }
+      : progressed.fit
+        ? { step: progressed.fit.step }
+        : {},
   });
 }
 
@@ -229,7 +234,8 @@ async function savedProgress(api: Client, parent: Parameters): Promise<Progresse
   for (const file of saved.files) {
     const bytes = await api.blob(file.url, file.sha256);
     if (file.name === 'reward') out.reward = rewardFromFile(bytes, parent);
-    else if (file.name === 'candidate') out.candidate = inFormOf(parent, fileToTree(bytes) as Parameters);
+    else if (file.name === 'candidate') out.candidate = parametersFromFile(bytes, parent);
+    else if (file.name === 'fit') out.fit = fitStateFromFile(bytes, saved.state, parent);
     else if (file.name === 'ppo') out.ppo = ppoStateFromFile(bytes, saved.state, parent);
   }
   return out;

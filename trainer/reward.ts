@@ -1,5 +1,5 @@
 // Stage 3, the reward model: the policy's own weights with a linear head, fitted to people's judgements. An answer's score is
-// the mean over its tokens of the head's reading.
+// the mean over its tokens of the head's reading, drawn towards 0 where there are few tokens.
 //
 //   plumb train reward --data judgements.jsonl --base <policy folder> --out <folder>
 //
@@ -14,7 +14,7 @@ import { type Tensor, tf } from './engine/tf.ts';
 import { type Judgement, pairsOf } from './judgements.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { type Head, hiddenStates, type Parameters, readOut } from './model.ts';
-import { adamState, trainer } from './optimizer.ts';
+import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Shape } from './pack.ts';
 import { random } from './random.ts';
 
@@ -25,8 +25,16 @@ export type RewardModel = {
   thumbs: { logScale: Tensor; bias: Tensor };
 };
 
+/** What a step of fitting leaves behind, enough to go on from. */
+export type FitState = { rm: RewardModel; adam: AdamState; step: number };
+
 /** Stages of choices that a call can hold; a ranking of eight with every kind of tie has 56 at most. */
 const STAGES = 96;
+/**
+ * So many tokens with a reading of 0 count into every answer's mean. A plain mean varies more over short answers, and what varies
+ * more is easier to raise: without them PPO makes answers shorter (LOG.md).
+ */
+const PRIOR_TOKENS = 20;
 
 /** The compiled calls of one policy's reward models, shared by the reward model and the gate's judge. */
 export type RewardCalls = ReturnType<typeof rewardCalls>;
@@ -60,6 +68,8 @@ export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<Rewar
 /**
  * Fits a reward model, starting from `base` (not disposed).
  * @param normaliseOn answers of the policy on which the scores are brought to mean 0 and variance 1, before and after
+ * @param from goes on after a saved step
+ * @param save is called after every step with all that is needed to go on
  */
 export async function fitReward(
   model: ModelConfig,
@@ -70,25 +80,32 @@ export async function fitReward(
   seed: number,
   stage: string,
   report: Report,
+  from: FitState | null = null,
+  save: (state: FitState) => void | Promise<void> = () => {},
 ): Promise<RewardModel> {
   const { shape, config } = calls;
   const rng = random(seed, stage);
   const D = model.hidden_size;
   const first = Float32Array.from({ length: D }, () => rng.normal() / Math.sqrt(D + 1));
-  let rm: RewardModel = tf.tidy(() => ({
-    parameters: mapTree(base, tf.clone) as Parameters,
-    head: { weight: tf.tensor1d(first), bias: tf.scalar(0) },
-    thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
-  })) as never;
-  rm = normalised(rm, scores(calls, rm, normaliseOn, model.pad_token_id));
+  let rm: RewardModel;
+  if (from) rm = from.rm;
+  else {
+    rm = tf.tidy(() => ({
+      parameters: mapTree(base, tf.clone) as Parameters,
+      head: { weight: tf.tensor1d(first), bias: tf.scalar(0) },
+      thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
+    })) as never;
+    rm = normalised(rm, scores(calls, rm, normaliseOn, model.pad_token_id));
+  }
 
   let order: Judgement[] = [];
-  let adam = adamState(rm);
+  let adam = from?.adam ?? adamState(rm);
   const perEpoch = Math.ceil(judgements.length / config.judgements);
   const steps = perEpoch * config.epochs;
   for (let step = 1; step <= steps; step++) {
     const at = ((step - 1) % perEpoch) * config.judgements;
     if (at === 0) order = rng.shuffle([...judgements]);
+    if (from && step <= from.step) continue; // the orders come as they came
     const rate = Math.min(1, step / config.warmup) * Math.max(0.1, 1 - (step - 1) / steps);
     const parts = evidence(order.slice(at, at + config.judgements), shape, model.pad_token_id);
     const result = calls.step(rm, adam, config.learningRate * rate, parts);
@@ -96,6 +113,7 @@ export async function fitReward(
     const metrics = { [`${stage}/loss`]: result.values.loss, [`${stage}/grad_norm`]: result.norm };
     requireFinite(stage, step, metrics);
     await report({ stage, step, steps, metrics });
+    await save({ rm, adam, step });
     await new Promise(setImmediate);
   }
   dispose(adam);
@@ -177,11 +195,11 @@ type Evidence = {
   thumbs: { sign: Tensor; weight: Tensor }; // (S), (S)
 };
 
-/** For each answer, 1 / its length at each of its tokens: a product with the readings is their mean. (S, R W) */
+/** For each answer, its tokens' weights in its score: a product with the readings is their mean with the prior's. (S, R W) */
 function membersOf({ tokens, placed }: Pack): Tensor {
   const members = new Float32Array(ANSWERS * tokens.length);
   placed.forEach(({ first, length }, i) => {
-    members.fill(1 / length, i * tokens.length + first, i * tokens.length + first + length);
+    members.fill(1 / (length + PRIOR_TOKENS), i * tokens.length + first, i * tokens.length + first + length);
   });
   return tf.tensor2d(members, [ANSWERS, tokens.length]);
 }

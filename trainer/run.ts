@@ -12,7 +12,7 @@ import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Shape } from './pack.ts';
 import { type PpoState, policyCalls, ppo } from './ppo.ts';
-import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
+import { accuracy, type FitState, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
 import type { startSampler } from './rollout.ts';
 
 export interface RunInput {
@@ -26,6 +26,8 @@ export interface RunInput {
 
 /** Where a run that was cut off goes on. */
 export interface Progressed {
+  /** The reward model, or with a candidate the judge, as far as it is fitted. */
+  fit?: FitState;
   reward?: RewardModel;
   ppo?: PpoState;
   candidate?: Parameters;
@@ -48,7 +50,7 @@ export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig):
 /**
  * Fits the reward model on side A, optimises the policy on A's prompts, fits the judge on side B from the root, and runs the
  * gate. A policy that diverges is rejected with the reason; every other error is thrown.
- * @param keep is called when something worth saving is done
+ * @param keep is called with what there is to go on from: after each step that leaves something, and after each stage
  */
 export async function runStages(...args: ArgumentsOf<typeof stages>): Promise<RunResult> {
   try {
@@ -95,6 +97,8 @@ async function stages(
         config.seed,
         'reward',
         report,
+        from.fit,
+        (fit) => keep({ fit }),
       ));
     if (!from.reward) await keep({ reward: rm });
     const held = accuracy(calls.reward, rm, judgements.C, pad);
@@ -122,6 +126,7 @@ async function stages(
     dispose(rm);
     await keep({ candidate });
   }
+  const optimised = candidate;
 
   const asked = [...prompts.B, ...prompts.C];
   if (judgements.B.length === 0 || asked.length === 0) {
@@ -137,6 +142,8 @@ async function stages(
     config.seed + 1,
     'judge',
     report,
+    from.candidate && from.fit,
+    (fit) => keep({ candidate: optimised, fit }),
   );
   await report({ stage: 'evaluate', step: 0, steps: 1, metrics: {} });
   const gate = await evaluate(

@@ -11,12 +11,17 @@ import { compile, dispose } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from './model.ts';
-import { adamState, trainer } from './optimizer.ts';
+import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf } from './pack.ts';
 import { random } from './random.ts';
 
+/** What a step leaves behind, enough to go on from. */
+export type SftState = { parameters: Parameters; adam: AdamState; step: number };
+
 /**
  * Trains on `rows`; the loss on `held` rows is measured at the end and every tenth of the way.
+ * @param from goes on after a saved step
+ * @param save is called after every step with all that is needed to go on
  * @returns the new weights (the given ones are disposed) and the last held-out loss, nats a token
  */
 export async function sft(
@@ -26,6 +31,8 @@ export async function sft(
   held: Row[],
   config: SftConfig,
   report: Report,
+  from: SftState | null = null,
+  save: (state: SftState) => void | Promise<void> = () => {},
 ): Promise<{ parameters: Parameters; loss: number }> {
   const { shape, steps } = config;
   const rng = random(config.seed, 'sft');
@@ -59,14 +66,16 @@ export async function sft(
     return sum;
   };
 
-  let weights = parameters;
-  let adam = adamState(weights);
+  let weights = from?.parameters ?? parameters;
+  let adam = from?.adam ?? adamState(weights);
   let order: Row[] = [];
   let loss = Number.NaN;
   for (let step = 1; step <= steps; step++) {
     while (order.length < config.batch) order = [...order, ...rng.shuffle([...rows])];
+    const batch = order.splice(0, config.batch);
+    if (from && step <= from.step) continue; // the batches come as they came
     const rate = Math.min(1, step / config.warmup) * Math.max(0.02, 1 - (step - 1) / steps);
-    const parts = partsOf(order.splice(0, config.batch));
+    const parts = partsOf(batch);
     const result = trainStep(weights, adam, config.learningRate * rate, parts);
     ({ parameters: weights, adam } = result);
     const metrics: Record<string, number> = { 'loss/train': result.values.loss, 'grad/norm': result.norm };
@@ -76,6 +85,7 @@ export async function sft(
     }
     requireFinite('sft', step, metrics);
     await report({ stage: 'sft', step, steps, metrics });
+    await save({ parameters: weights, adam, step });
     // Gives signal handlers and heartbeats their turn: a step blocks the event loop.
     await new Promise(setImmediate);
   }

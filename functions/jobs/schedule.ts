@@ -6,6 +6,7 @@ import { type Env, type Settings, settings } from '../env.ts';
 import { ApiError } from '../error.ts';
 import { forgetOldAnswers } from '../idempotency.ts';
 import { database, dbIn, dbNow } from '../store/db.ts';
+import { sweepEnded } from '../store/jobs.ts';
 import { forget, lookup } from '../store/keys.ts';
 import { activeRun, createRun, lastSnapshotEnd, newJudgements, type RunRow } from '../store/runs.ts';
 import { jobToken } from '../token.ts';
@@ -20,6 +21,7 @@ const LAUNCHES = 4;
 export async function tick(env: Env): Promise<void> {
   const set = settings(env);
   await forgetOldAnswers(env.DB);
+  await sweepEnded(env.DB, env.BUCKET);
   const run = (await activeRun(env.DB)) ?? (await startRun(env, set));
   if (!run) return;
   const due = run.status === 'queued' ? run : await lost(env.DB, set, run);

@@ -16,7 +16,7 @@ import {
 import { ApiError, at, notFound } from '../error.ts';
 import { publish } from '../jobs/release.ts';
 import { type AnyRoute, type Call, type Definition, route } from '../route.ts';
-import { activeJob, beat, failRun, readSnapshot, saveCheckpoint } from '../store/jobs.ts';
+import { activeJob, beat, failRun, readSnapshot, saveCheckpoint, sweep } from '../store/jobs.ts';
 import { blobKey, readManifest } from '../store/policies.ts';
 
 const base = '/v1/jobs/:run';
@@ -102,7 +102,9 @@ export const jobRoutes = [
       const sha = Sha256.safeParse(param('sha256'));
       if (!sha.success) throw at(400, 'sha256', 'is not a sha256 in lower-case hex');
       try {
-        await env.BUCKET.put(blobKey(sha.data), c.req.raw.body ?? '', { sha256: sha.data });
+        // whose it is, so that a run sweeps up what it brought, and nothing else
+        const options = { sha256: sha.data, customMetadata: { run: param('run') } };
+        await env.BUCKET.put(blobKey(sha.data), c.req.raw.body ?? '', options);
       } catch (error) {
         const text = error instanceof Error ? error.message : '';
         if (/SHA-256|checksum|10037/i.test(text)) throw new ApiError(422, 'what came has another hash');
@@ -149,7 +151,9 @@ export const jobRoutes = [
     body: Checkpoint,
     answers: { 204: 'kept' },
     async handle({ c, env, body, param }) {
+      const { checkpoint: before } = await activeJob(env.DB, param('run'));
       await saveCheckpoint(env.DB, param('run'), body);
+      await sweep(env.BUCKET, param('run'), before, body.files);
       return c.body(null, 204);
     },
   }),

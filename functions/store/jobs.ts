@@ -1,14 +1,14 @@
 // A run as its trainer sees it. Each launch has its fence; what an earlier one still sends changes nothing. Leases go by
 // the database's clock.
-import { and, eq, gt, inArray, sql } from 'drizzle-orm';
+import { and, desc, eq, gt, inArray, sql } from 'drizzle-orm';
 import { newId } from '../../schema/ids.ts';
 import type { Manifest } from '../../schema/manifest.ts';
 import { ACTIVE, releases, runs, snapshots } from '../../schema/tables.ts';
-import type { Checkpoint, Heartbeat, Publish, Release } from '../../schema/wire-runs.ts';
+import { Checkpoint, type Heartbeat, type Publish, type Release } from '../../schema/wire-runs.ts';
 import { ApiError } from '../error.ts';
 import { database, dbIn, dbNow, now, raw, seq, takeSeq } from './db.ts';
-import { type ReleaseRow, shareOf, wireRelease } from './policies.ts';
-import { type RunRow, readRun } from './runs.ts';
+import { blobKey, type ReleaseRow, readManifest, shareOf, wireRelease } from './policies.ts';
+import { isActive, type RunRow, readRun } from './runs.ts';
 
 export const gone = () =>
   new ApiError(410, 'the run has ended, or is another trainer’s now: stop, and write nothing more');
@@ -62,6 +62,33 @@ export async function saveCheckpoint(d1: D1Database, run: string, checkpoint: Ch
     .where(mine(run, checkpoint.fence))
     .returning({ id: runs.id });
   if (rows.length === 0) throw gone();
+}
+
+/** Deletes a checkpoint's files, of those that the run itself brought, but what is still wanted. */
+export async function sweep(
+  bucket: R2Bucket,
+  run: string,
+  checkpoint: unknown,
+  wanted: { sha256: string }[],
+): Promise<void> {
+  const { data } = Checkpoint.safeParse(checkpoint);
+  for (const { sha256 } of data?.files ?? []) {
+    if (wanted.some((file) => file.sha256 === sha256)) continue;
+    const head = await bucket.head(blobKey(sha256));
+    if (head?.customMetadata?.run === run) await bucket.delete(blobKey(sha256));
+  }
+}
+
+/** Sweeps up after the last runs that have ended, however they did: what their policies are made of stays. */
+export async function sweepEnded(d1: D1Database, bucket: R2Bucket): Promise<void> {
+  const db = database(d1);
+  const latest = await db.select().from(runs).where(gt(runs.seq, 0)).orderBy(desc(runs.seq)).limit(3);
+  for (const run of latest) {
+    if (!run.checkpoint || isActive(run)) continue;
+    const manifest = run.policy ? await readManifest(bucket, run.policy) : undefined;
+    await sweep(bucket, run.id, run.checkpoint, manifest?.files ?? []);
+    await db.update(runs).set({ checkpoint: sql`NULL` }).where(eq(runs.id, run.id));
+  }
 }
 
 export async function failRun(d1: D1Database, run: string, fence: number, error: string): Promise<void> {
@@ -133,7 +160,7 @@ export async function readSnapshot(d1: D1Database, id: string) {
 /** The run, if it is active. */
 export async function activeJob(d1: D1Database, id: string): Promise<RunRow> {
   const found = await readRun(d1, id);
-  if (!found || !(ACTIVE as readonly string[]).includes(found.row.status)) throw gone();
+  if (!found || !isActive(found.row)) throw gone();
   return found.row;
 }
 

@@ -186,6 +186,9 @@ describe('the loop', { timeout: 6 * MINUTES }, () => {
     expect(published).toMatchObject({ status: 'published', verdict: 'promote', release: { channel: 'stable' } });
     expect(published.policy).not.toBe(local.policy);
     run = published;
+    const { compilations } = published.report as { compilations: { name: string; seconds: number }[] };
+    expect(compilations.length).toBeGreaterThan(0);
+    expect(compilations.length).toBeLessThanOrEqual(6);
 
     const since = new Set((await metricsAfter(run.id, before)).map(({ name }) => name));
     expect([...since]).toEqual(expect.arrayContaining(['gate/win_rate', 'judge/loss']));

@@ -436,6 +436,34 @@ describe('the job protocol', () => {
     expect(saved).toMatchObject({ step: 7, state: { beta: 0.2 }, files: [{ name: 'ppo', url: asked.json[0].upload }] });
   });
 
+  test('a checkpoint’s files go when the next one or the end of the run leaves them behind, a policy’s never', async () => {
+    const run = await started();
+    const there = async (sha: string) => (await env.BUCKET.head(`blobs/sha256/${sha}`)) !== null;
+    const checkpoint = async (...contents: string[]) => {
+      const files = await Promise.all(
+        contents.map(async (text, i) => ({ name: `part ${i}`, sha256: await sha256(text), bytes: text.length })),
+      );
+      for (const [i, { sha256: sha }] of files.entries()) await run.put(sha, contents[i]!);
+      const body = { fence: 1, stage: 'ppo', step: 1, files, state: {} };
+      expect((await run.send('PUT', '/checkpoint', body)).status).toBe(204);
+      return files.map((file) => file.sha256);
+    };
+    const [reward, early] = (await checkpoint('reward model', 'early')) as [string, string];
+    const [, late] = (await checkpoint('reward model', 'late')) as [string, string];
+    expect([await there(reward), await there(early), await there(late)]).toEqual([true, false, true]);
+
+    // one that names a file of the policy it started from, which another brought, deletes nothing of it
+    const weights = tiny.manifest.files.at(-1)!;
+    const named = { name: 'x', sha256: weights.sha256, bytes: weights.bytes };
+    const kept = { name: 'late', sha256: late, bytes: 4 };
+    const body = { fence: 1, stage: 'ppo', step: 2, files: [named, kept], state: {} };
+    expect((await run.send('PUT', '/checkpoint', body)).status).toBe(204);
+    expect(await there(reward)).toBe(false);
+    await run.send('POST', '/fail', { fence: 1, error: 'out of memory' });
+    await tick(env);
+    expect([await there(weights.sha256), await there(late)]).toEqual([true, false]);
+  });
+
   test('a failure is kept, and ends the run', async () => {
     const run = await started();
     expect((await run.send('POST', '/fail', { fence: 2, error: 'no' })).status).toBe(410);

@@ -23,6 +23,7 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { lock } from './lock.ts';
 
 const TFJS_NODE = '4.22.0';
 const NODE_API_HEADERS = '1.9.0';
@@ -96,7 +97,7 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
   const which = device();
   const folder = engineFolder(which);
   mkdirSync(folder, { recursive: true });
-  const unlock = await lock(join(folder, 'lock'), () => engineReady(folder), report);
+  const unlock = await lock(folder, () => report('waiting for another process, which is setting it up'));
   try {
     if (engineReady(folder)) return folder;
     const pip = findPip();
@@ -149,29 +150,7 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
     renameSync(join(folder, 'ready.json.part'), join(folder, 'ready.json'));
     return folder;
   } finally {
-    unlock();
-  }
-}
-
-/** Waits while another live process holds the lock; a lock whose owner died is taken over. */
-async function lock(path: string, done: () => boolean, report: Report): Promise<() => void> {
-  for (;;) {
-    try {
-      writeFileSync(path, String(process.pid), { flag: 'wx' });
-      return () => rmSync(path, { force: true });
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-    }
-    if (done()) return () => {};
-    const owner = existsSync(path) ? Number(readFileSync(path, 'utf8')) : 0;
-    const alive = owner > 0 && existsSync(`/proc/${owner}`);
-    // A lock without a pid in it is being written this instant: give its owner a second.
-    if (!alive && existsSync(path) && (owner > 0 || Date.now() - statSync(path).mtimeMs > 1000)) {
-      rmSync(path, { force: true });
-      continue;
-    }
-    report(`waiting for process ${owner}, which is setting the engine up`);
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await unlock();
   }
 }
 

@@ -1,0 +1,142 @@
+// npm start as its user meets it: processes, ports and signals.
+import { spawn } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { type DevFile, freePort } from '../../infra/local.ts';
+
+const PLUMB = join(import.meta.dirname, '../../infra/plumb.mjs');
+const homes = mkdtempSync(join(tmpdir(), 'plumb-start-'));
+afterAll(() => rmSync(homes, { recursive: true, force: true }));
+
+interface Ended {
+  code: number | null;
+  out: string;
+}
+function plumb(args: string[], environment: Record<string, string> = {}, node: string[] = [], entry = PLUMB) {
+  const child = spawn(process.execPath, [...node, entry, ...args], { env: { ...process.env, ...environment } });
+  let out = '';
+  for (const stream of [child.stdout, child.stderr])
+    stream.on('data', (chunk) => {
+      out += chunk;
+    });
+  const ended = new Promise<Ended>((resolve) => child.on('close', (code) => resolve({ code, out })));
+  return { child, ended, said: () => out };
+}
+
+/** Starts it and waits until it says that it serves. */
+async function started(home: string, port: number) {
+  const one = plumb(['dev', '--port', String(port)], { PLUMB_HOME: home });
+  const ready = (async () => {
+    while (!one.said().includes('Ctrl-C stops it')) await new Promise((resolve) => setTimeout(resolve, 100));
+  })();
+  await Promise.race([
+    ready,
+    one.ended.then(({ out }) => {
+      throw new Error(`it ended: ${out}`);
+    }),
+  ]);
+  return { ...one, dev: JSON.parse(readFileSync(join(home, 'dev.json'), 'utf8')) as DevFile };
+}
+
+/** Processes whose environment or command names the data folder. */
+const processesOf = (home: string): string[] =>
+  readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
+    .filter((pid) => {
+      try {
+        const about = readFileSync(`/proc/${pid}/environ`, 'utf8') + readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+        return about.includes(home) && !readFileSync(`/proc/${pid}/stat`, 'utf8').includes(') Z ');
+      } catch {
+        return false;
+      }
+    });
+const listening = (port: number) =>
+  new Promise<boolean>((resolve) => {
+    const probe = createServer();
+    probe.once('error', () => resolve(true));
+    probe.listen(port, '127.0.0.1', () => probe.close(() => resolve(false)));
+  });
+const oneLine = ({ out }: Ended) => out.trim().split('\n');
+
+describe('plumb dev', { timeout: 120_000 }, () => {
+  test('says what is where, in words and in dev.json, which its owner alone can read', async () => {
+    const home = join(homes, 'first');
+    const { child, ended, dev, said } = await started(home, await freePort());
+    try {
+      expect(said()).toContain(`${dev.url}/`);
+      for (const secret of [dev.keys.secret, dev.keys.public, home]) expect(said()).toContain(secret);
+      expect(statSync(join(home, 'dev.json')).mode & 0o077).toBe(0);
+      const models = await fetch(`${dev.url}/v1/models`, { headers: { authorization: `Bearer ${dev.keys.secret}` } });
+      expect(((await models.json()) as { data: { id: string }[] }).data.map(({ id }) => id)).toContain(dev.policy);
+      expect(await (await fetch(dev.url)).text()).toContain('<script');
+
+      const port = new URL(dev.url).port;
+      const elsewhere = await plumb(['dev', '--port', port], { PLUMB_HOME: join(homes, 'second') }).ended;
+      expect(elsewhere.code).toBe(1);
+      expect(oneLine(elsewhere)).toEqual([expect.stringMatching(`port ${port} is in use.*--port`)]);
+      const twice = await plumb(['dev', '--port', String(await freePort())], { PLUMB_HOME: home }).ended;
+      expect(twice.code).toBe(1);
+      expect(oneLine(twice)).toEqual([expect.stringContaining('already runs on this data')]);
+    } finally {
+      child.kill('SIGTERM');
+      await ended;
+    }
+    await nothingLeft(home, dev.url);
+    expect(existsSync(join(home, 'dev.json'))).toBe(false);
+  });
+
+  async function nothingLeft(home: string, url: string) {
+    await expect.poll(() => processesOf(home), { timeout: 15_000 }).toEqual([]);
+    expect(await listening(Number(new URL(url).port))).toBe(false);
+  }
+
+  const ends: [NodeJS.Signals, number | null][] = [
+    ['SIGINT', 0],
+    ['SIGHUP', 0],
+    ['SIGKILL', null],
+  ];
+  test.each(ends)('%s leaves no process and no taken port', async (signal, code) => {
+    const home = join(homes, signal);
+    const { child, ended, dev } = await started(home, await freePort());
+    expect(processesOf(home).length).toBeGreaterThan(1);
+    child.kill(signal);
+    expect((await ended).code).toBe(code);
+    await nothingLeft(home, dev.url);
+  });
+});
+
+describe('what is missing is said in one line', { timeout: 60_000 }, () => {
+  test('too old a Node, and the project’s own not installed', async () => {
+    const copy = join(homes, 'bare/infra');
+    mkdirSync(copy, { recursive: true });
+    cpSync(PLUMB, join(copy, 'plumb.mjs'));
+    const older = 'data:text/javascript,Object.defineProperty(process.versions,"node",{value:"18.20.8"})';
+    const ended = await plumb(['dev'], {}, ['--import', older], join(copy, 'plumb.mjs')).ended;
+    expect(ended.code).toBe(1);
+    expect(oneLine(ended)).toEqual([expect.stringMatching(/Node 18\.20\.8 .*run npm ci/)]);
+  });
+
+  const engine = (name: string, environment: Record<string, string>) =>
+    plumb(['engine', '--install'], { PLUMB_ENGINE_HOME: join(homes, name), ...environment }).ended;
+
+  test('no Python with pip', async () => {
+    const ended = await engine('no pip', { PATH: join(homes, 'nothing here') });
+    expect(ended.code).toBe(1);
+    expect(oneLine(ended)).toEqual([expect.stringMatching(/needs Python with pip.*plumb engine --install/)]);
+  });
+
+  test('no network', async () => {
+    const closed = `http://127.0.0.1:${await freePort()}/`;
+    const ended = await engine('no network', {
+      npm_config_registry: closed,
+      npm_config_fetch_retries: '0',
+      npm_config_cache: join(homes, 'npm'),
+    });
+    expect(ended.code).toBe(1);
+    expect(oneLine(ended).at(-1)).toMatch(/a download failed: check the network/);
+    expect(ended.out).not.toMatch(/^\s+at /m);
+  });
+});
