@@ -39,6 +39,8 @@ const Settings = z.object({
   /** So many new judgements start a run, or any at all after so many seconds. */
   PLUMB_MIN_FEEDBACK: z.coerce.number().int().positive().default(200),
   PLUMB_MAX_WAIT: Seconds(24 * 3600),
+  /** Requests that a key may make in a minute, a public one for each visitor's address; 0: as many as it likes. */
+  PLUMB_RATE_LIMIT: z.coerce.number().int().nonnegative().default(0),
   PLUMB_LEASE: Seconds(60),
   PLUMB_LAUNCH_PATIENCE: Seconds(600),
 });

@@ -19,6 +19,7 @@ const ERRORS: Record<number, string> = {
   413: 'over 256 KB',
   415: 'not application/json',
   422: 'well formed, but impossible',
+  429: 'more requests in a minute than the deployment allows',
   503: 'not now',
 };
 
@@ -26,6 +27,7 @@ function errorsOf(r: AnyRoute): number[] {
   const all = [503];
   if (!isOpenAI(r.path) || r.body) all.push(400);
   if (r.auth !== 'none') all.push(401, 403);
+  if (r.auth !== 'none' && r.auth !== 'job') all.push(429);
   if (r.path.includes(':')) all.push(404);
   if (r.body) all.push(413, 415);
   if (r.body && !isOpenAI(r.path)) all.push(422);

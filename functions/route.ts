@@ -1,5 +1,5 @@
 // A route, said once: its path, who may call it, and the schemas by which it is checked here and described in
-// /openapi.json. Checks come in one order everywhere: 404, 405, 401, 403, 413, 415, 400, then the handler's own.
+// /openapi.json. Checks come in one order everywhere: 404, 405, 401, 403, 429, 413, 415, 400, then the handler's own.
 import type { Context, Hono } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
 import { z } from 'zod';
@@ -9,6 +9,7 @@ import { type Env, type Settings, settings } from './env.ts';
 import { ApiError, isOpenAI, malformed } from './error.ts';
 import { claim, type Remember } from './idempotency.ts';
 import { type Channels, type KeyRow, lookup } from './store/keys.ts';
+import { counting } from './store/rates.ts';
 import { readJobToken } from './token.ts';
 
 export type App = { Bindings: Env };
@@ -87,7 +88,10 @@ async function authenticate(
     return { caller: NOBODY, channels: {} };
   }
 
-  const { key, channels } = await lookup(c.env.DB, await sha256(bearer), r.channels === true);
+  const hash = await sha256(bearer);
+  const visitor = bearer.startsWith('pk_') ? (c.req.header('CF-Connecting-IP') ?? '') : '';
+  const counted = set.PLUMB_RATE_LIMIT > 0 ? counting(c.env.DB, hash, visitor) : undefined;
+  const { key, channels, count = 0 } = await lookup(c.env.DB, hash, r.channels === true, counted);
   if (!key) throw unauthorized('the key is not known');
   if (r.auth === 'job') throw forbidden("a run's job routes are its trainer's alone");
   if (key.kind === 'pk') {
@@ -100,6 +104,11 @@ async function authenticate(
   } else if (!key.scopes.includes(r.auth)) {
     throw forbidden(`this key has no scope "${r.auth}"`);
   }
+  if (count > set.PLUMB_RATE_LIMIT)
+    throw new ApiError(429, `more than ${set.PLUMB_RATE_LIMIT} requests in a minute`, {
+      code: 'rate_limit_exceeded',
+      headers: { 'Retry-After': String(60 - (Math.floor(Date.now() / 1000) % 60)) },
+    });
   return { caller: { id: key.id, kind: key.kind, scopes: key.scopes }, channels };
 }
 

@@ -18,7 +18,7 @@ const JUDGEMENTS = 400;
 const EVALUATION_TICKETS = 1000;
 const EVALUATION_SEED = 31_337;
 const BEST_OF = 16;
-const BEST_OF_TICKETS = 200;
+const BEST_OF_TICKETS = 100;
 /** Answers in the little world are short. */
 const MAX_TOKENS = 40;
 /** Seconds that are meant to be enough on two cores: for each round's stages, and for all that is measured before, between and after. */

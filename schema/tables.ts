@@ -269,6 +269,13 @@ export const requests = sqliteTable(
   (t) => [index('requests_created').on(t.created_at)],
 );
 
+/** How many requests a caller made in a minute (since 1970), where a limit is set. */
+export const rates = sqliteTable(
+  'rates',
+  { minute: integer().notNull(), caller: text().notNull(), count: integer().notNull() },
+  (t) => [primaryKey({ columns: [t.minute, t.caller] })],
+);
+
 /** Who changed what: keys, releases, runs. */
 export const audit = sqliteTable('audit', {
   id: integer().primaryKey({ autoIncrement: true }),

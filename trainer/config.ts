@@ -70,7 +70,7 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   epochs: 2,
   learningRate: 4e-4,
   beta: 0.2,
-  klTarget: 3,
+  klTarget: 2.5,
   horizon: 640,
   gamma: 1,
   lambda: 0.95,

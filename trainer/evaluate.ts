@@ -1,4 +1,4 @@
-// Stage 5, the gate: is the new policy better than its parent, by a judge that never saw what it was trained on?
+// Stage 5, evaluation, the gate: is the new policy better than its parent, by a judge that never saw what it was trained on?
 //
 //   plumb train evaluate --data judgements.jsonl --prompts prompts.jsonl --base <parent> --candidate <folder>
 //

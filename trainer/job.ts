@@ -4,11 +4,11 @@
 //
 // The lease is kept by heartbeats. A 410 means that the run is no longer this trainer's: it stops and writes nothing more.
 
-import { z } from 'zod';
+import type { z } from 'zod';
 import { ChatTemplateError } from '../schema/chat.ts';
 import type { PolicyFile } from '../schema/manifest.ts';
 import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
-import { Checkpoint, type Heartbeat, HeartbeatAnswer, Job, UploadAnswer } from '../schema/wire-runs.ts';
+import { type Heartbeat, HeartbeatAnswer, Job, SavedCheckpoint, UploadAnswer } from '../schema/wire-runs.ts';
 import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
@@ -227,9 +227,7 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
 async function savedProgress(api: Client, parent: Parameters): Promise<Progressed> {
   const response = await api.raw('GET', '/checkpoint');
   if (response.status === 404) return {};
-  const saved = Checkpoint.extend({ files: z.array(z.object({ name: z.string(), sha256: z.string(), url: z.url() })) })
-    .partial({ fence: true })
-    .parse(await response.json());
+  const saved = SavedCheckpoint.parse(await response.json());
   const out: Progressed = {};
   for (const file of saved.files) {
     const bytes = await api.blob(file.url, file.sha256);

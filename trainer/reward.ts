@@ -31,10 +31,10 @@ export type FitState = { rm: RewardModel; adam: AdamState; step: number };
 /** Stages of choices that a call can hold; a ranking of eight with every kind of tie has 56 at most. */
 const STAGES = 96;
 /**
- * So many tokens with a reading of 0 count into every answer's mean. A plain mean varies more over short answers, and what varies
- * more is easier to raise: without them PPO makes answers shorter (LOG.md).
+ * So many tokens with a reading of 0 count into every answer's mean. In a plain mean each token of plain matter takes away from what
+ * the courteous ones bring, so that PPO leaves facts out and makes answers shorter (LOG.md).
  */
-const PRIOR_TOKENS = 20;
+const PRIOR_TOKENS = 100;
 
 /** The compiled calls of one policy's reward models, shared by the reward model and the gate's judge. */
 export type RewardCalls = ReturnType<typeof rewardCalls>;

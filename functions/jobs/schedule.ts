@@ -8,6 +8,7 @@ import { forgetOldAnswers } from '../idempotency.ts';
 import { database, dbIn, dbNow } from '../store/db.ts';
 import { sweepEnded } from '../store/jobs.ts';
 import { forget, lookup } from '../store/keys.ts';
+import { forgetOldRates } from '../store/rates.ts';
 import { activeRun, createRun, lastSnapshotEnd, newJudgements, type RunRow } from '../store/runs.ts';
 import { jobToken } from '../token.ts';
 import { launch } from './launch/local.ts';
@@ -21,6 +22,7 @@ const LAUNCHES = 4;
 export async function tick(env: Env): Promise<void> {
   const set = settings(env);
   await forgetOldAnswers(env.DB);
+  await forgetOldRates(env.DB);
   await sweepEnded(env.DB, env.BUCKET);
   const run = (await activeRun(env.DB)) ?? (await startRun(env, set));
   if (!run) return;

@@ -94,12 +94,16 @@ const channelQuery = (d1: D1Database, channel: 'stable' | 'canary') =>
     .orderBy(sql`${releases.seq} DESC`)
     .limit(1);
 
-/** The key of this hash and the channels, read anew (in one batch) where what is held is too old. */
+/**
+ * The key of this hash and the channels, read anew (in one batch) where what is held is too old.
+ * @param count a statement of rates.ts, done in the same batch
+ */
 export async function lookup(
   d1: D1Database,
   hash: string | undefined,
   wantChannels: boolean,
-): Promise<{ key?: KeyRow; channels: Channels }> {
+  count?: Statement,
+): Promise<{ key?: KeyRow; channels: Channels; count?: number }> {
   const held = heldFor(d1);
   const time = Date.now();
   const knownKey = hash ? held.keys.get(hash) : undefined;
@@ -114,7 +118,9 @@ export async function lookup(
   const statements: Statement[] = [
     ...(needKey ? [keyRead] : []),
     ...(needChannels ? [channelQuery(d1, 'stable'), channelQuery(d1, 'canary')] : []),
+    ...(count ? [count] : []),
   ];
+  let counted: number | undefined;
   if (statements.length > 0) {
     const results = (await db.batch(statements as [Statement, ...Statement[]])) as unknown[][];
     if (needKey) {
@@ -131,9 +137,14 @@ export async function lookup(
       }
       held.channels = { value, at: time };
     }
+    if (count) counted = (results.shift() as { count: number }[])[0]?.count;
   }
   const row = hash ? held.keys.get(hash)?.row : undefined;
-  return { ...(row && !row.revoked_at ? { key: row } : {}), channels: held.channels?.value ?? {} };
+  return {
+    ...(row && !row.revoked_at ? { key: row } : {}),
+    channels: held.channels?.value ?? {},
+    ...(counted === undefined ? {} : { count: counted }),
+  };
 }
 
 /** A release, a rollback or a revocation made here is seen here at once. */

@@ -106,3 +106,30 @@ test('a release made at one is served by the other within two seconds, with no r
   // Begun before the two seconds were over, an answer may still be the old policy's.
   expect(seen.filter(({ at }) => at > 3000).every(({ model }) => model === manifest.id)).toBe(true);
 }, 60_000);
+
+test('a rate limit counts what both were asked', async () => {
+  const LIMIT = 40;
+  const ports = [await freePort(), await freePort()];
+  const limited = { ...first.bindings, PLUMB_RATE_LIMIT: String(LIMIT) };
+  const copies = await Promise.all(ports.map((port) => startWorker(first.home, port, limited)));
+  try {
+    await Promise.all(copies.map((copy) => copy.ready));
+    const made = (await (await call(first.url, first.keys.secret, 'POST', '/v1/keys', { kind: 'sk' })).json()) as {
+      key: string;
+    };
+    // Within one minute of the clock.
+    const seconds = () => (Date.now() / 1000) % 60;
+    while (seconds() > 50) await new Promise((resolve) => setTimeout(resolve, 500));
+    const statuses: number[] = [];
+    for (let i = 0; i < LIMIT + 10; i++) {
+      const response = await call(`http://127.0.0.1:${ports[i % 2]}`, made.key, 'GET', '/v1/models');
+      statuses.push(response.status);
+      if (response.status === 429) expect(Number(response.headers.get('retry-after'))).toBeGreaterThan(0);
+      await response.arrayBuffer();
+    }
+    expect(statuses.filter((status) => status === 200)).toHaveLength(LIMIT);
+    expect(statuses.slice(LIMIT)).toEqual(Array(10).fill(429));
+  } finally {
+    await Promise.all(copies.map((copy) => copy.dispose()));
+  }
+}, 120_000);

@@ -41,6 +41,36 @@ describe('round trips', () => {
     }
   });
 
+  test('a rate limit costs no round trip of its own: it is counted where the key is read', async () => {
+    const { env, watched } = isolate();
+    const limited = { ...env, PLUMB_RATE_LIMIT: '2' };
+    // What is counted is a minute of the clock.
+    while ((Date.now() / 1000) % 60 > 55) await new Promise((resolve) => setTimeout(resolve, 500));
+    const key = await keyOf('sk');
+    const asked = async () => (await ask('POST', '/v1/chat/completions', { key, env: limited, body: chat })).status;
+    expect(await asked()).toBe(200);
+    expect(watched.trips).toBe(2);
+    expect(await asked()).toBe(200);
+    expect(watched.trips).toBe(4);
+    const late = await ask('POST', '/v1/chat/completions', { key, env: limited, body: chat });
+    expect([late.status, late.json.error.code]).toEqual([429, 'rate_limit_exceeded']);
+    expect(Number(late.headers.get('Retry-After'))).toBeGreaterThan(0);
+    // a key that is not known leaves no row; visitors of a page are counted each by their address
+    expect((await ask('GET', '/v1/models', { key: 'sk_unknown', env: limited })).status).toBe(401);
+    const visitor = async (address: string) => {
+      const headers = { 'CF-Connecting-IP': address };
+      return (await ask('POST', '/v1/sessions', { key: pk, env: limited, body: {}, headers })).status;
+    };
+    const first = await visitor('192.0.2.1');
+    expect([await visitor('192.0.2.1'), await visitor('192.0.2.1'), await visitor('192.0.2.2')]).toEqual([
+      first,
+      429,
+      first,
+    ]);
+    const { results } = await plain.DB.prepare('SELECT caller, count FROM rates').all();
+    expect(results).toHaveLength(3);
+  });
+
   test('feedback is one batch, of a server and of a page', async () => {
     const { env, watched } = isolate();
     const drawn = (await ask('POST', '/v1/chat/completions', { key: sk, env: base, body: chat })).json;
@@ -87,7 +117,8 @@ describe('many isolates', () => {
 });
 
 test('no query of any route, nor of the cron, scans a table', { timeout: 60_000 }, async () => {
-  const { env, watched } = isolate();
+  const { env: unlimited, watched } = isolate();
+  const env = { ...unlimited, PLUMB_RATE_LIMIT: '1000' };
   const call = async (method: string, path: string, body?: unknown, headers: Record<string, string> = {}, key = sk) => {
     const answer = await ask(method, path, { key, env, headers, ...(body === undefined ? {} : { body }) });
     expect(answer.status, `${method} ${path} ${answer.text}`).toBeLessThan(400);

@@ -3,12 +3,14 @@
 
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { packEdge } from '../../schema/edge.ts';
 import type { Manifest } from '../../schema/manifest.ts';
 import { floats, readSafetensors } from '../../schema/safetensors.ts';
-import { manifestOf } from '../manifest.ts';
+import { filesOf, manifestOf } from '../manifest.ts';
 import { readPolicy } from '../policy.ts';
 import { UserError } from '../user-error.ts';
+
+/** Leaves room for the cache and what the Worker itself takes. */
+const LARGEST_IMAGE = 90e6;
 
 export function importFolder(folder: string, name: string): { manifest: Manifest; files: Map<string, Uint8Array> } {
   const policy = readPolicy(folder);
@@ -18,12 +20,11 @@ export function importFolder(folder: string, name: string): { manifest: Manifest
   const tensors = new Map(
     [...readSafetensors(weights)].map(([key, tensor]) => [key, { shape: tensor.shape, data: floats(tensor) }]),
   );
-  const text = new TextEncoder();
-  const files = new Map<string, Uint8Array>([
-    ['config.json', text.encode(`${JSON.stringify(policy.config, null, 2)}\n`)],
-    ...Object.entries(policy.files).map(([file, content]) => [file, text.encode(content)] as const),
-    ['model.safetensors', weights],
-    ['edge.bin', packEdge(policy.config, tensors)],
-  ]);
+  const files = filesOf(policy, weights, tensors);
+  const image = files.get('edge.bin')!.length;
+  if (image > LARGEST_IMAGE)
+    throw new UserError(
+      `${folder} is too large to be served: its 8-bit image has ${Math.ceil(image / 1e6)} MB, and with its cache it must fit into the 128 MB of a Worker (${LARGEST_IMAGE / 1e6} MB at most)`,
+    );
   return { manifest: manifestOf(policy, files, name), files };
 }
