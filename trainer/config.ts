@@ -58,7 +58,9 @@ export interface PpoConfig {
   /** The score of an answer that was cut before its end. */
   missingEosScore: number;
   importanceCap: number;
-  /** Nats a sequence; a batch beyond it ends the run. */
+  /** Nats a sequence; a batch beyond it ends the optimisation, which is then far enough from the parent. */
+  klStop: number;
+  /** Nats a sequence; a batch beyond it is a blow-up, and ends the run. */
   klLimit: number;
   seed: number;
 }
@@ -81,6 +83,7 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   temperature: 1,
   missingEosScore: -1,
   importanceCap: 2,
+  klStop: 3.4,
   klLimit: 20,
 };
 
@@ -157,6 +160,7 @@ const Overrides = z.strictObject({
       temperature: positive,
       missingEosScore: z.number(),
       importanceCap: positive,
+      klStop: positive,
       klLimit: positive,
     } satisfies Record<keyof typeof PPO_DEFAULTS, z.ZodType>)
     .partial()

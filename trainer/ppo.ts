@@ -209,6 +209,12 @@ export async function ppo(
         `ppo: answers have collapsed to ${objective['objective/length']!.toFixed(1)} tokens at iteration ${iteration + 1}`,
       );
 
+    // Far enough: going on would be thrown away by the gate.
+    if (kl > config.klStop) {
+      await report({ stage: 'ppo', step: iterations, steps: iterations, metrics: objective });
+      break;
+    }
+
     // Epochs of minibatches over the same answers.
     const rate = config.learningRate * (1 - iteration / iterations);
     const sums: Record<string, number> = {};

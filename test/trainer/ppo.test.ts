@@ -31,6 +31,7 @@ const CONFIG: PpoConfig = {
   minibatch: 16,
   learningRate: 2e-3,
   beta: 0.01,
+  klStop: 200,
   klLimit: 200,
   seed: 1,
 };
@@ -103,6 +104,13 @@ test('two iterations, saved, and two more are four iterations, bit for bit', asy
   });
   const { trained: resumed } = await run({}, saved!);
   expect(numbers(resumed)).toEqual(numbers(whole));
+});
+
+test('a KL that is far enough ends the optimisation with what there is', async () => {
+  const { trained, history } = await run({ klStop: 1e-9 });
+  expect(history.map(({ step }) => step)).toEqual([1, 4]); // of four iterations the second finds that it is far enough
+  expect(history[1]!.metrics['objective/kl']).toBeGreaterThan(1e-9);
+  expect(numbers(trained)).not.toEqual(numbers(parent));
 });
 
 test('a KL beyond the limit ends the run with its reason', async () => {

@@ -24,7 +24,10 @@ const judgement = (id: number): Judgement => {
     thumbs: [],
   };
 };
-const SETTINGS = { ppo: { episodes: 32, rollout: 16, minibatch: 16, klLimit: 500 }, gate: { comparisons: 20 } };
+const SETTINGS = {
+  ppo: { episodes: 32, rollout: 16, minibatch: 16, klStop: 500, klLimit: 500 },
+  gate: { comparisons: 20 },
+};
 const base = runConfig(SETTINGS);
 const calls = stageCalls(TINY, { rows: 2, columns: 64 }, base);
 
