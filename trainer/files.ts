@@ -183,7 +183,7 @@ export async function ppoOnFiles(options: {
       config,
       report,
       cut.saved && ppoStateFromFile(cut.saved.tensors, cut.saved.scalars, parent),
-      ({ actor, adam, beta, iteration }) => cut.save({ actor, adam }, { beta, iteration }),
+      ({ actor, adam, ...scalars }) => cut.save({ actor, adam }, scalars),
     );
     writePolicy(options.out, policy, optimised);
   } finally {

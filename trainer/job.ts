@@ -203,8 +203,17 @@ async function fetched(api: Client, files: (PolicyFile & { url: string })[]): Pr
 async function saveProgress(api: Client, fence: number, progressed: Progressed): Promise<void> {
   const parts: Record<string, Tree> = {};
   if (progressed.reward) parts.reward = progressed.reward;
-  if (progressed.fit) parts.fit = { rm: progressed.fit.rm, adam: progressed.fit.adam };
-  if (progressed.ppo) parts.ppo = { actor: progressed.ppo.actor, adam: progressed.ppo.adam };
+  let state: Record<string, number> = {};
+  if (progressed.ppo) {
+    const { actor, adam, ...scalars } = progressed.ppo;
+    parts.ppo = { actor, adam };
+    state = scalars;
+  }
+  if (progressed.fit) {
+    const { rm, adam, ...scalars } = progressed.fit;
+    parts.fit = { rm, adam };
+    state = scalars;
+  }
   if (progressed.candidate) parts.candidate = progressed.candidate;
   const files = Object.entries(parts).map(([name, tree]) => ({ name, bytes: treeToFile(tree) }));
   await uploaded(
@@ -216,11 +225,7 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
     stage: progressed.candidate ? 'evaluate' : progressed.reward ? 'ppo' : 'reward',
     step: progressed.fit?.step ?? progressed.ppo?.iteration ?? 0,
     files: files.map(({ name, bytes }) => ({ name, sha256: sha256(bytes), bytes: bytes.length })),
-    state: progressed.ppo
-      ? { beta: progressed.ppo.beta, iteration: progressed.ppo.iteration }
-      : progressed.fit
-        ? { step: progressed.fit.step }
-        : {},
+    state,
   });
 }
 
