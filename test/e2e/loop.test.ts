@@ -14,7 +14,7 @@ import { tickets } from '../../trainer/seed/world.ts';
 import { startBrowser } from '../support/browser.ts';
 import { startTestLocal, type TestLocal } from '../support/local.ts';
 
-const JUDGEMENTS = 120;
+const JUDGEMENTS = 200;
 /** Small, and enough: the gate's own limits are as they always are. */
 const PROMOTED = {
   maxAnswerTokens: 40,
@@ -112,6 +112,7 @@ async function follow(id: string, wanted: (run: Run) => boolean, meanwhile?: () 
   }
 }
 const ended = (run: Run) => run.ended_at !== null;
+const why = ({ error, report }: Run) => error ?? JSON.stringify(report, null, 1);
 
 async function metricsAfter(run: string, after: number): Promise<Metric[]> {
   const { data, has_more } = await local.api<{ data: Metric[]; has_more: boolean }>(
@@ -183,7 +184,7 @@ describe('the loop', { timeout: 6 * MINUTES }, () => {
 
     await follow(run.id, () => local.launcher.children.has(run.id), local.tick);
     const published = await follow(run.id, ended);
-    expect(published).toMatchObject({ status: 'published', verdict: 'promote', release: { channel: 'stable' } });
+    expect(published, why(published)).toMatchObject({ status: 'published', verdict: 'promote', release: { channel: 'stable' } });
     expect(published.policy).not.toBe(local.policy);
     run = published;
     const { compilations } = published.report as { compilations: { name: string; seconds: number }[] };
