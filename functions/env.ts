@@ -44,6 +44,9 @@ const Settings = z.object({
   PLUMB_LEASE: Seconds(60),
   PLUMB_LAUNCH_PATIENCE: Seconds(600),
 });
+/** A variable or secret is missing or wrong; the message says which. */
+export class Misconfigured extends Error {}
+
 export type Settings = z.infer<typeof Settings>;
 
 const parsed = new WeakMap<Env, Settings>();
@@ -51,7 +54,8 @@ const parsed = new WeakMap<Env, Settings>();
 export function settings(env: Env): Settings {
   const known = parsed.get(env);
   if (known) return known;
-  const fresh = Settings.parse(env);
+  const { data: fresh, error } = Settings.safeParse(env);
+  if (error) throw new Misconfigured(z.prettifyError(error));
   parsed.set(env, fresh);
   return fresh;
 }

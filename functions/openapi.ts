@@ -24,7 +24,7 @@ const ERRORS: Record<number, string> = {
 };
 
 function errorsOf(r: AnyRoute): number[] {
-  const all = [503];
+  const all = [503, ...(r.errors ?? [])];
   if (!isOpenAI(r.path) || r.body) all.push(400);
   if (r.auth !== 'none') all.push(401, 403);
   if (r.auth !== 'none' && r.auth !== 'job') all.push(429);
@@ -33,7 +33,7 @@ function errorsOf(r: AnyRoute): number[] {
   if (r.body && !isOpenAI(r.path)) all.push(422);
   if (r.idempotent) all.push(409);
   if (r.auth === 'job' || r.path.startsWith('/v1/feedback')) all.push(410);
-  return all.sort((a, b) => a - b);
+  return [...new Set(all)].sort((a, b) => a - b);
 }
 
 const HEADERS: [applies: (r: AnyRoute) => boolean, name: string, description: string][] = [

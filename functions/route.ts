@@ -54,6 +54,8 @@ export interface Definition<Q = unknown, B = unknown> {
   /** What comes is bytes of any length, read by the handler. */
   upload?: boolean;
   answers: Record<number, z.ZodType | string>;
+  /** Refusals of its own, beside those that its shape brings along. */
+  errors?: number[];
   /** Of the answer, where it isn't JSON. */
   media?: string;
   handle(call: Call<Q, B>): Response | Promise<Response>;
@@ -187,7 +189,10 @@ async function serve(r: AnyRoute, c: Context<App>): Promise<Response> {
   try {
     return await r.handle({ ...call, remember: held.remember, release: held.release });
   } catch (error) {
-    await held.release(); // a refusal is not kept
+    // A refusal is not kept, even if the client leaves meanwhile.
+    const released = held.release();
+    c.executionCtx.waitUntil(released);
+    await released;
     throw error;
   }
 }

@@ -77,8 +77,8 @@ export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Load
   for (;;) {
     const ready = use(policy);
     if (ready) return ready;
-    const since = loading.get(policy);
-    if (since === undefined || Date.now() - since > 10_000) break;
+    // One at a time, whichever it is: an isolate has no memory for several that are half loaded.
+    if (![...loading.values()].some((since) => Date.now() - since < 10_000)) break;
     await scheduler.wait(10);
   }
   loading.set(policy, Date.now());
@@ -97,7 +97,10 @@ export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Load
 /** What a channel serves. A release that cannot be loaded is tried again after a while; until then the last good one stays. */
 export async function openChannel(bucket: R2Bucket, channels: Channels, channel: Channel): Promise<Loaded | undefined> {
   const policy = channels[channel]?.policy;
-  if (!policy) return undefined;
+  if (!policy) {
+    lastGood.delete(channel);
+    return undefined;
+  }
   const last = lastGood.get(channel);
   if (!(Date.now() - (failed.get(policy) ?? 0) < 2000)) {
     try {

@@ -276,7 +276,7 @@ export const rates = sqliteTable(
   (t) => [primaryKey({ columns: [t.minute, t.caller] })],
 );
 
-/** Who changed what: keys, releases, runs. */
+/** Who made and ended keys, and who released and rolled back what. */
 export const audit = sqliteTable('audit', {
   id: integer().primaryKey({ autoIncrement: true }),
   at: text().notNull(),

@@ -76,7 +76,7 @@ export const parametersFromFile = (file: Uint8Array, like: Parameters): Paramete
 
 /** The numbers of a stage's state, which stand beside its tensors. */
 const StepScalars = z.object({ step: z.int() });
-const PpoScalars = z.object({ beta: z.number(), caution: z.number(), iteration: z.int() });
+const PpoScalars = z.object({ beta: z.number(), iteration: z.int() });
 
 /** What SFT goes on from: its tensors in the file, its numbers beside it. So have the others. */
 export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): SftState {

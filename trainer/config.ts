@@ -58,10 +58,6 @@ export interface PpoConfig {
   /** The score of an answer that was cut before its end. */
   missingEosScore: number;
   importanceCap: number;
-  /** approxkl, nats a token: an iteration whose updates go further is taken back, and the learning rate halved. */
-  klStep: number;
-  /** Nats a sequence; a batch beyond it ends the optimisation, which is then far enough from the parent. */
-  klStop: number;
   /** Nats a sequence; a batch beyond it is a blow-up, and ends the run. */
   klLimit: number;
   seed: number;
@@ -85,8 +81,6 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   temperature: 1,
   missingEosScore: -1,
   importanceCap: 2,
-  klStep: 0.3,
-  klStop: 3.2,
   klLimit: 20,
 };
 
@@ -163,8 +157,6 @@ const Overrides = z.strictObject({
       temperature: positive,
       missingEosScore: z.number(),
       importanceCap: positive,
-      klStep: positive,
-      klStop: positive,
       klLimit: positive,
     } satisfies Record<keyof typeof PPO_DEFAULTS, z.ZodType>)
     .partial()

@@ -46,7 +46,7 @@ import type { Sampler } from './rollout.ts';
 import { UserError } from './user-error.ts';
 
 /** What an iteration leaves behind, enough to go on from. */
-export type PpoState = { actor: Actor; adam: AdamState; beta: number; caution: number; iteration: number };
+export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };
 type Actor = { parameters: Parameters; value: Head };
 
 export type PolicyCalls = ReturnType<typeof policyCalls>;
@@ -156,7 +156,6 @@ export async function ppo(
   let actor: Actor = from?.actor ?? { parameters: mapTree(parent, tf.clone), value };
   let adam = from?.adam ?? adamState(actor);
   let beta = from?.beta ?? config.beta;
-  let caution = from?.caution ?? 1; // what the learning rate is multiplied by
 
   for (let iteration = from?.iteration ?? 0; iteration < iterations; iteration++) {
     // Rollout: the answers of the policy as it would be served.
@@ -210,15 +209,8 @@ export async function ppo(
         `ppo: answers have collapsed to ${objective['objective/length']!.toFixed(1)} tokens at iteration ${iteration + 1}`,
       );
 
-    // Far enough: going on would be thrown away by the gate.
-    if (kl > config.klStop) {
-      await report({ stage: 'ppo', step: iterations, steps: iterations, metrics: objective });
-      break;
-    }
-
     // Epochs of minibatches over the same answers.
-    const rate = caution * config.learningRate * (1 - iteration / iterations);
-    const before = { actor: mapTree(actor, tf.clone), adam: mapTree(adam, tf.clone) };
+    const rate = config.learningRate * (1 - iteration / iterations);
     const sums: Record<string, number> = {};
     let steps = 0;
     // Answers to one prompt stay together, as they were drawn.
@@ -250,17 +242,6 @@ export async function ppo(
         await new Promise(setImmediate);
       }
     }
-    // A step that went too far is taken back, and smaller ones are made from there on.
-    const { logprobs: after } = scoreAnswers(calls, actor, rows, config.temperature, pad);
-    const moved = tokenMean(
-      after.map((logprob, i) => 0.5 * (logprob - now.logprobs[i]!) ** 2),
-      perToken,
-    );
-    if (!(moved <= config.klStep)) {
-      dispose(actor, adam);
-      ({ actor, adam } = before);
-      caution /= 2;
-    } else dispose(before);
     const average = (name: string) => sums[name]! / steps;
     const metrics = {
       ...objective,
@@ -269,7 +250,6 @@ export async function ppo(
       'ppo/loss/total': average('loss'),
       'ppo/policy/entropy': average('entropy'),
       'ppo/policy/approxkl': average('approxkl'),
-      'ppo/policy/approxkl_after': moved,
       'ppo/policy/clipfrac': average('clipfrac'),
       'ppo/policy/ratio': average('ratio'),
       'ppo/val/clipfrac': average('valueClipfrac'),
@@ -279,7 +259,7 @@ export async function ppo(
     requireFinite('ppo', iteration + 1, metrics);
     beta = adaptedBeta(beta, kl, { target: config.klTarget, horizon: config.horizon }, rows.length);
     await report({ stage: 'ppo', step: iteration + 1, steps: iterations, metrics });
-    await save({ actor, adam, beta, caution, iteration: iteration + 1 });
+    await save({ actor, adam, beta, iteration: iteration + 1 });
   }
   dispose(adam, actor.value);
   return actor.parameters;

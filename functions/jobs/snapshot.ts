@@ -15,7 +15,7 @@ type Snapshot = typeof snapshots.$inferSelect;
 /** A part is closed at the first of these; a page is what one query reads. */
 const PART_ROWS = 2000;
 const PART_BYTES = 4 * 2 ** 20;
-const PAGE = 200;
+const PAGE = 100;
 
 interface Revision {
   seq: number;

@@ -39,6 +39,8 @@ export interface Answering {
 }
 
 type Text = Extract<CompletionChunk, { type: 'text' }>;
+/** Longer answers (log-probabilities of everything) are not kept for their Idempotency-Key: a row of D1 holds 2 MB. */
+const MOST_KEPT = 500_000;
 const EVENTS = 'text/event-stream; charset=utf-8';
 
 async function beginning({ call, spelling, request, policy, session }: Answering) {
@@ -95,7 +97,8 @@ async function store(
   texts: string[],
   kept?: [status: number, type: string, response: string],
 ): Promise<void> {
-  if (!call.body.store || !kept) await call.release();
+  const keep = kept && kept[2].length < MOST_KEPT ? kept : undefined;
+  if (!call.body.store || !keep) await call.release();
   if (!call.body.store) return;
   const { temperature, topP: top_p, seed, stop } = request;
   const rows = choices.map((choice, i) => ({
@@ -111,7 +114,7 @@ async function store(
     created_at,
   }));
   const db = database(call.env.DB);
-  await db.batch([...(await storing(db, call.set, asked, rows)), ...(kept ? call.remember(...kept) : [])]);
+  await db.batch([...(await storing(db, call.set, asked, rows)), ...(keep ? call.remember(...keep) : [])]);
 }
 
 export async function whole(answering: Answering): Promise<Response> {
@@ -185,7 +188,10 @@ export async function streamed(answering: Answering): Promise<Response> {
     last.push(event('[DONE]'));
     settled = true;
     // The client may leave meanwhile; what it holds a token for is stored all the same.
-    const saving = store(answering, begun, sent, [200, EVENTS, written]);
+    const saving = store(answering, begun, sent, [200, EVENTS, written]).catch(async (error) => {
+      await call.release();
+      throw error;
+    });
     call.c.executionCtx.waitUntil(saving);
     await saving;
     yield* last;

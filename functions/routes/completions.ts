@@ -163,6 +163,7 @@ export const completionRoutes = [
     summary: 'Complete a chat, as OpenAI has it; each choice has a sample_id, the answer a feedback_token',
     body: ChatCompletionRequest,
     answers: { 200: ChatCompletion },
+    errors: [404, 410],
     handle(call) {
       const { messages, logprobs, top_logprobs } = call.body;
       return draw({
@@ -179,6 +180,7 @@ export const completionRoutes = [
     summary: 'Continue a text, as OpenAI has it',
     body: CompletionBody,
     answers: { 200: TextCompletion },
+    errors: [404, 410],
     handle(call) {
       const { prompt, logprobs } = call.body;
       return draw({ call, spelling: TEXT, asked: { prompt }, topLogprobs: logprobs });

@@ -8,7 +8,7 @@ import type { Settings } from '../env.ts';
 import { ApiError, at, notFound } from '../error.ts';
 import { boundKey } from '../idempotency.ts';
 import { type Caller, readIdempotencyKey, route } from '../route.ts';
-import { changeVote, type Judge, listVotes, undoVote, vote } from '../store/feedback.ts';
+import { changeVote, isVote, type Judge, listVotes, undoVote, vote } from '../store/feedback.ts';
 import { type Claims, readFeedbackToken } from '../token.ts';
 
 const Identity = z.looseObject({ sub: RaterId, cohorts: Cohorts.optional(), exp: z.number(), aud: z.unknown() });
@@ -58,6 +58,10 @@ async function ownSession(set: Settings, caller: Caller, token: string | undefin
   if (token === undefined) throw notFound('feedback');
   return (await readFeedbackToken(set, token)).session;
 }
+
+/** What a change may not name: a vote stays its rater's and its task's. */
+const stays = ({ rater, task_id }: NewFeedback) =>
+  rater || task_id ? { path: rater ? 'rater' : 'task_id', message: 'stays what it was' } : undefined;
 
 export const feedbackRoutes = [
   route({
@@ -109,9 +113,10 @@ export const feedbackRoutes = [
     async handle({ c, env, set, caller, body, param }) {
       checkPublic(caller, body);
       const session = await ownSession(set, caller, c.req.header('Feedback-Token'));
-      const wrong = impossible(body);
+      for (const token of [body.token ?? []].flat()) await readFeedbackToken(set, token);
+      const wrong = impossible(body) ?? stays(body);
+      if (wrong && (await isVote(env.DB, param('id'), session))) throw at(422, wrong.path, wrong.message);
       const row = wrong ? undefined : await changeVote(env.DB, param('id'), body, session);
-      if (wrong) throw at(422, wrong.path, wrong.message);
       if (!row) throw notFound('feedback');
       return c.json(row);
     },

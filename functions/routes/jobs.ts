@@ -97,14 +97,15 @@ export const jobRoutes = [
     summary: 'A file, by its hash; what has another hash is refused as it comes',
     upload: true,
     answers: { 204: 'stored' },
+    errors: [422],
     async handle({ c, env, param }) {
       await activeJob(env.DB, param('run'));
       const sha = Sha256.safeParse(param('sha256'));
       if (!sha.success) throw at(400, 'sha256', 'is not a sha256 in lower-case hex');
       try {
-        // whose it is, so that a run sweeps up what it brought, and nothing else
-        const options = { sha256: sha.data, customMetadata: { run: param('run') } };
-        await env.BUCKET.put(blobKey(sha.data), c.req.raw.body ?? '', options);
+        // whose it is, so that a run sweeps up what it brought first, and nothing else
+        const owner = { customMetadata: { run: param('run') }, onlyIf: { etagDoesNotMatch: '*' } };
+        await env.BUCKET.put(blobKey(sha.data), c.req.raw.body ?? '', { sha256: sha.data, ...owner });
       } catch (error) {
         const text = error instanceof Error ? error.message : '';
         if (/SHA-256|checksum|10037/i.test(text)) throw new ApiError(422, 'what came has another hash');
@@ -176,6 +177,7 @@ export const jobRoutes = [
     summary: 'The end: a verdict, its reasons and the policy',
     body: Publish,
     answers: { 200: Published },
+    errors: [409],
     async handle({ c, env, body, param }) {
       return c.json(await publish(env, param('run'), body));
     },

@@ -70,6 +70,7 @@ export const runRoutes = [
     summary: 'Cancel a run; its trainer is told by its next heartbeat',
     auth: 'train',
     answers: { 200: Run },
+    errors: [409],
     async handle({ c, env, param }) {
       const run = await cancelRun(env.DB, param('id'));
       if (!run) throw notFound('run');

@@ -112,7 +112,7 @@ export function line({ weight, ...row }: DatasetRow): string {
   return `${JSON.stringify(row).slice(0, -1)},"weight":${Number.isInteger(weight) ? `${weight}.0` : weight}}\n`;
 }
 
-/** The lines of a dataset, a page of votes at a time. */
+/** The lines of a dataset. */
 export async function* dataset(d1: D1Database, kind: DatasetKind, query: DatasetQuery): AsyncGenerator<string> {
   const { after, policy, since, until, snapshot, shape } = query;
   const db = database(d1);
@@ -154,15 +154,13 @@ export async function* dataset(d1: D1Database, kind: DatasetKind, query: Dataset
       ),
     ]);
     const byId = new Map(samples.map((sample) => [sample.id, sample]));
-    let text = '';
     for (const { vote, cohorts } of votes) {
       const rows = rowsOf(kind, { ...vote, cohorts: JSON.stringify(cohorts ?? {}) }, byId, shape === 'standard');
       // a vote that was changed since has not the row any more: it was read
       const read = vote.id === last ? rows.findIndex((row) => row.id === after) : -1;
       const rest = vote.id !== last ? rows : read < 0 ? [] : rows.slice(read + 1);
-      for (const row of rest) text += line(row);
+      for (const row of rest) yield line(row);
     }
-    if (text) yield text;
     if (votes.length < PAGE) return;
     from = sql`${votes.at(-1)!.vote.created_seq + 1}`;
   }

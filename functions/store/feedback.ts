@@ -161,6 +161,12 @@ async function readVote(d1: D1Database, id: string): Promise<FeedbackRow | undef
 const owned = (id: string, session: string | undefined) =>
   session === undefined ? sql`id = ${id}` : sql`id = ${id} AND session = ${session}`;
 
+/** Whether there is such a vote that the caller may change. */
+export async function isVote(d1: D1Database, id: string, session: string | undefined): Promise<boolean> {
+  const found = await database(d1).select({ id: feedback.id }).from(feedback).where(owned(id, session));
+  return found.length > 0;
+}
+
 /** Another value of the same vote. Undefined where there is none that the caller may change. */
 export async function changeVote(d1: D1Database, id: string, body: NewFeedback, session: string | undefined) {
   const db = database(d1);

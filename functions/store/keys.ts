@@ -5,7 +5,7 @@ import { newId } from '../../schema/ids.ts';
 import { audit, keys, policies, releases } from '../../schema/tables.ts';
 import { SCOPES } from '../../schema/wire.ts';
 import { base64url, sha256 } from '../crypto.ts';
-import { database, listing, now, type Paging, page, type Statement, seq, takeSeq } from './db.ts';
+import { database, listing, now, type Paging, page, raw, type Statement, seq, takeSeq } from './db.ts';
 
 export type KeyRow = Omit<typeof keys.$inferSelect, 'seq'>;
 export type KeyKind = KeyRow['kind'];
@@ -34,8 +34,6 @@ export async function makeKey(
   return { plain, row };
 }
 
-export const fullScopes = (kind: KeyKind) => FULL[kind];
-
 const audited = (d1: D1Database, by: string, action: string, subject: string) =>
   database(d1).insert(audit).values({ at: now(), key: by, action, subject });
 
@@ -47,12 +45,17 @@ export async function insertKey(d1: D1Database, row: KeyRow, by = 'setup'): Prom
 /** False where there is no such key; a second time changes nothing. */
 export async function revokeKey(d1: D1Database, id: string, by: string): Promise<boolean> {
   const db = database(d1);
+  const time = now();
   const [, , rows] = await db.batch([
     db
       .update(keys)
-      .set({ revoked_at: now() })
+      .set({ revoked_at: time })
       .where(sql`${keys.id} = ${id} AND ${isNull(keys.revoked_at)}`),
-    audited(d1, by, 'key.revoke', id),
+    raw(
+      db,
+      sql`INSERT INTO audit (at, "key", action, subject) SELECT ${time}, ${by}, 'key.revoke', ${id}
+          WHERE EXISTS (SELECT 1 FROM keys WHERE id = ${id} AND revoked_at = ${time})`,
+    ),
     db.select({ id: keys.id }).from(keys).where(eq(keys.id, id)),
   ]);
   return rows.length > 0;
@@ -121,11 +124,12 @@ export async function lookup(
     ...(count ? [count] : []),
   ];
   let counted: number | undefined;
+  let row = needKey ? undefined : knownKey?.row;
   if (statements.length > 0) {
     const results = (await db.batch(statements as [Statement, ...Statement[]])) as unknown[][];
     if (needKey) {
-      const row = (results.shift() as KeyRow[])[0];
-      if (held.keys.size > 1000) held.keys.clear();
+      row = (results.shift() as KeyRow[])[0];
+      if (held.keys.size >= 1000) held.keys.delete(held.keys.keys().next().value!);
       if (row) held.keys.set(hash, { row, at: time });
       else held.keys.delete(hash);
     }
@@ -139,7 +143,6 @@ export async function lookup(
     }
     if (count) counted = (results.shift() as { count: number }[])[0]?.count;
   }
-  const row = hash ? held.keys.get(hash)?.row : undefined;
   return {
     ...(row && !row.revoked_at ? { key: row } : {}),
     channels: held.channels?.value ?? {},

@@ -85,7 +85,6 @@ export async function listReleases(d1: D1Database, paging: Paging, channel?: Cha
   return listing(rows, paging.limit);
 }
 
-/** What the statement for an Idempotency-Key needs: the answer, before it is stored. */
 /** Whether the batch has made this release: what comes after its insertion hangs on it. */
 const released = (id: string) => sql`EXISTS (SELECT 1 FROM releases WHERE id = ${id})`;
 const audited = (db: ReturnType<typeof database>, by: string, action: string, { id, created_at }: ReleaseRow) =>
@@ -155,6 +154,7 @@ export async function rollBack(d1: D1Database, by: string, channel: Channel, rem
         .limit(1)
     : [];
   if (!current || !before) throw new ApiError(409, 'there is nothing left to go back to');
+  const stable = sql`(SELECT policy FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1)`;
   const row: ReleaseRow = {
     id: newId('release'),
     seq: 0,
@@ -168,7 +168,8 @@ export async function rollBack(d1: D1Database, by: string, channel: Channel, rem
   };
   const release = wireRelease(row);
   // another release, or another rollback, may have come between: then nothing is done
-  const still = sql`(SELECT id FROM releases WHERE channel = ${channel} ORDER BY seq DESC LIMIT 1) = ${current.id}`;
+  const still = sql`(SELECT id FROM releases WHERE channel = ${channel} ORDER BY seq DESC LIMIT 1) = ${current.id}
+    AND (${channel} = 'stable' OR ${stable} <> ${current.policy})`;
   const results = await db.batch([
     takeSeq(db),
     raw(
@@ -185,6 +186,7 @@ export async function rollBack(d1: D1Database, by: string, channel: Channel, rem
     db.select({ id: releases.id }).from(releases).where(eq(releases.id, row.id)),
     ...remember(201, json, JSON.stringify(release), released(row.id)),
   ]);
-  if ((results[4] as unknown[]).length === 0) throw new ApiError(409, 'another release came between');
+  if ((results[4] as unknown[]).length === 0)
+    throw new ApiError(409, 'another release came between, or what the canary serves is stable: roll stable back');
   return release;
 }

@@ -99,12 +99,13 @@ test('a release made at one is served by the other within two seconds, with no r
   const since = Date.now();
   const seen: { status: number; model: string; at: number }[] = [];
   while (Date.now() - since < 4000) {
+    const at = Date.now() - since;
     const { status, answer } = await ask(other, first.keys.secret);
-    seen.push({ status, model: answer.model, at: Date.now() - since });
+    seen.push({ status, model: answer.model, at });
   }
   expect(seen.filter(({ status }) => status !== 200)).toEqual([]);
-  // Begun before the two seconds were over, an answer may still be the old policy's.
-  expect(seen.filter(({ at }) => at > 3000).every(({ model }) => model === manifest.id)).toBe(true);
+  const late = seen.filter(({ at }) => at > 2000).map(({ model }) => model);
+  expect(new Set(late)).toEqual(new Set([manifest.id]));
 }, 60_000);
 
 test('a rate limit counts what both were asked', async () => {

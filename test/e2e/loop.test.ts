@@ -184,7 +184,11 @@ describe('the loop', { timeout: 6 * MINUTES }, () => {
 
     await follow(run.id, () => local.launcher.children.has(run.id), local.tick);
     const published = await follow(run.id, ended);
-    expect(published, why(published)).toMatchObject({ status: 'published', verdict: 'promote', release: { channel: 'stable' } });
+    expect(published, why(published)).toMatchObject({
+      status: 'published',
+      verdict: 'promote',
+      release: { channel: 'stable' },
+    });
     expect(published.policy).not.toBe(local.policy);
     run = published;
     const { compilations } = published.report as { compilations: { name: string; seconds: number }[] };

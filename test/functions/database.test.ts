@@ -213,7 +213,7 @@ test('no query of any route, nor of the cron, scans a table', { timeout: 60_000 
       .all<{ detail: string }>();
     for (const { detail } of results) {
       const [, name = ''] = /^SCAN (\S+)/.exec(detail) ?? [];
-      const alias = new RegExp(`\\b(\\w+) (AS )?${name}\\b`).exec(sql)?.[1] ?? '';
+      const alias = new RegExp(`\\b(?:FROM|JOIN) +"?(\\w+)"? +(?:AS +)?"?${name}"?\\b`, 'i').exec(sql)?.[1] ?? '';
       if (tables.includes(name) || (name && tables.includes(alias))) scans.push(`${detail}: ${sql}`);
     }
   }

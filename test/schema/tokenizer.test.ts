@@ -76,11 +76,10 @@ test('training gives the merges that Hugging Face gives, whatever the order of t
 
 test('a long piece without a space is no trap', () => {
   const t = loadTokenizer(plain!.file);
-  const started = performance.now();
   const text = 'a'.repeat(200_000);
   expect(decode(t, encode(t, text))).toBe(text);
-  expect(performance.now() - started).toBeLessThan(3_000);
-});
+  // what is quadratic in its length would take hours
+}, 30_000);
 
 test.each<[string, (file: TokenizerFile) => void]>([
   ['normalizer NFC', (f) => Object.assign(f, { normalizer: { type: 'NFC' } })],

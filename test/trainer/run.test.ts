@@ -25,7 +25,7 @@ const judgement = (id: number): Judgement => {
   };
 };
 const SETTINGS = {
-  ppo: { episodes: 32, rollout: 16, minibatch: 16, klStep: 500, klStop: 500, klLimit: 500 },
+  ppo: { episodes: 32, rollout: 16, minibatch: 16, klLimit: 500 },
   gate: { comparisons: 20 },
 };
 const base = runConfig(SETTINGS);
