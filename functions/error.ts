@@ -1,6 +1,7 @@
 // The one error that routes throw on purpose, and the one mapper that makes an answer of whatever was thrown.
 import type { Context } from 'hono';
 import type { z } from 'zod';
+import { Misconfigured } from './env.ts';
 
 interface More {
   errors?: { path: string; message: string }[];
@@ -98,6 +99,7 @@ export function asApiError(thrown: unknown): ApiError {
   const cause = thrown instanceof Error && thrown.cause instanceof Error ? thrown.cause : thrown;
   if (cause instanceof Error && /^D1_ERROR/.test(cause.message) && !/SQLITE_|syntax/.test(cause.message))
     return busy('the database is busy', 1);
+  if (thrown instanceof Misconfigured) return busy('this deployment is not configured', 30);
   return new ApiError(500, 'something unexpected went wrong');
 }
 

@@ -561,6 +561,16 @@ describe('publishing', () => {
 });
 
 describe('rollback', () => {
+  test('of the canary never withdraws what is stable', async () => {
+    const next = await tinyPolicy(7);
+    await importPolicy(env.DB, env.BUCKET, next.manifest, next.files, 'canary');
+    expect((await post('/v1/releases', { channel: 'stable', policy: next.manifest.id })).status).toBe(201);
+    const back = await post('/v1/releases/rollback', { channel: 'canary' });
+    expect([back.status, back.json.detail]).toEqual([409, expect.stringContaining('roll stable back')]);
+    expect((await get('/v1/models/stable')).status).toBe(200);
+    expect((await post('/v1/releases/rollback', { channel: 'stable' })).status).toBe(201);
+  });
+
   test('goes back to the last that was not rolled back itself, and withdraws the other for good', async () => {
     const others: string[] = [];
     for (const seed of [2, 3]) {
