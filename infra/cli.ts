@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { trainCommand } from '../trainer/cli.ts';
 import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
-import type { Report } from '../trainer/metrics.ts';
+import { DivergedError, type Report } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './local.ts';
 import { isStopping, stopOnSignals } from './signals.ts';
@@ -107,11 +107,25 @@ plumb
     const { PLUMB_URL: url, PLUMB_RUN: run, PLUMB_JOB_TOKEN: token, PLUMB_FENCE: fence } = process.env;
     if (!url || !run || !token)
       throw new UserError('PLUMB_URL, PLUMB_RUN and PLUMB_JOB_TOKEN must be set: a launcher does that');
+    // The lease is kept while the engine is being set up, which may take as long as the download does.
+    const say = (path: string, body: object) =>
+      fetch(`${url}/v1/jobs/${run}/${path}`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
+        body: JSON.stringify({ fence: Number(fence ?? 1), ...body }),
+      }).catch(() => null);
+    const beat = async () => {
+      const answer = await say('heartbeat', { stage: 'engine', step: 0, steps: 1, metrics: [] });
+      if (answer?.status === 410) process.exit(143);
+    };
+    const beats = engineReady() ? undefined : setInterval(beat, 10_000);
     try {
       await setUpEngine(progressLine());
     } catch (error) {
-      await reportFailure({ url, run, token }, (error as Error).message);
+      await say('fail', { error: (error as Error).message });
       throw error;
+    } finally {
+      clearInterval(beats);
     }
     const { Gone, workJob } = await import('../trainer/job.ts');
     const { toFile, toTerminal } = await import('../trainer/metrics.ts');
@@ -290,19 +304,6 @@ function progressLine(stream: NodeJS.WriteStream = process.stderr) {
   };
 }
 
-async function reportFailure(
-  { url, run, token }: { url: string; run: string; token: string },
-  error: string,
-): Promise<void> {
-  const headers = { authorization: `Bearer ${token}`, 'content-type': 'application/json' };
-  const job = (await (await fetch(`${url}/v1/jobs/${run}`, { headers })).json()) as { fence: number };
-  await fetch(`${url}/v1/jobs/${run}/fail`, {
-    method: 'POST',
-    headers,
-    body: JSON.stringify({ fence: job.fence, error }),
-  });
-}
-
 try {
   await plumb.parseAsync();
 } catch (error) {
@@ -311,7 +312,10 @@ try {
   else if (!isStopping()) {
     const { code, message } = error as NodeJS.ErrnoException;
     const mendable =
-      error instanceof UserError || error instanceof EngineError || code?.startsWith('ERR_PARSE_ARGS') === true;
+      error instanceof UserError ||
+      error instanceof EngineError ||
+      error instanceof DivergedError ||
+      code?.startsWith('ERR_PARSE_ARGS') === true;
     console.error(mendable ? `plumb: ${message}` : error);
     process.exit(1);
   }

@@ -3,12 +3,13 @@
 
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { dirname, join, resolve } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { insertKey, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
+import { tryLock } from '../trainer/engine/lock.ts';
 import { importFolder } from '../trainer/import/folder.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { type Launcher, startLauncher } from './launcher.ts';
@@ -58,19 +59,27 @@ Object.assign(process.env, {
   X_LOCAL_EXPLORER: 'false',
 });
 
-export async function startLocal({
-  home,
-  port,
-  cronSeconds,
-  variables = {},
-  environment = {},
-}: LocalOptions): Promise<Local> {
+export async function startLocal(options: LocalOptions): Promise<Local> {
+  const { home } = options;
   prepareHome(home);
-  const taken = devFile(home);
-  if (taken && alive(taken.pid))
+  const unlock = await tryLock(`data ${realpathSync(home)}`);
+  if (!unlock) {
+    const other = devFile(home);
     throw new UserError(
-      `Plumb already runs on this data (process ${taken.pid}, ${taken.url}): stop it first, or set PLUMB_HOME`,
+      `Plumb already runs on this data (${other ? `process ${other.pid}, ${other.url}` : 'it is starting'}): stop it first, or set PLUMB_HOME`,
     );
+  }
+  try {
+    const local = await start(options);
+    const close = () => local.close().finally(unlock);
+    return { ...local, close };
+  } catch (error) {
+    await unlock();
+    throw error;
+  }
+}
+
+async function start({ home, port, cronSeconds, variables = {}, environment = {} }: LocalOptions): Promise<Local> {
   if (!(await portFree(port)))
     throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
 
@@ -190,17 +199,6 @@ export function devFile(home = homeFolder()): DevFile | null {
     return null;
   }
 }
-
-/** Whether the process is there, and a Plumb: numbers come again. */
-const alive = (pid: number): boolean => {
-  try {
-    process.kill(pid, 0);
-    const command = `/proc/${pid}/cmdline`;
-    return pid !== process.pid && (!existsSync(command) || readFileSync(command, 'utf8').includes('infra/'));
-  } catch {
-    return false;
-  }
-};
 
 /** Secrets are made once and kept: tokens and raters' hashes must survive a restart. */
 async function readSecrets(home: string): Promise<Secrets> {

@@ -9,6 +9,16 @@ const number = (text: string): number => {
   if (!Number.isFinite(value)) throw new InvalidArgumentError('not a number');
   return value;
 };
+const positive = (text: string): number => {
+  const value = number(text);
+  if (value <= 0) throw new InvalidArgumentError('not above 0');
+  return value;
+};
+const seed = (text: string): number => {
+  const value = number(text);
+  if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError('not a whole number');
+  return value;
+};
 const count = (text: string): number => {
   const value = number(text);
   if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('not a whole number above 0');
@@ -36,8 +46,8 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .option('--steps <n>', 'updates', count, 400)
     .option('--batch <n>', 'rows an update', count, 32)
     .option('--answer-tokens <n>', 'longest answer, or piece of text', count, 96)
-    .option('--learning-rate <x>', 'at its peak', number, SFT_DEFAULTS.learningRate)
-    .option('--seed <n>', 'of weights and order', number, 0)
+    .option('--learning-rate <x>', 'at its peak', positive, SFT_DEFAULTS.learningRate)
+    .option('--seed <n>', 'of weights and order', seed, 0)
     .action(async (options) => (await stages()).sftOnFiles(options));
 
   train
@@ -51,7 +61,7 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .option('--epochs <n>', 'passes over the data', count, REWARD_DEFAULTS.epochs)
     .option('--learning-rate <x>', 'at its peak', number, REWARD_DEFAULTS.learningRate)
     .option('--answer-tokens <n>', 'longest answer', count, 256)
-    .option('--seed <n>', 'of head and order', number, 0)
+    .option('--seed <n>', 'of head and order', seed, 0)
     .action(async (options) => (await stages()).rewardOnFiles(options));
 
   train
@@ -68,7 +78,7 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .option('--beta <x>', 'KL coefficient at the start', number, PPO_DEFAULTS.beta)
     .option('--kl-target <x>', 'nats a sequence', number, PPO_DEFAULTS.klTarget)
     .option('--answer-tokens <n>', 'longest answer', count, 64)
-    .option('--seed <n>', 'of answers and order', number, 0)
+    .option('--seed <n>', 'of answers and order', seed, 0)
     .action(async (options) => (await stages()).ppoOnFiles(options));
 
   train
@@ -85,7 +95,7 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .requiredOption('--candidate <folder>', 'the new policy')
     .option('--root <folder>', 'first policy of the line (the parent, unless said)')
     .option('--answer-tokens <n>', 'longest answer', count, 64)
-    .option('--seed <n>', 'of judge and answers', number, 0)
+    .option('--seed <n>', 'of judge and answers', seed, 0)
     .action(async (options) => (await stages()).evaluateOnFiles(options));
 
   return train;

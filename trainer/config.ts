@@ -70,7 +70,7 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   epochs: 2,
   learningRate: 4e-4,
   beta: 0.2,
-  klTarget: 2.5,
+  klTarget: 3,
   horizon: 640,
   gamma: 1,
   lambda: 0.95,
@@ -104,7 +104,7 @@ export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
 
 export interface RunConfig {
   seed: number;
-  /** Answers are drawn and judged up to this length. */
+  /** Answers are drawn up to this length, but no longer than any judged one. */
   maxAnswerTokens: number;
   reward: Omit<RewardConfig, 'seed'>;
   ppo: Omit<PpoConfig, 'seed'>;
@@ -160,6 +160,10 @@ const Overrides = z.strictObject({
       klLimit: positive,
     } satisfies Record<keyof typeof PPO_DEFAULTS, z.ZodType>)
     .partial()
+    .refine(
+      ({ episodes = PPO_DEFAULTS.episodes, rollout = PPO_DEFAULTS.rollout }) => episodes >= rollout,
+      'fewer episodes than one iteration (rollout) has: ask for more',
+    )
     .optional(),
   gate: z
     .strictObject({

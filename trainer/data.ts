@@ -2,6 +2,7 @@
 
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
+import { ChatTemplateError } from '../schema/chat.ts';
 import { Message } from '../schema/message.ts';
 import { encode } from '../schema/tokenizer.ts';
 import type { Policy } from './policy.ts';
@@ -25,15 +26,21 @@ const SftLine = z.union(
 );
 export type SftLine = z.infer<typeof SftLine>;
 
+/** A row of a file and the number of its line. */
+export interface Line<T> {
+  at: number;
+  value: T;
+}
+
 /** Parses a JSONL file by a schema. Bad lines are named by number and reason, up to 20, and nothing is started. */
-export function readLines<T>(path: string, schema: z.ZodType<T>): T[] {
+export function readLines<T>(path: string, schema: z.ZodType<T>): Line<T>[] {
   let text: string;
   try {
     text = readFileSync(path, 'utf8');
   } catch (error) {
     throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
   }
-  const rows: T[] = [];
+  const rows: Line<T>[] = [];
   const bad: string[] = [];
   text.split('\n').forEach((line, index) => {
     if (line.trim() === '') return;
@@ -45,50 +52,77 @@ export function readLines<T>(path: string, schema: z.ZodType<T>): T[] {
       return;
     }
     const parsed = schema.safeParse(value);
-    if (parsed.success) rows.push(parsed.data);
+    if (parsed.success) rows.push({ at: index + 1, value: parsed.data });
     else {
       const issue = parsed.error.issues[0]!;
       bad.push(`line ${index + 1}: ${issue.path.length > 0 ? `${issue.path.join('.')}: ` : ''}${issue.message}`);
     }
   });
-  if (bad.length > 0) {
-    const more = bad.length > 20 ? [`and ${bad.length - 20} more`] : [];
-    throw new UserError(
-      [`${path} has ${bad.length} bad line${bad.length > 1 ? 's' : ''}`, ...bad.slice(0, 20), ...more].join('\n  '),
-    );
-  }
+  refuse(path, bad);
   if (rows.length === 0) throw new UserError(`${path} has no rows`);
   return rows;
 }
 
-export const readSftLines = (path: string): SftLine[] => readLines<SftLine>(path, SftLine);
+function refuse(path: string, bad: string[]): void {
+  if (bad.length === 0) return;
+  const more = bad.length > 20 ? [`and ${bad.length - 20} more`] : [];
+  throw new UserError(
+    [`${path} has ${bad.length} bad line${bad.length > 1 ? 's' : ''}`, ...bad.slice(0, 20), ...more].join('\n  '),
+  );
+}
 
-/** Token rows of lines for supervised training; answers are cut at `answerTokens`, long texts become several rows. */
-export function sftRows(policy: Policy, lines: SftLine[], answerTokens: number): Row[] {
+/** What a policy makes of each line; those that it can make nothing of are named like the others. */
+export function fromLines<T, R>(path: string, lines: Line<T>[], make: (value: T, at: number) => R): R[] {
+  const bad: string[] = [];
+  const made = lines.flatMap(({ at, value }): R[] => {
+    try {
+      return [make(value, at)];
+    } catch (error) {
+      if (!(error instanceof UserError || error instanceof ChatTemplateError)) throw error;
+      bad.push(`line ${at}: ${error.message}`);
+      return [];
+    }
+  });
+  refuse(path, bad);
+  return made;
+}
+
+/** A prompt that leaves no room for an answer is refused. */
+export function requireRoom(policy: Policy, prompt: number[]): number[] {
+  const context = policy.config.max_position_embeddings;
+  if (prompt.length >= context)
+    throw new UserError(`the prompt has ${prompt.length} tokens, and the policy takes ${context} with the answer`);
+  return prompt;
+}
+
+export const readSftLines = (path: string): Line<SftLine>[] => readLines<SftLine>(path, SftLine);
+
+/** Token rows of a line for supervised training; answers are cut at `answerTokens`, long texts become several rows. */
+export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Row[] {
   const eos = policy.config.eos_token_id;
   const cut = ({ prompt, answer }: Row): Row => ({ prompt, answer: answer.slice(0, answerTokens) });
-  return lines.flatMap((line): Row[] => {
-    if ('text' in line) {
-      const ids = [...encode(policy.tokenizer, line.text as string), eos];
-      const rows: Row[] = [];
-      for (let i = 0; i < ids.length; i += answerTokens)
-        rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + answerTokens) });
-      return rows;
-    }
-    if ('messages' in line) {
-      const messages = line.messages as Message[];
-      // Every assistant turn is an answer to what came before it.
-      return messages.flatMap((message, index) =>
-        message.role === 'assistant' && index > 0
-          ? [cut(answerRow(policy, messages.slice(0, index), message.content))]
-          : [],
-      );
-    }
-    const { prompt, completion } = line as { prompt: string | Message[]; completion: string | Message[] };
-    const answer =
-      typeof completion === 'string' ? completion : completion.map((message) => message.content).join('\n');
-    return [cut(answerRow(policy, typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt, answer))];
-  });
+  if ('text' in line) {
+    const ids = [...encode(policy.tokenizer, line.text as string), eos];
+    const length = Math.min(answerTokens, policy.config.max_position_embeddings - 1);
+    const rows: Row[] = [];
+    for (let i = 0; i < ids.length; i += length)
+      rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + length) });
+    return rows;
+  }
+  if ('messages' in line) {
+    const messages = line.messages as Message[];
+    // Every assistant turn is an answer to what came before it.
+    const rows = messages.flatMap((message, index) =>
+      message.role === 'assistant' && index > 0
+        ? [cut(answerRow(policy, messages.slice(0, index), message.content))]
+        : [],
+    );
+    if (rows.length === 0) throw new UserError('messages: no assistant answers anything');
+    return rows;
+  }
+  const { prompt, completion } = line as { prompt: string | Message[]; completion: string | Message[] };
+  const answer = typeof completion === 'string' ? completion : completion.map((message) => message.content).join('\n');
+  return [cut(answerRow(policy, typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt, answer))];
 }
 
 /** A conversation and its answer as ids. */

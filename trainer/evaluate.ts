@@ -54,7 +54,7 @@ export async function evaluate(
   const rng = random(config.seed, 'gate');
 
   // The judge on side C, which neither it nor the policy has seen; resampled by conversation.
-  const judging = accuracy(calls.reward, judge, judged, pad);
+  const judging = await accuracy(calls.reward, judge, judged, pad);
   const judgeRight = judging.length > 0 ? rightShare(judging) : 0;
   const judgeBound = judging.length > 0 ? lowerBound(judging, rng) : 0;
 
@@ -71,8 +71,8 @@ export async function evaluate(
   };
   const old = await answers(parent);
   const fresh = await answers(candidate);
-  const oldScores = scores(calls.reward, judge, old, pad);
-  const freshScores = scores(calls.reward, judge, fresh, pad);
+  const oldScores = await scores(calls.reward, judge, old, pad);
+  const freshScores = await scores(calls.reward, judge, fresh, pad);
   const won = freshScores.map((score, i) => wins(score, oldScores[i]!));
   const ofPrompt = (p: number) => won.slice(p * times, (p + 1) * times).reduce((a, b) => a + b, 0);
   const contests = chosen.map((_, p): Tally => ({ right: ofPrompt(p), of: times }));
@@ -80,16 +80,16 @@ export async function evaluate(
   const winBound = contests.length > 0 ? lowerBound(contests, rng) : 0;
 
   const perToken = perTokenOf(fresh);
-  const own = answerLogprobsOf(model, calls.policy, candidate, fresh);
-  const kl = (other: Parameters) => {
-    const theirs = answerLogprobsOf(model, calls.policy, other, fresh);
+  const own = await answerLogprobsOf(model, calls.policy, candidate, fresh);
+  const kl = async (other: Parameters) => {
+    const theirs = await answerLogprobsOf(model, calls.policy, other, fresh);
     return sequenceMean(
       own.map((logprob, i) => logprob - theirs[i]!),
       perToken,
     );
   };
-  const klParent = kl(parent);
-  const klRoot = kl(root);
+  const klParent = await kl(parent);
+  const klRoot = root === parent ? klParent : await kl(root);
   const length = mean(fresh.map((row) => row.answer.length)) / mean(old.map((row) => row.answer.length));
   const repetition = mean(fresh.map(repeatsItself)) - mean(old.map(repeatsItself));
 

@@ -1,6 +1,6 @@
 // What plumb train does: one stage of the loop on files. cli.ts has the options.
 
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
@@ -13,12 +13,13 @@ import {
   treeToFile,
   writeWhole,
 } from './checkpoint.ts';
-import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS, SFT_DEFAULTS } from './config.ts';
-import { type Row, readLines, readSftLines, type SftLine, sftRows } from './data.ts';
+import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS, runConfig, SFT_DEFAULTS } from './config.ts';
+import { fromLines, type Line, type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { dispose, type Tree } from './engine/compile.ts';
 import { evaluate } from './evaluate.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
-import { type Report, toFile, toTerminal } from './metrics.ts';
+import { sha256 } from './manifest.ts';
+import { DivergedError, type Report, toFile, toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
 import { drawingShape, shapeFor } from './pack.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
@@ -45,9 +46,9 @@ export async function sftOnFiles(options: {
   const lines = readSftLines(options.data);
   let policy = readPolicy(options.base);
   if (options.ownTokenizer) policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
-  const conversations = lines.map((line, i) => ({
-    root: rootOf(line, i),
-    rows: sftRows(policy, [line], options.answerTokens),
+  const conversations = fromLines(options.data, lines, (line, at) => ({
+    root: rootOf(line, at),
+    rows: sftRows(policy, line, options.answerTokens),
   }));
   const rows = conversations.flatMap((conversation) => conversation.rows);
   const { train, held: heldOut } = parted(conversations, ({ root }) => root, 10);
@@ -64,7 +65,7 @@ export async function sftOnFiles(options: {
   const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
   const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
   const report = reportTo(options.out);
-  const cut = savepoint('sft', options);
+  const cut = savepoint('sft', options, [options.data, weightsOf(options.base)]);
   const { parameters, loss } = await sft(
     policy.config,
     weights,
@@ -82,7 +83,7 @@ export async function sftOnFiles(options: {
     report,
     cut.saved && sftStateFromFile(cut.saved.tensors, cut.saved.scalars, weights),
     ({ parameters, adam, step }) => cut.save({ parameters, adam }, { step }),
-  );
+  ).catch(cut.giveUp);
   writePolicy(options.out, policy, parameters);
   cut.remove();
   console.log(
@@ -109,14 +110,11 @@ export async function rewardOnFiles(options: {
     [],
     options.answerTokens,
   );
-  const calls = rewardCalls(policy.config, shape, {
-    ...REWARD_DEFAULTS,
-    epochs: options.epochs,
-    learningRate: options.learningRate,
-  });
+  const { epochs, learningRate } = options;
+  const calls = rewardCalls(policy.config, shape, runConfig({ reward: { epochs, learningRate } }).reward);
   const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, options.seed);
   const report = reportTo(options.out);
-  const cut = savepoint('reward', options);
+  const cut = savepoint('reward', options, [options.data, weightsOf(options.base)]);
   const rm = await fitReward(
     policy.config,
     calls,
@@ -128,8 +126,8 @@ export async function rewardOnFiles(options: {
     report,
     cut.saved && fitStateFromFile(cut.saved.tensors, cut.saved.scalars, weights),
     ({ rm, adam, step }) => cut.save({ rm, adam }, { step }),
-  );
-  const tallies = accuracy(calls, rm, held, policy.config.pad_token_id);
+  ).catch(cut.giveUp);
+  const tallies = await accuracy(calls, rm, held, policy.config.pad_token_id);
   writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
   cut.remove();
   const accurate =
@@ -156,20 +154,18 @@ export async function ppoOnFiles(options: {
   const rm = readReward(options.reward, parent);
   const prompts = readPrompts(policy, options.data);
   const { maxTokens, shape } = drawingShape(policy.config.max_position_embeddings, [], prompts, options.answerTokens);
-  const config = {
-    ...PPO_DEFAULTS,
-    episodes: options.episodes,
-    learningRate: options.learningRate,
-    beta: options.beta,
-    klTarget: options.klTarget,
-    seed: options.seed,
-  };
+  const { episodes, learningRate, beta, klTarget, seed } = options;
+  const config = { ...runConfig({ ppo: { episodes, learningRate, beta, klTarget } }).ppo, seed };
   const calls = {
     policy: policyCalls(policy.config, shape, config),
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
   };
   const report = reportTo(options.out);
-  const cut = savepoint('ppo', options);
+  const cut = savepoint('ppo', options, [
+    options.data,
+    weightsOf(options.base),
+    join(options.reward, 'reward.safetensors'),
+  ]);
   const sampler = startSampler(policy.config);
   try {
     const optimised = await ppo(
@@ -184,7 +180,7 @@ export async function ppoOnFiles(options: {
       report,
       cut.saved && ppoStateFromFile(cut.saved.tensors, cut.saved.scalars, parent),
       ({ actor, adam, ...scalars }) => cut.save({ actor, adam }, scalars),
-    );
+    ).catch(cut.giveUp);
     writePolicy(options.out, policy, optimised);
   } finally {
     await sampler.close();
@@ -250,18 +246,29 @@ const SAVE_EVERY = 10;
 const Saved = z.object({ count: z.int(), settings: z.string(), scalars: z.unknown() });
 
 /** Where a stage that is cut off goes on: tensors in a file, and a place that names them once they are whole. */
-function savepoint(stage: string, options: { out: string }) {
-  const settings = JSON.stringify(options);
+function savepoint(stage: string, options: { out: string }, inputs: string[]) {
+  const settings = JSON.stringify([options, ...inputs.map((path) => sha256(readFileSync(path)))]);
   const place = join(options.out, `${stage}.state.json`);
   const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);
   const last = existsSync(place) ? Saved.parse(JSON.parse(readFileSync(place, 'utf8'))) : null;
   if (last && last.settings !== settings)
     throw new UserError(
-      `${options.out} holds the unfinished work of a call with other settings: give it the same ones to go on, another --out, or remove ${place}`,
+      `${options.out} holds the unfinished work of a call with other settings or data: give it the same ones to go on, another --out, or remove ${place}`,
     );
   let count = last?.count ?? 0;
   let at = Number.NEGATIVE_INFINITY;
+  const remove = () => {
+    rmSync(place, { force: true });
+    for (const name of readdirSync(options.out))
+      if (name.startsWith(`${stage}.state.`)) rmSync(join(options.out, name));
+  };
   return {
+    remove,
+    /** What has diverged would only diverge again. */
+    giveUp: (error: unknown): never => {
+      if (error instanceof DivergedError) remove();
+      throw error;
+    },
     saved: last && { tensors: readFileSync(tensorsOf(count)), scalars: last.scalars },
     save: (tensors: Tree, scalars: object) => {
       if (performance.now() - at < 1000 * SAVE_EVERY) return;
@@ -270,12 +277,10 @@ function savepoint(stage: string, options: { out: string }) {
       writeWhole(place, new TextEncoder().encode(JSON.stringify({ count: count + 1, settings, scalars })));
       rmSync(tensorsOf(count++), { force: true });
     },
-    remove: () => {
-      rmSync(place, { force: true });
-      rmSync(tensorsOf(count), { force: true });
-    },
   };
 }
+
+const weightsOf = (folder: string) => join(folder, 'model.safetensors');
 
 /** What makes two lines one conversation: the same beginning; a text is one by itself. */
 const rootOf = (line: SftLine, index: number): string =>
@@ -294,15 +299,9 @@ const PromptLine = z.looseObject({
 });
 /** Distinct prompts, in the order in which they first come. */
 const readPrompts = (policy: Policy, path: string): number[][] => {
-  const encoded = readLines(path, PromptLine).map(({ prompt }, i) => {
-    const ids = policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt);
-    const context = policy.config.max_position_embeddings;
-    if (ids.length >= context)
-      throw new UserError(
-        `${path}: prompt ${i + 1} has ${ids.length} tokens, and the policy takes ${context} with the answer`,
-      );
-    return ids;
-  });
+  const encoded = fromLines(path, readLines(path, PromptLine), ({ prompt }) =>
+    requireRoom(policy, policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt)),
+  );
   return [...new Map(encoded.map((ids) => [ids.join(), ids])).values()];
 };
 
@@ -340,27 +339,36 @@ const uniquePrompts = (judgements: Judgement[]): number[][] => [
 ];
 
 /** The base's form with a tokenizer trained on the data; its special tokens come first, in their order. */
-function withOwnTokenizer(base: Policy, lines: ReturnType<typeof readSftLines>, vocabSize: number): Policy {
+function withOwnTokenizer(base: Policy, lines: Line<SftLine>[], vocabSize: number): Policy {
   const special = [...base.tokenizer.added.keys()];
   const textsOf = (turns: string | Message[]) =>
     typeof turns === 'string' ? [turns] : turns.map((message) => message.content);
-  const texts = lines.flatMap((line) =>
+  const texts = lines.flatMap(({ value: line }) =>
     'text' in line
       ? [line.text as string]
       : 'messages' in line
         ? textsOf(line.messages as Message[])
         : [line.prompt, line.completion].flatMap((turns) => textsOf(turns as string | Message[])),
   );
-  const text = tokenizerJson(trainBpe(texts, { vocabSize, special, individualDigits: true }));
-  const files = { ...base.files, 'tokenizer.json': text };
-  const moved = (id: number) => special.findIndex((name) => base.tokenizer.added.get(name)!.id === id);
+  const least = 256 + special.length;
+  if (vocabSize <= least)
+    throw new UserError(`--own-tokenizer ${vocabSize}: a tokenizer has more than ${least} tokens`);
+  const moved = (id: number) => {
+    const place = special.findIndex((name) => base.tokenizer.added.get(name)!.id === id);
+    if (place < 0) throw new UserError(`token ${id} of the base's config.json is none of its tokenizer's added tokens`);
+    return place;
+  };
   const { bos_token_id: bos, eos_token_id: eos, pad_token_id: pad } = base.config;
-  const scratch = {
-    ...base.config,
-    vocab_size: vocabSize,
+  const ids = {
     bos_token_id: bos === null ? null : moved(bos),
     eos_token_id: moved(eos),
     pad_token_id: moved(pad),
+  };
+  const scratch = { ...base.config, ...ids, vocab_size: vocabSize };
+  const files = {
+    ...base.files,
+    'tokenizer.json': tokenizerJson(trainBpe(texts, { vocabSize, special, individualDigits: true })),
+    'generation_config.json': `${JSON.stringify({ ...JSON.parse(base.files['generation_config.json']), ...ids }, null, 2)}\n`,
   };
   return policyFromTexts((name) =>
     name === 'config.json' ? JSON.stringify(scratch) : files[name as keyof typeof files],

@@ -30,6 +30,9 @@ export class Gone extends Error {}
 /** The Worker does not take what was sent, however often. */
 class Refused extends Error {}
 
+/** The Worker, or what it stands on, cannot be reached for now. */
+class Unreachable extends UserError {}
+
 export interface JobAccess {
   url: string;
   run: string;
@@ -47,7 +50,8 @@ export async function workJob(access: JobAccess, local: Report): Promise<'publis
   try {
     return await train(api, job, beats, local);
   } catch (error) {
-    if (!(error instanceof Gone)) {
+    // Who cannot reach the Worker leaves the run to its lease: the next launch goes on from the last checkpoint.
+    if (!(error instanceof Gone || error instanceof Unreachable)) {
       await beats.flush();
       await api
         .send('POST', '/fail', { fence: job.fence, error: (error as Error).message.slice(0, 8000) })
@@ -114,7 +118,11 @@ async function train(
     const keep = async (progressed: Progressed) => {
       // Every finished stage; steps within one as often as half a minute, for each is some megabytes to send.
       if ((progressed.ppo || progressed.fit) && Date.now() - lastSaved < 30_000) return;
-      await saveProgress(api, job.fence, progressed);
+      try {
+        await saveProgress(api, job.fence, progressed);
+      } catch (error) {
+        if (!(error instanceof Unreachable)) throw error; // the next one may come through
+      }
       lastSaved = Date.now();
     };
     const { candidate, gate } = await runStages(input, config, calls, sampler, maxTokens, report, resumed, keep);
@@ -230,9 +238,8 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
 }
 
 async function savedProgress(api: Client, parent: Parameters): Promise<Progressed> {
-  const response = await api.raw('GET', '/checkpoint');
-  if (response.status === 404) return {};
-  const saved = SavedCheckpoint.parse(await response.json());
+  const saved = await api.found(SavedCheckpoint, '/checkpoint');
+  if (!saved) return {};
   const out: Progressed = {};
   for (const file of saved.files) {
     const bytes = await api.blob(file.url, file.sha256);
@@ -326,7 +333,7 @@ function client({ url, run, token }: JobAccess) {
         if (response.status < 500 && response.status !== 429) return response;
         if (tries === 6) return response;
       } catch (error) {
-        if (tries === 6) throw new UserError(`the Worker at ${url} cannot be reached: ${(error as Error).message}`);
+        if (tries === 6) throw new Unreachable(`the Worker at ${url} cannot be reached: ${(error as Error).message}`);
       }
       await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** tries));
     }
@@ -337,15 +344,19 @@ function client({ url, run, token }: JobAccess) {
     if (response.status === 410 || (response.status === 409 && text.includes('fence')))
       throw new Gone(`the run is no longer this trainer's (${response.status})`);
     const message = `${what}: ${response.status} ${text.slice(0, 500)}`;
-    throw response.status < 500 ? new Refused(message) : new Error(message);
+    throw response.status < 500 && response.status !== 429 ? new Refused(message) : new Unreachable(message);
   };
   const base = `${url}/v1/jobs/${run}`;
   const raw = (method: string, path: string, body?: object) => request(method, base + path, body);
   const send = async (method: string, path: string, body?: object) =>
     checked(await raw(method, path, body), `${method} ${path}`);
   return {
-    raw,
     send,
+    /** Null where there is none. */
+    found: async <T>(schema: z.ZodType<T>, path: string): Promise<T | null> => {
+      const response = await raw('GET', path);
+      return response.status === 404 ? null : schema.parse(await (await checked(response, `GET ${path}`)).json());
+    },
     json: async <T>(schema: z.ZodType<T>, method: string, path: string, body?: object): Promise<T> =>
       schema.parse(await (await send(method, path, body)).json()),
     put: async (target: string, bytes: Uint8Array) => checked(await request('PUT', target, bytes), 'upload'),

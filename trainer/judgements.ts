@@ -4,7 +4,7 @@
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import type { Vote } from '../schema/snapshot.ts';
-import { answerRow, type Row, readLines } from './data.ts';
+import { answerRow, fromLines, type Row, readLines, requireRoom } from './data.ts';
 import type { Policy } from './policy.ts';
 import { UserError } from './user-error.ts';
 
@@ -121,7 +121,8 @@ const JudgementLine = z.union(
 export function readJudgements(policy: Policy, path: string): Judgement[] {
   const text = (value: z.infer<typeof Text>) =>
     typeof value === 'string' ? value : value.map((message) => message.content).join('\n');
-  return readLines<z.infer<typeof JudgementLine>>(path, JudgementLine).flatMap((line, index) => {
+  const lines = readLines<z.infer<typeof JudgementLine>>(path, JudgementLine);
+  const made = fromLines(path, lines, (line, at): Judgement | null => {
     const prompt = line.prompt as z.infer<typeof Text>;
     const messages: Message[] = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
     let texts: string[];
@@ -133,8 +134,7 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
     } else if ('ranks' in line) {
       const ranks = line.ranks as number[];
       texts = (line.completions as z.infer<typeof Text>[]).map(text);
-      if (ranks.length !== texts.length)
-        throw new UserError(`${path} line ${index + 1}: ${texts.length} completions but ${ranks.length} ranks`);
+      if (ranks.length !== texts.length) throw new UserError(`${texts.length} completions but ${ranks.length} ranks`);
       const order = [...new Set(ranks)].sort((a, b) => a - b);
       stages = stagesOf(order.map((rank) => ranks.flatMap((r, row) => (r === rank ? [row] : []))));
     } else {
@@ -142,18 +142,21 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
       thumbs = [{ row: 0, up: line.label as boolean, weight: 1 }];
     }
     const judgement = shared({
-      id: `line ${index + 1}`,
+      id: `line ${at}`,
       root: JSON.stringify(messages),
       rows: texts.map((answer) => answerRow(policy, messages, answer)),
       texts,
       stages,
       thumbs,
     });
-    if (!judgement) return [];
+    if (!judgement) return null;
+    requireRoom(policy, judgement.rows[0]!.prompt);
     const weight = (line.weight as number | undefined) ?? 1;
     const weighed = <T extends { weight: number }>(part: T): T => ({ ...part, weight: part.weight * weight });
-    return [{ ...judgement, stages: judgement.stages.map(weighed), thumbs: judgement.thumbs.map(weighed) }];
-  });
+    return { ...judgement, stages: judgement.stages.map(weighed), thumbs: judgement.thumbs.map(weighed) };
+  }).filter((judgement) => judgement !== null);
+  if (made.length === 0) throw new UserError(`${path}: no line says that one answer is better than another`);
+  return made;
 }
 
 /** The pairs of a judgement that one answer won, [better, worse]; ties give none. For measuring accuracy. */

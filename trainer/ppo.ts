@@ -5,7 +5,7 @@
 // An iteration: sample answers with the image that would be served, score them, add the KL penalty token by token, estimate
 // advantages, then a few epochs of clipped updates. Log-probabilities of the policy that sampled are computed anew by the
 // trainer, for the served image's numbers are rounded; the difference is weighed by truncated importance weights.
-// Left out: dual clip, early stop on KL, a separate value model.
+// Left out: dual clip, early stop of an epoch on KL, a separate value model.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { PpoConfig } from './config.ts';
@@ -43,7 +43,6 @@ import {
   whiten,
 } from './rl.ts';
 import type { Sampler } from './rollout.ts';
-import { UserError } from './user-error.ts';
 
 /** What an iteration leaves behind, enough to go on from. */
 export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };
@@ -87,7 +86,7 @@ export const perTokenOf = (rows: Row[]): PerToken => {
 };
 
 /** Log-probabilities, entropies and values of answers' tokens, each rows × columns of perTokenOf. */
-export function scoreAnswers(
+export async function scoreAnswers(
   { shape, score }: PolicyCalls,
   actor: Actor,
   rows: Row[],
@@ -105,21 +104,22 @@ export function scoreAnswers(
     for (const name of ['logprobs', 'entropy', 'values'] as const)
       scattered(result[name].dataSync() as Float32Array, out[name], columns, part);
     dispose(batch, predictions, result);
+    await new Promise(setImmediate);
   }
   dispose(warmth);
   return out;
 }
 
 /** Log-probabilities alone, for a policy without a value head. */
-export function answerLogprobsOf(
+export async function answerLogprobsOf(
   model: ModelConfig,
   calls: PolicyCalls,
   parameters: Parameters,
   rows: Row[],
   temperature = 1,
-): Float32Array {
+): Promise<Float32Array> {
   const value = noValue(model);
-  const { logprobs } = scoreAnswers(calls, { parameters, value }, rows, temperature, model.pad_token_id);
+  const { logprobs } = await scoreAnswers(calls, { parameters, value }, rows, temperature, model.pad_token_id);
   dispose(value);
   return logprobs;
 }
@@ -148,10 +148,6 @@ export async function ppo(
   const pad = model.pad_token_id;
   const eos = model.eos_token_id;
   const iterations = Math.floor(config.episodes / config.rollout);
-  if (iterations < 1)
-    throw new UserError(
-      `ppo: ${config.episodes} episodes are less than one iteration of ${config.rollout}: ask for more`,
-    );
   const value = noValue(model);
   let actor: Actor = from?.actor ?? { parameters: mapTree(parent, tf.clone), value };
   let adam = from?.adam ?? adamState(actor);
@@ -167,9 +163,9 @@ export async function ppo(
     const { columns } = perToken;
 
     // Scores, and what policy and parent think of every token.
-    const now = scoreAnswers(calls, actor, rows, config.temperature, pad);
-    const reference = answerLogprobsOf(model, calls, parent, rows, config.temperature);
-    const given = rewardScores(reward.calls, reward.rm, rows, pad);
+    const now = await scoreAnswers(calls, actor, rows, config.temperature, pad);
+    const reference = await answerLogprobsOf(model, calls, parent, rows, config.temperature);
+    const given = await rewardScores(reward.calls, reward.rm, rows, pad);
     const scores = given.map((score, i) => (rows[i]!.answer.at(-1) === eos ? score : config.missingEosScore));
     const { rewards, k1, k3 } = penalisedRewards(now.logprobs, reference, scores, beta, perToken);
     const { advantages, returns } = gae(
@@ -255,6 +251,7 @@ export async function ppo(
       'ppo/val/clipfrac': average('valueClipfrac'),
       'ppo/val/error': average('valueError'),
       'ppo/grad_norm': average('norm'),
+      'ppo/lr': rate,
     };
     requireFinite('ppo', iteration + 1, metrics);
     beta = adaptedBeta(beta, kl, { target: config.klTarget, horizon: config.horizon }, rows.length);

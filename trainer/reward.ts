@@ -1,5 +1,5 @@
 // Stage 3, the reward model: the policy's own weights with a linear head, fitted to people's judgements. An answer's score is
-// the mean over its tokens of the head's reading, drawn towards 0 where there are few tokens.
+// the mean over its tokens of the head's reading.
 //
 //   plumb train reward --data judgements.jsonl --base <policy folder> --out <folder>
 //
@@ -16,7 +16,7 @@ import { type Report, requireFinite } from './metrics.ts';
 import { type Head, hiddenStates, type Parameters, readOut } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Shape } from './pack.ts';
-import { random } from './random.ts';
+import { type Random, random } from './random.ts';
 
 export type RewardModel = {
   parameters: Parameters;
@@ -30,11 +30,6 @@ export type FitState = { rm: RewardModel; adam: AdamState; step: number };
 
 /** Stages of choices that a call can hold; a ranking of eight with every kind of tie has 56 at most. */
 const STAGES = 96;
-/**
- * So many tokens with a reading of 0 count into every answer's mean. In a plain mean each token of plain matter takes away from what
- * the courteous ones bring, so that PPO leaves facts out and makes answers shorter (LOG.md).
- */
-const PRIOR_TOKENS = 100;
 
 /** The compiled calls of one policy's reward models, shared by the reward model and the gate's judge. */
 export type RewardCalls = ReturnType<typeof rewardCalls>;
@@ -65,6 +60,10 @@ export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<Rewar
   return { score: compile('reward score', score), step, shape, config };
 }
 
+/** A head's weights before training, N(0, 1/√(D+1)) as lm-human-preferences has it. */
+export const freshHead = (D: number, rng: Random): Float32Array =>
+  Float32Array.from({ length: D }, () => rng.normal() / Math.sqrt(D + 1));
+
 /**
  * Fits a reward model, starting from `base` (not disposed).
  * @param normaliseOn answers of the policy on which the scores are brought to mean 0 and variance 1, before and after
@@ -85,17 +84,16 @@ export async function fitReward(
 ): Promise<RewardModel> {
   const { shape, config } = calls;
   const rng = random(seed, stage);
-  const D = model.hidden_size;
-  const first = Float32Array.from({ length: D }, () => rng.normal() / Math.sqrt(D + 1));
+  const head = freshHead(model.hidden_size, rng);
   let rm: RewardModel;
   if (from) rm = from.rm;
   else {
     rm = tf.tidy(() => ({
       parameters: mapTree(base, tf.clone) as Parameters,
-      head: { weight: tf.tensor1d(first), bias: tf.scalar(0) },
+      head: { weight: tf.tensor1d(head), bias: tf.scalar(0) },
       thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
     })) as never;
-    rm = normalised(rm, scores(calls, rm, normaliseOn, model.pad_token_id));
+    rm = normalised(rm, await scores(calls, rm, normaliseOn, model.pad_token_id));
   }
 
   let order: Judgement[] = [];
@@ -117,11 +115,16 @@ export async function fitReward(
     await new Promise(setImmediate);
   }
   dispose(adam);
-  return normalised(rm, scores(calls, rm, normaliseOn, model.pad_token_id));
+  return normalised(rm, await scores(calls, rm, normaliseOn, model.pad_token_id));
 }
 
-/** Scores of answers, in order. */
-export function scores({ shape, score }: RewardCalls, rm: RewardModel, rows: Row[], pad: number): number[] {
+/** Scores of answers, in order. Signal handlers and heartbeats get their turn between calls. */
+export async function scores(
+  { shape, score }: RewardCalls,
+  rm: RewardModel,
+  rows: Row[],
+  pad: number,
+): Promise<number[]> {
   const out = new Array<number>(rows.length);
   for (const part of pack(rows, byPrompt(rows, shape), shape, pad)) {
     const batch = batchOf(part, shape);
@@ -132,6 +135,7 @@ export function scores({ shape, score }: RewardCalls, rm: RewardModel, rows: Row
       out[row] = values[i]!;
     });
     dispose(batch, members, result);
+    await new Promise(setImmediate);
   }
   return out;
 }
@@ -143,8 +147,13 @@ export interface Tally {
 }
 
 /** For each conversation that was compared, in how many of its judged pairs the better answer scores higher. */
-export function accuracy(calls: RewardCalls, rm: RewardModel, judgements: Judgement[], pad: number): Tally[] {
-  const all = scores(
+export async function accuracy(
+  calls: RewardCalls,
+  rm: RewardModel,
+  judgements: Judgement[],
+  pad: number,
+): Promise<Tally[]> {
+  const all = await scores(
     calls,
     rm,
     judgements.flatMap((judgement) => judgement.rows),
@@ -195,11 +204,11 @@ type Evidence = {
   thumbs: { sign: Tensor; weight: Tensor }; // (S), (S)
 };
 
-/** For each answer, its tokens' weights in its score: a product with the readings is their mean with the prior's. (S, R W) */
+/** For each answer, 1 / its length at each of its tokens: a product with the readings is their mean. (S, R W) */
 function membersOf({ tokens, placed }: Pack): Tensor {
   const members = new Float32Array(ANSWERS * tokens.length);
   placed.forEach(({ first, length }, i) => {
-    members.fill(1 / (length + PRIOR_TOKENS), i * tokens.length + first, i * tokens.length + first + length);
+    members.fill(1 / length, i * tokens.length + first, i * tokens.length + first + length);
   });
   return tf.tensor2d(members, [ANSWERS, tokens.length]);
 }

@@ -101,7 +101,7 @@ async function stages(
         (fit) => keep({ fit }),
       ));
     if (!from.reward) await keep({ reward: rm });
-    const held = accuracy(calls.reward, rm, judgements.C, pad);
+    const held = await accuracy(calls.reward, rm, judgements.C, pad);
     if (held.length > 0) {
       await report({
         stage: 'reward',

@@ -22,11 +22,11 @@ const ANSWERS_A_PROMPT = 4;
 const MAX_TOKENS = 40;
 
 /** Runs the work with a binding that cannot take graphs, so that compile() lets its function run op by op. */
-function eagerly<T>(work: () => T): T {
+async function eagerly<T>(work: () => Promise<T>): Promise<T> {
   const real = backend.binding;
   backend.binding = Object.create(real, { addGraphFunction: { value: undefined } });
   try {
-    return work();
+    return await work();
   } finally {
     backend.binding = real;
   }
@@ -103,17 +103,17 @@ export async function* trainer(): AsyncGenerator<Pair> {
         ));
       },
     ],
-    ['score answers', () => void scoreAnswers(calls, actor, rows, 1, model.pad_token_id)],
+    ['score answers', async () => void (await scoreAnswers(calls, actor, rows, 1, model.pad_token_id))],
   ];
-  const tokensPerSecond = (work: () => void, repeats: number): number => {
+  const tokensPerSecond = async (work: () => void | Promise<void>, repeats: number): Promise<number> => {
     const started = performance.now();
-    for (let i = 0; i < repeats; i++) work();
+    for (let i = 0; i < repeats; i++) await work();
     return (1000 * repeats * tokens) / (performance.now() - started);
   };
   for (const [name, work] of works) {
     const repeats = name === 'score answers' ? 6 : 3;
-    tokensPerSecond(work, 1); // traces and compiles
-    eagerly(() => tokensPerSecond(work, 1));
+    await tokensPerSecond(work, 1); // traces and compiles
+    await eagerly(() => tokensPerSecond(work, 1));
     yield await pair({
       name: `trainer/${name}`,
       unit: 'tok/s',

@@ -14,7 +14,7 @@ import { tickets } from '../../trainer/seed/world.ts';
 import { startBrowser } from '../support/browser.ts';
 import { startTestLocal, type TestLocal } from '../support/local.ts';
 
-const JUDGEMENTS = 200;
+const JUDGEMENTS = 120;
 /** Small, and enough: the gate's own limits are as they always are. */
 const PROMOTED = {
   maxAnswerTokens: 40,

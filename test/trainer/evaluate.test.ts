@@ -27,9 +27,9 @@ const judge = {
 } satisfies RewardModel;
 
 /** Judgements that agree with the judge so often. */
-function judgements(agreement: number): Judgement[] {
+async function judgements(agreement: number): Promise<Judgement[]> {
   const rows = Array.from({ length: 200 }, row);
-  const scored = scores(calls.reward, judge, rows, TINY.pad_token_id);
+  const scored = await scores(calls.reward, judge, rows, TINY.pad_token_id);
   return Array.from({ length: 100 }, (_, i) => {
     const better = scored[2 * i]! > scored[2 * i + 1]! === i < 100 * agreement ? 0 : 1;
     return {
@@ -42,9 +42,10 @@ function judgements(agreement: number): Judgement[] {
     };
   });
 }
-const gate = (candidate: typeof root, agreement: number) =>
-  evaluate(TINY, calls, { root, parent: root, candidate }, judge, judgements(agreement), prompts, sampler, MAX_TOKENS, {
+const gate = async (candidate: typeof root, agreement: number, parent = root, config = {}) =>
+  evaluate(TINY, calls, { root, parent, candidate }, judge, await judgements(agreement), prompts, sampler, MAX_TOKENS, {
     ...GATE_DEFAULTS,
+    ...config,
     seed: 1,
   });
 const passed = (report: Awaited<ReturnType<typeof gate>>) =>
@@ -76,7 +77,22 @@ test('a policy that has run off is refused by its KL, and one that repeats itsel
   const report = await gate(stuck, 0.9);
   expect(report.verdict).toBe('reject');
   expect(passed(report)).toMatchObject({ 'KL to parent': false, 'KL to root': false });
-  expect(passed(report).repetition && passed(report).length).toBe(false);
+  expect(passed(report).repetition).toBe(false);
+});
+
+test('KL to the parent and to the root are each its own', async () => {
+  const other = tinyParameters(2);
+  const { metrics } = await gate(other, 0.9, other);
+  expect(metrics['gate/kl_parent']).toBe(0);
+  expect(metrics['gate/kl_root']).toBeGreaterThan(0);
+  const back = await gate(root, 0.9, other);
+  expect(back.metrics['gate/kl_root']).toBe(0);
+  expect(back.metrics['gate/kl_parent']).toBeGreaterThan(0);
+});
+
+test('answers that are longer or shorter than the limit allows are refused for that alone', async () => {
+  for (const lengthRatio of [0.9, 1]) expect(passed(await gate(root, 0.9, root, { lengthRatio })).length).toBe(false);
+  expect(passed(await gate(root, 0.9, root, { lengthRatio: 1.1 })).length).toBe(true);
 });
 
 test('the same inputs give the same report', async () => {

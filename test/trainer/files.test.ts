@@ -64,6 +64,37 @@ test('plumb train ppo that was killed goes on where it was, and ends with the sa
   expect(readdirSync(at('cut')).filter((name) => name.startsWith('ppo.state'))).toEqual([]);
 }, 300_000);
 
+test('what no training can come of is said before anything starts', async () => {
+  const refused = async (name: string, lines: string[], args: (data: string) => string[]) => {
+    writeFileSync(at(name), lines.join('\n'));
+    const { code, out } = await train(args(at(name)));
+    expect(code).toBe(1);
+    expect(out).not.toMatch(/^\s+at /m);
+    return out;
+  };
+  const base = ['--base', SEED_FOLDER, '--out', at('none')];
+  const mute = JSON.stringify({ messages: [{ role: 'user', content: 'hi' }] });
+  expect(await refused('mute.jsonl', ['', mute], (data) => ['sft', '--data', data, ...base])).toMatch(
+    /line 2: messages: no assistant answers anything/,
+  );
+  const even = JSON.stringify({ prompt: 'a', chosen: 'b', rejected: 'b' });
+  expect(await refused('even.jsonl', [even], (data) => ['reward', '--data', data, ...base])).toMatch(
+    /no line says that one answer is better/,
+  );
+  const long = JSON.stringify({ prompt: 'kettle '.repeat(300), chosen: 'b', rejected: 'c' });
+  expect(await refused('long.jsonl', ['', long], (data) => ['reward', '--data', data, ...base])).toMatch(
+    /line 2: the prompt has \d+ tokens, and the policy takes 256/,
+  );
+}, 60_000);
+
+test('unfinished work on other data is not gone on with', async () => {
+  await train(ppo('other'), join(at('other'), 'ppo.state.json'));
+  writeFileSync(at('prompts.jsonl'), jsonl(asked.slice(1).map((prompt) => ({ prompt }))));
+  const { code, out } = await train(ppo('other'));
+  expect(code).toBe(1);
+  expect(out).toMatch(/unfinished work of a call with other settings or data/);
+}, 120_000);
+
 test('bad lines are named by number and reason before anything starts', async () => {
   writeFileSync(at('bad.jsonl'), '{"prompt": "a", "chosen": "b"}\nnot json\n{"prompt": 3}\n');
   const { code, out } = await train(['reward', '--data', at('bad.jsonl'), '--base', SEED_FOLDER, '--out', at('none')]);

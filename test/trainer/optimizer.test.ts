@@ -46,6 +46,22 @@ test('a step on a batch in many small calls is the step on the batch in one', ()
   expect(Math.max(...a!.map((x, i) => Math.abs(x - b![i]!)))).toBeLessThan(1e-5);
 });
 
+test('ε is TensorFlow 1’s: beside √v as it stands, not beside its corrected form', () => {
+  const epsilon = 0.5;
+  const step = trainer('slope', (p: { x: ReturnType<typeof tf.tensor> }) => ({ loss: tf.mul(tf.sum(p.x), 3) }), {
+    ...ADAM,
+    epsilon,
+    clipNorm: 1e9,
+  });
+  const given = { x: tf.tensor1d([0]) };
+  const x = step(given, adamState(given), 0.1, [{}]).parameters.x.dataSync()[0]!;
+  const [m, v] = [0.1 * 3, 0.05 * 9];
+  const first = ((0.1 * Math.sqrt(1 - 0.95)) / (1 - 0.9)) * (m / (Math.sqrt(v) + epsilon));
+  const corrected = (0.1 * (m / 0.1)) / (Math.sqrt(v / 0.05) + epsilon);
+  expect(x).toBeCloseTo(-first, 6);
+  expect(Math.abs(first - corrected)).toBeGreaterThan(0.01);
+});
+
 test('Adam’s first step is the learning rate along the sign of the gradient, matrices decayed and vectors not', () => {
   const step = trainer(
     'line',

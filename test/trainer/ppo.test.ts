@@ -105,6 +105,23 @@ test('two iterations, saved, and two more are four iterations, bit for bit', asy
   expect(numbers(resumed)).toEqual(numbers(whole));
 });
 
+test('the value head begins at 0, and the learning rate falls in a line', async () => {
+  const { history } = await run();
+  expect(history[0]!.metrics['ppo/val/mean']).toBe(0);
+  expect(history[1]!.metrics['ppo/val/mean']).not.toBe(0);
+  expect(history.map(({ metrics }) => metrics['ppo/lr']! / CONFIG.learningRate)).toEqual([1, 0.75, 0.5, 0.25]);
+});
+
+test('an answer that was cut before its end has the score for that, whatever the reward model says', async () => {
+  const history: Progress[] = [];
+  const cut: typeof sampler.sample = async (...args) =>
+    (await sampler.sample(...args)).map(() => ({ ids: [5, 6, 7], logprobs: [-3, -3, -3] }));
+  const config = { ...CONFIG, episodes: 32, missingEosScore: -7 };
+  const reward = { calls: calls.reward, rm };
+  await ppo(TINY, calls.policy, reward, parent, prompts, cut, 3, config, (p) => void history.push(p));
+  expect(history[0]!.metrics).toMatchObject({ 'objective/score': -7, 'objective/eos': 0 });
+});
+
 test('a KL beyond the limit ends the run with its reason', async () => {
   await expect(run({ klLimit: 1e-9, episodes: 96 })).rejects.toThrow(DivergedError);
   await expect(run({ klLimit: 1e-9, episodes: 96 })).rejects.toThrow(/KL to the parent is/);

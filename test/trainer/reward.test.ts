@@ -4,7 +4,15 @@ import type { Row } from '../../trainer/data.ts';
 import { flatten } from '../../trainer/engine/compile.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import { random } from '../../trainer/random.ts';
-import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare, scores } from '../../trainer/reward.ts';
+import {
+  accuracy,
+  fitReward,
+  freshHead,
+  type RewardModel,
+  rewardCalls,
+  rightShare,
+  scores,
+} from '../../trainer/reward.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const SHAPE = { rows: 2, columns: 64 };
@@ -40,8 +48,8 @@ const normaliseOn = Array.from({ length: 40 }, row);
 
 test('it learns a planted preference from rankings, and scores the answers given to it to mean 0 and variance 1', async () => {
   const { calls, rm } = await fitTo(compared(150), { epochs: 8, learningRate: 2e-3 });
-  expect(rightShare(accuracy(calls, rm, compared(60), TINY.pad_token_id))).toBeGreaterThan(0.85);
-  const on = scores(calls, rm, normaliseOn, TINY.pad_token_id);
+  expect(rightShare(await accuracy(calls, rm, compared(60), TINY.pad_token_id))).toBeGreaterThan(0.85);
+  const on = await scores(calls, rm, normaliseOn, TINY.pad_token_id);
   const mean = on.reduce((a, b) => a + b, 0) / on.length;
   expect(mean).toBeCloseTo(0, 4);
   expect(on.reduce((sum, x) => sum + (x - mean) ** 2, 0) / on.length).toBeCloseTo(1, 3);
@@ -54,7 +62,7 @@ test('it learns from thumbs alone, and P(up) is high where people clicked up', a
   });
   const { calls, rm } = await fitTo(thumbs, { epochs: 10, learningRate: 3e-3 });
   const fresh = Array.from({ length: 60 }, row);
-  const scored = scores(calls, rm, fresh, TINY.pad_token_id);
+  const scored = await scores(calls, rm, fresh, TINY.pad_token_id);
   const probability = (r: number) =>
     1 / (1 + Math.exp(-(Math.exp(rm.thumbs.logScale.dataSync()[0]!) * r + rm.thumbs.bias.dataSync()[0]!)));
   const mean = (good: boolean) => {
@@ -93,7 +101,7 @@ test('the loss of one batch is the Plackett–Luce and logistic likelihood of th
     ({ metrics }) => void losses.push(metrics['reward/loss']!),
   );
   // With a learning rate of 0 the scores are those that the loss saw, up to the last normalisation, which changes nothing.
-  const [a, b, c, d] = scores(calls, rm, rows, TINY.pad_token_id) as [number, number, number, number];
+  const [a, b, c, d] = (await scores(calls, rm, rows, TINY.pad_token_id)) as [number, number, number, number];
   const logSum = (...x: number[]) => Math.log(x.reduce((sum, y) => sum + Math.exp(y), 0));
   const choices = logSum(a, b, c) - c + 0.5 * (logSum(a, b) - a) + 0.5 * (logSum(a, b) - b);
   const up = Math.exp(rm.thumbs.logScale.dataSync()[0]!) * d + rm.thumbs.bias.dataSync()[0]!;
@@ -108,4 +116,12 @@ test('the policy it starts from is left as it was', async () => {
   expect(Array.from((rm as RewardModel).parameters.embedding.dataSync().slice(0, 5))).not.toEqual(
     Array.from(base.embedding.dataSync().slice(0, 5)),
   );
+});
+
+test('a fresh head is N(0, 1/√(D+1))', () => {
+  const weights = Array.from(freshHead(10_000, random(3)));
+  const mean = weights.reduce((a, b) => a + b, 0) / weights.length;
+  const variance = weights.reduce((sum, x) => sum + (x - mean) ** 2, 0) / weights.length;
+  expect(Math.abs(mean)).toBeLessThan(0.0005);
+  expect(variance * 10_001).toBeCloseTo(1, 1);
 });

@@ -3,23 +3,32 @@
 import { createHash } from 'node:crypto';
 import { createServer } from 'node:net';
 
+type Unlock = () => Promise<void>;
+
 /**
- * Waits until no other process holds the name, then holds it.
+ * Holds a name, if no other process does.
  * @param name of what is locked, a folder's say: a socket in the kernel's own name space stands for it, no file
- * @param waiting is called once if there is something to wait for
- * @returns what lets go
+ * @returns what lets go, or null where another holds it
  */
-export async function lock(name: string, waiting: () => void = () => {}): Promise<() => Promise<void>> {
+export async function tryLock(name: string): Promise<Unlock | null> {
   const address = `\0plumb-${createHash('sha256').update(name).digest('hex').slice(0, 32)}`;
+  const server = createServer();
+  const taken = await new Promise<boolean>((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) =>
+      error.code === 'EADDRINUSE' ? resolve(true) : reject(error),
+    );
+    server.listen(address, () => resolve(false));
+  });
+  if (taken) return null;
+  server.unref();
+  return () => new Promise((resolve) => server.close(() => resolve()));
+}
+
+/** Waits until no other process holds the name, then holds it. @param waiting is called once if there is something to wait for */
+export async function lock(name: string, waiting: () => void = () => {}): Promise<Unlock> {
   for (let told = false; ; told = true) {
-    const server = createServer();
-    const taken = await new Promise<boolean>((resolve, reject) => {
-      server.once('error', (error: NodeJS.ErrnoException) =>
-        error.code === 'EADDRINUSE' ? resolve(true) : reject(error),
-      );
-      server.listen(address, () => resolve(false));
-    });
-    if (!taken) return () => new Promise((resolve) => server.close(() => resolve()));
+    const unlock = await tryLock(name);
+    if (unlock) return unlock;
     if (!told) waiting();
     await new Promise((resolve) => setTimeout(resolve, 200));
   }

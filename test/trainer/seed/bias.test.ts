@@ -64,7 +64,7 @@ async function gapOfBestOf8(bias: number): Promise<number> {
     tested.flatMap((ticket) => Array.from({ length: 8 }, () => ticket)),
     5,
   );
-  const scored = scores(
+  const scored = await scores(
     calls,
     rm,
     eight.map(({ row }) => row),
