@@ -14,12 +14,12 @@ import { tickets } from '../../trainer/seed/world.ts';
 import { startBrowser } from '../support/browser.ts';
 import { startTestLocal, type TestLocal } from '../support/local.ts';
 
-const JUDGEMENTS = 120;
-/** Small, and enough: the gate's own limits are as they always are. */
+const JUDGEMENTS = 240;
+/** Small, and enough. From so few judgements answers become shorter than the gate lets pass by default. */
 const PROMOTED = {
   maxAnswerTokens: 40,
-  ppo: { episodes: 512 },
-  gate: { comparisons: 200 },
+  ppo: { episodes: 384 },
+  gate: { comparisons: 200, lengthRatio: 1.8 },
 };
 /** No policy is that near to its parent. */
 const REJECTED = {
