@@ -11,6 +11,7 @@ type Unlock = () => Promise<void>;
  * @returns what lets go, or null where another holds it
  */
 export async function tryLock(name: string): Promise<Unlock | null> {
+  if (process.platform !== 'linux') return async () => {};
   const address = `\0plumb-${createHash('sha256').update(name).digest('hex').slice(0, 32)}`;
   const server = createServer();
   const taken = await new Promise<boolean>((resolve, reject) => {

@@ -3,6 +3,8 @@
 //
 //   plumb sim --rounds 2 --seeds 1,2,3 [--mode gold|random|inverted] [--bias] [--config json] [--no-gate] [--json]
 
+import { fork } from 'node:child_process';
+import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import type { Side } from '../../schema/snapshot.ts';
@@ -100,59 +102,99 @@ const figure = (m: ReturnType<typeof measure>) =>
   `gold ${m.gold.mean.toFixed(3)} ±${(m.gold.high - m.gold.mean).toFixed(3)}  relevance ${m.relevance.toFixed(2)} coherence ${m.coherence.toFixed(2)} ethics ${m.ethics.toFixed(2)}  words ${m.length.toFixed(1)}  gap ${m.gap.toFixed(3)}  unseen ${m.unseen.toFixed(3)}`;
 
 /** Seeds that were served better answers in the end, with intervals that do not touch, and worse ones; and what was promoted. */
-const totals = { rose: 0, fell: 0, candidatesRose: 0, promotions: 0, runs: 0 };
-
-for (const seed of seeds) {
-  const began = performance.now();
-  let parent = mapTree(root, tf.clone);
-  const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
-  const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
-  const first = measure(evaluationTickets, await answersTo(parent, evaluationTickets, seed));
-  let served = first;
-  const results: object[] = [];
-  console.log(`seed ${seed}  before   ${figure(first)}`);
-  for (let round = 1; round <= rounds; round++) {
-    const started = performance.now();
-    const fresh = await judgeRound(parent, seed, round);
-    for (const side of ['A', 'B', 'C'] as const) {
-      judgements[side].push(...fresh.judgements[side]);
-      prompts[side].push(...fresh.prompts[side]);
-    }
-    const config = { ...baseConfig, seed: seed * 10 + round };
-    const input = { model, root, parent, judgements, prompts };
-    const { candidate, gate } = await runStages(input, config, calls, sampler, MAX_TOKENS, report);
-    totals.runs++;
-    if (candidate) {
-      const after = measure(evaluationTickets, await answersTo(candidate, evaluationTickets, seed + 50 * round));
-      const kl = gate.metrics['gate/kl_parent']!;
-      results.push({ ...after, each: undefined, kl, verdict: gate.verdict });
-      console.log(
-        `seed ${seed}  round ${round}  ${figure(after)}  KL ${kl.toFixed(2)}  ${gate.verdict}  ${((performance.now() - started) / 1000).toFixed(0)} s`,
-      );
-      if (after.gold.low > served.gold.high) totals.candidatesRose++;
-      if (gate.verdict === 'promote') totals.promotions++;
-      if (options['no-gate'] || gate.verdict === 'promote') {
-        dispose(parent);
-        parent = candidate;
-        served = after;
-      } else dispose(candidate);
-    }
-    for (const reason of gate.reasons)
-      console.log(`    ${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
-  }
-  dispose(parent);
-  if (served.gold.low > first.gold.high) totals.rose++;
-  if (served.gold.high < first.gold.low) totals.fell++;
-  const seconds = (performance.now() - began) / 1000;
-  if (options.json)
-    console.log(JSON.stringify({ seed, mode, before: { ...first, each: undefined }, rounds: results, seconds }));
-  else console.log(`seed ${seed}  ${seconds.toFixed(0)} s`);
+interface Totals {
+  rose: number;
+  fell: number;
+  candidatesRose: number;
+  promotions: number;
+  runs: number;
 }
-if (!options.quiet)
-  for (const { name, seconds } of compilations) console.log(`compiled ${name} in ${seconds.toFixed(1)} s`);
-if (!options.json)
+
+async function simulate(): Promise<Totals> {
+  const totals: Totals = { rose: 0, fell: 0, candidatesRose: 0, promotions: 0, runs: 0 };
+  for (const seed of seeds) {
+    const began = performance.now();
+    let parent = mapTree(root, tf.clone);
+    const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
+    const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
+    const first = measure(evaluationTickets, await answersTo(parent, evaluationTickets, seed));
+    let served = first;
+    const results: object[] = [];
+    console.log(`seed ${seed}  before   ${figure(first)}`);
+    for (let round = 1; round <= rounds; round++) {
+      const started = performance.now();
+      const fresh = await judgeRound(parent, seed, round);
+      for (const side of ['A', 'B', 'C'] as const) {
+        judgements[side].push(...fresh.judgements[side]);
+        prompts[side].push(...fresh.prompts[side]);
+      }
+      const config = { ...baseConfig, seed: seed * 10 + round };
+      const input = { model, root, parent, judgements, prompts };
+      const { candidate, gate } = await runStages(input, config, calls, sampler, MAX_TOKENS, report);
+      totals.runs++;
+      if (candidate) {
+        const after = measure(evaluationTickets, await answersTo(candidate, evaluationTickets, seed + 50 * round));
+        const kl = gate.metrics['gate/kl_parent']!;
+        results.push({ ...after, each: undefined, kl, verdict: gate.verdict });
+        console.log(
+          `seed ${seed}  round ${round}  ${figure(after)}  KL ${kl.toFixed(2)}  ${gate.verdict}  ${((performance.now() - started) / 1000).toFixed(0)} s`,
+        );
+        if (after.gold.low > served.gold.high) totals.candidatesRose++;
+        if (gate.verdict === 'promote') totals.promotions++;
+        if (options['no-gate'] || gate.verdict === 'promote') {
+          dispose(parent);
+          parent = candidate;
+          served = after;
+        } else dispose(candidate);
+      }
+      for (const reason of gate.reasons)
+        console.log(`    ${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
+    }
+    dispose(parent);
+    if (served.gold.low > first.gold.high) totals.rose++;
+    if (served.gold.high < first.gold.low) totals.fell++;
+    const seconds = (performance.now() - began) / 1000;
+    if (options.json)
+      console.log(JSON.stringify({ seed, mode, before: { ...first, each: undefined }, rounds: results, seconds }));
+    else console.log(`seed ${seed}  ${seconds.toFixed(0)} s`);
+  }
+  if (!options.quiet)
+    for (const { name, seconds } of compilations) console.log(`compiled ${name} in ${seconds.toFixed(1)} s`);
+  return totals;
+}
+
+/** Several seeds at once, each by one thread: together they do more than one after the other by all (LOG.md). */
+async function onEveryCore(): Promise<Totals> {
+  const cores = Math.min(availableParallelism(), seeds.length);
+  const parts = await Promise.all(
+    Array.from({ length: cores }, (_, core) => {
+      const share = seeds.filter((_, i) => i % cores === core).join();
+      const child = fork(process.argv[1]!, ['sim', ...process.argv.slice(2), '--seeds', share], {
+        env: { ...process.env, TF_NUM_INTRAOP_THREADS: '1' },
+      });
+      return new Promise<Totals>((resolve, reject) => {
+        child.on('message', (totals) => resolve(totals as Totals));
+        child.on('exit', () => reject(new UserError(`the simulation of seeds ${share} broke off`)));
+      });
+    }),
+  );
+  const sum = (name: keyof Totals) => parts.reduce((total, part) => total + part[name], 0);
+  return {
+    rose: sum('rose'),
+    fell: sum('fell'),
+    candidatesRose: sum('candidatesRose'),
+    promotions: sum('promotions'),
+    runs: sum('runs'),
+  };
+}
+
+// A child of onEveryCore's tells its parent, and ends with it.
+process.on('disconnect', () => process.exit(1));
+const totals = process.send || seeds.length === 1 ? await simulate() : await onEveryCore();
+await sampler.close();
+if (process.send) process.send(totals, () => process.exit());
+else if (!options.json)
   console.log(
     `${mode} raters, ${seeds.length} seeds: gold of what is served rose in ${totals.rose} and fell in ${totals.fell} (95 % intervals apart); ` +
       `${totals.runs} candidates: ${totals.promotions} promoted, ${totals.candidatesRose} better than their parent by gold`,
   );
-await sampler.close();
