@@ -211,6 +211,8 @@ keys
   .option('--origins <list>', 'pages that may use a public key, with commas')
   .option('--name <name>', 'for the list', '')
   .action(async ({ kind, scopes, origins, name }) => {
+    if (kind === 'pk' && !origins)
+      throw new UserError('a public key works from the pages that it names: --origins https://your.page,…');
     const made = await api<{ id: string; key: string }>('POST', '/v1/keys', {
       kind,
       name,

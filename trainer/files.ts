@@ -1,7 +1,7 @@
 // What plumb train does: one stage of the loop on files. cli.ts has the options.
 
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
@@ -45,6 +45,11 @@ export async function sftOnFiles(options: {
 }): Promise<void> {
   const lines = readSftLines(options.data);
   let policy = readPolicy(options.base);
+  const context = policy.config.max_position_embeddings;
+  if (options.answerTokens >= context)
+    throw new UserError(
+      `--answer-tokens ${options.answerTokens}: the policy takes ${context} tokens, the prompt's among them`,
+    );
   if (options.ownTokenizer) policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
   const conversations = fromLines(options.data, lines, (line, at) => ({
     root: rootOf(line, at),
@@ -230,9 +235,23 @@ export async function evaluateOnFiles(options: {
   }
 }
 
+/** One by one: Node's recursive mkdir never ends where the kernel refuses a folder in one that is there (/proc). */
+function makeFolder(path: string): void {
+  try {
+    const missing: string[] = [];
+    for (let folder = resolve(path); !existsSync(folder); folder = dirname(folder)) missing.unshift(folder);
+    for (const folder of missing) mkdirSync(folder);
+    if (!statSync(path).isDirectory()) throw new UserError(`${path} is a file: --out wants a folder`);
+    accessSync(path, constants.W_OK);
+  } catch (error) {
+    if (error instanceof UserError) throw error;
+    throw new UserError(`cannot write to ${path}: ${(error as NodeJS.ErrnoException).code}`);
+  }
+}
+
 /** Metrics to <out>/metrics.jsonl and to the terminal. */
 function reportTo(out: string): Report {
-  mkdirSync(out, { recursive: true });
+  makeFolder(out);
   const file = toFile(join(out, 'metrics.jsonl'));
   const terminal = toTerminal();
   return async (progress) => {

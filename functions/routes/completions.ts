@@ -47,15 +47,14 @@ async function sessionOf({ c, set, caller, body }: Call<unknown, Body>): Promise
 
 function checkPage({ caller, body }: Call<unknown, Body>, asked: Asked, topLogprobs: number | undefined) {
   if (caller.kind !== 'pk') return;
-  const refuse = (param: string) => {
-    throw new ApiError(403, `a public key may not set ${param}`, {
-      errors: [{ path: param, message: 'is for servers' }],
-    });
+  const refuse = (path: string, message: string) => {
+    throw new ApiError(403, `a public key ${message}`, { errors: [{ path, message }] });
   };
-  if ('messages' in asked && asked.messages.some(({ role }) => role === 'system')) refuse('messages');
-  if (topLogprobs !== undefined) refuse('logprobs');
-  if (body.model.startsWith('pol_')) refuse('model');
-  if (body.n > PAGE_CHOICES) refuse('n');
+  if ('messages' in asked && asked.messages.some(({ role }) => role === 'system'))
+    refuse('messages', 'may not send system messages');
+  if (topLogprobs !== undefined) refuse('logprobs', 'is given no log-probabilities');
+  if (body.model.startsWith('pol_')) refuse('model', 'may name a channel, not a policy');
+  if (body.n > PAGE_CHOICES) refuse('n', `may ask for ${PAGE_CHOICES} choices at most`);
 }
 
 /** A session's place in [0, 1): a canary's share holds whoever lies below it, so that raising it keeps everyone in. */

@@ -89,6 +89,7 @@ const page = (all: AnyRoute[]) => html`<!doctype html>
   <head>
     <meta charset="utf-8" />
     <meta name="viewport" content="width=device-width" />
+    <link rel="icon" href="data:," />
     <title>Plumb’s HTTP API</title>
     <style>
       :root { color-scheme: light dark; }

@@ -87,6 +87,19 @@ test('what no training can come of is said before anything starts', async () => 
   );
 }, 60_000);
 
+test('a folder that cannot be written to is said in one line', async () => {
+  writeFileSync(at('text.jsonl'), jsonl(asked.map((text) => ({ text }))));
+  for (const [out, reason] of [
+    [at('pairs.jsonl'), /is a file: --out wants a folder/],
+    ['/proc/plumb', /cannot write to \/proc\/plumb: \w+/],
+  ] as const) {
+    const { code, out: said } = await train(['sft', '--data', at('text.jsonl'), '--base', SEED_FOLDER, '--out', out]);
+    expect(code).toBe(1);
+    expect(said.trim().split('\n')).toHaveLength(1);
+    expect(said).toMatch(reason);
+  }
+}, 60_000);
+
 test('unfinished work on other data is not gone on with', async () => {
   await train(ppo('other'), join(at('other'), 'ppo.state.json'));
   writeFileSync(at('prompts.jsonl'), jsonl(asked.slice(1).map((prompt) => ({ prompt }))));
