@@ -3,13 +3,14 @@
 
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, mkdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
-import { dirname, join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { insertKey, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
 import { tryLock } from '../trainer/engine/lock.ts';
+import { makeFolder } from '../trainer/folder.ts';
 import { importFolder } from '../trainer/import/folder.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { type Launcher, startLauncher } from './launcher.ts';
@@ -179,10 +180,7 @@ const SETTABLE = [
 /** The folder, for its owner alone. */
 function prepareHome(home: string): void {
   try {
-    // One by one: Node's recursive mkdir never ends where the kernel refuses a folder in one that is there (/proc).
-    const missing: string[] = [];
-    for (let folder = resolve(home); !existsSync(folder); folder = dirname(folder)) missing.unshift(folder);
-    for (const folder of missing) mkdirSync(folder);
+    makeFolder(home);
     chmodSync(home, 0o700);
   } catch (error) {
     throw new UserError(

@@ -103,10 +103,9 @@ export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Ro
   const cut = ({ prompt, answer }: Row): Row => ({ prompt, answer: answer.slice(0, answerTokens) });
   if ('text' in line) {
     const ids = [...encode(policy.tokenizer, line.text as string), eos];
-    const length = Math.min(answerTokens, policy.config.max_position_embeddings - 1);
     const rows: Row[] = [];
-    for (let i = 0; i < ids.length; i += length)
-      rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + length) });
+    for (let i = 0; i < ids.length; i += answerTokens)
+      rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + answerTokens) });
     return rows;
   }
   if ('messages' in line) {

@@ -1,7 +1,7 @@
 // What plumb train does: one stage of the loop on files. cli.ts has the options.
 
-import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { dirname, join, resolve } from 'node:path';
+import { accessSync, constants, existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
@@ -17,6 +17,7 @@ import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS, runConfig, SFT_DEFAULTS }
 import { fromLines, type Line, type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { dispose, type Tree } from './engine/compile.ts';
 import { evaluate } from './evaluate.ts';
+import { makeFolder } from './folder.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
 import { sha256 } from './manifest.ts';
 import { DivergedError, type Report, toFile, toTerminal } from './metrics.ts';
@@ -235,12 +236,10 @@ export async function evaluateOnFiles(options: {
   }
 }
 
-/** One by one: Node's recursive mkdir never ends where the kernel refuses a folder in one that is there (/proc). */
-function makeFolder(path: string): void {
+/** The folder that --out names, made where it is not there. */
+function makeOut(path: string): void {
   try {
-    const missing: string[] = [];
-    for (let folder = resolve(path); !existsSync(folder); folder = dirname(folder)) missing.unshift(folder);
-    for (const folder of missing) mkdirSync(folder);
+    makeFolder(path);
     if (!statSync(path).isDirectory()) throw new UserError(`${path} is a file: --out wants a folder`);
     accessSync(path, constants.W_OK);
   } catch (error) {
@@ -251,7 +250,7 @@ function makeFolder(path: string): void {
 
 /** Metrics to <out>/metrics.jsonl and to the terminal. */
 function reportTo(out: string): Report {
-  makeFolder(out);
+  makeOut(out);
   const file = toFile(join(out, 'metrics.jsonl'));
   const terminal = toTerminal();
   return async (progress) => {
