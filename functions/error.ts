@@ -34,13 +34,24 @@ const dotted = (path: PropertyKey[]) =>
     '',
   );
 
-/** A failed parse as a 400 that names each path; an unknown field is named itself, not the object that holds it. */
+type Issue = z.core.$ZodIssue;
+
+/** An unknown field is named itself, not the object that holds it; of several forms, what is wrong with the one that fits best. */
+function faults(issue: Issue): { path: string; message: string }[] {
+  if (issue.code === 'unrecognized_keys')
+    return issue.keys.map((key) => ({ path: dotted([...issue.path, key]), message: 'is not known' }));
+  if (issue.code === 'invalid_union' && issue.errors.length > 0) {
+    const nearest = issue.errors.find((form) => form.some((inner) => inner.path.length > 0));
+    if (nearest) return nearest.flatMap((inner) => faults({ ...inner, path: [...issue.path, ...inner.path] } as Issue));
+    const each = issue.errors.flatMap((form) => form.map(({ message }) => message.replace(/^Invalid input: /, '')));
+    return [{ path: dotted(issue.path), message: `Invalid input: ${each.join(', or ')}` }];
+  }
+  return [{ path: dotted(issue.path), message: issue.message }];
+}
+
+/** A failed parse as a 400 that names each path. */
 export function malformed(error: z.ZodError, where: string): ApiError {
-  const errors = error.issues.flatMap((issue) =>
-    issue.code === 'unrecognized_keys'
-      ? issue.keys.map((key) => ({ path: dotted([...issue.path, key]), message: 'is not known' }))
-      : [{ path: dotted(issue.path), message: issue.message }],
-  );
+  const errors = error.issues.flatMap(faults);
   const first = errors[0];
   return new ApiError(400, first ? `${where}: ${first.path ? `${first.path}: ` : ''}${first.message}` : where, {
     errors,

@@ -19,7 +19,7 @@ export const NewFeedback = z.discriminatedUnion('kind', [
   z.strictObject({
     kind: z.literal('thumb'),
     sample_id: SampleId,
-    value: z.union([z.literal(1), z.literal(-1)]),
+    value: z.literal([1, -1]),
     ...shared,
   }),
   z.strictObject({

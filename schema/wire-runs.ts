@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { idSchema } from './ids.ts';
 import { Manifest, PolicyFile, Sha256 } from './manifest.ts';
+import { RunSettings } from './run-config.ts';
 import { RUN_STATUS } from './tables.ts';
 import { Digits, listQuery, Time } from './wire.ts';
 
@@ -11,7 +12,7 @@ const Channel = z.enum(['stable', 'canary']);
 
 export const NewRun = z.strictObject({
   stages: z.array(z.enum(STAGES)).min(1).optional(),
-  config: Config.optional(),
+  config: RunSettings.optional(),
   reason: z.string().max(1024).optional(),
 });
 

@@ -2,7 +2,8 @@
 // alone: what they do is in files.ts, which loads the training engine when one is asked for.
 
 import { Command, InvalidArgumentError } from 'commander';
-import { PPO_DEFAULTS, REWARD_DEFAULTS, SFT_DEFAULTS } from './config.ts';
+import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
+import { SFT_DEFAULTS } from './config.ts';
 
 const number = (text: string): number => {
   const value = Number(text);

@@ -8,7 +8,7 @@
 
 import { packEdge } from '../schema/edge.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
-import type { GateConfig } from './config.ts';
+import type { GateConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import type { Judgement } from './judgements.ts';
 import type { Parameters } from './model.ts';

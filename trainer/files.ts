@@ -4,6 +4,7 @@ import { accessSync, constants, existsSync, readdirSync, readFileSync, rmSync, s
 import { join } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
+import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import {
   fitStateFromFile,
@@ -13,7 +14,7 @@ import {
   treeToFile,
   writeWhole,
 } from './checkpoint.ts';
-import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS, runConfig, SFT_DEFAULTS } from './config.ts';
+import { runConfig, SFT_DEFAULTS } from './config.ts';
 import { fromLines, type Line, type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { dispose, type Tree } from './engine/compile.ts';
 import { evaluate } from './evaluate.ts';

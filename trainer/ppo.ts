@@ -8,7 +8,7 @@
 // Left out: dual clip, early stop of an epoch on KL, a separate value model.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import type { PpoConfig } from './config.ts';
+import type { PpoConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';

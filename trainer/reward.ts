@@ -7,7 +7,7 @@
 // batches. Left out: ratings, raters' leniency, ensembles.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import type { RewardConfig } from './config.ts';
+import type { RewardConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';

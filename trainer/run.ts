@@ -2,8 +2,8 @@
 // (over the job protocol) and the simulation call it.
 
 import type { ModelConfig } from '../schema/manifest.ts';
+import type { RunConfig } from '../schema/run-config.ts';
 import type { Side } from '../schema/snapshot.ts';
-import type { RunConfig } from './config.ts';
 import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate, type GateReport } from './evaluate.ts';

@@ -1,7 +1,7 @@
 // The compiled calls of a run at the demo's shape, beside the same code run op by op (what tfjs-node does by itself): PPO's step,
 // the reward model's step, and the scoring of answers. Rows are real: tickets of the little world with answers of the seed policy.
 
-import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../trainer/config.ts';
+import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { backend, tf } from '../../trainer/engine/tf.ts';

@@ -203,6 +203,12 @@ describe('what is refused, in OpenAI’s words', () => {
       { logit_bias: { 9999: 1 } },
     ])
       expect((await chat(body)).status, JSON.stringify(body)).toBe(400);
+    const said = async (content: unknown) => (await chat({ messages: [{ role: 'user', content }] })).json.error;
+    expect(await said(5)).toMatchObject({
+      param: 'messages[0].content',
+      message: expect.stringContaining('expected string, received number, or expected array'),
+    });
+    expect((await said([{ type: 'text', text: 5 }])).param).toBe('messages[0].content[0].text');
     const long = await chat({ max_tokens: 129 });
     expect([long.status, long.json.error]).toMatchObject([
       400,

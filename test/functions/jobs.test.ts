@@ -317,11 +317,21 @@ describe('runs', () => {
   test('one is active; too little feedback is 422; a second is 409 and names the first', async () => {
     expect((await post('/v1/runs', {})).status).toBe(422);
     await judgements(3);
-    const first = await post('/v1/runs', { reason: 'why not', config: { lr: 1 } }, { 'Idempotency-Key': 'run' });
-    expect([first.status, first.json.status, first.json.reason]).toEqual([202, 'queued', 'why not']);
-    expect((await post('/v1/runs', { reason: 'why not', config: { lr: 1 } }, { 'Idempotency-Key': 'run' })).text).toBe(
-      first.text,
+    const unknown = await post('/v1/runs', { config: { ppo: { lr: 1, minibatch: 0 } } });
+    expect([unknown.status, unknown.json.errors.map(({ path }: { path: string }) => path).sort()]).toEqual([
+      400,
+      ['config.ppo.lr', 'config.ppo.minibatch'],
+    ]);
+    const first = await post(
+      '/v1/runs',
+      { reason: 'why not', config: { ppo: { episodes: 512 } } },
+      { 'Idempotency-Key': 'run' },
     );
+    expect([first.status, first.json.status, first.json.reason]).toEqual([202, 'queued', 'why not']);
+    expect(
+      (await post('/v1/runs', { reason: 'why not', config: { ppo: { episodes: 512 } } }, { 'Idempotency-Key': 'run' }))
+        .text,
+    ).toBe(first.text);
     const second = await post('/v1/runs', {});
     expect([second.status, second.json.run]).toEqual([409, first.json.id]);
     expect((await get('/v1/runs?status=queued')).json.data).toHaveLength(1);

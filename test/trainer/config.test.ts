@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
-import { RUN_DEFAULTS, runConfig } from '../../trainer/config.ts';
+import { RUN_DEFAULTS } from '../../schema/run-config.ts';
+import { runConfig } from '../../trainer/config.ts';
 
 test('a run’s own settings lie over the defaults', () => {
   const config = runConfig({ maxAnswerTokens: 40, ppo: { episodes: 512 } });

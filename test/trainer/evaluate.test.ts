@@ -1,5 +1,5 @@
 import { afterAll, expect, test } from 'vitest';
-import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../trainer/config.ts';
+import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';

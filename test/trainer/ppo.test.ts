@@ -1,5 +1,5 @@
 import { afterAll, expect, test } from 'vitest';
-import { PPO_DEFAULTS, type PpoConfig, REWARD_DEFAULTS } from '../../trainer/config.ts';
+import { PPO_DEFAULTS, type PpoConfig, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import { dispose, flatten, mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { DivergedError, type Progress } from '../../trainer/metrics.ts';

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { REWARD_DEFAULTS } from '../../trainer/config.ts';
+import { REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { flatten } from '../../trainer/engine/compile.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';

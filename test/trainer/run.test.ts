@@ -1,6 +1,7 @@
 import { afterAll, expect, test } from 'vitest';
+import type { RunConfig } from '../../schema/run-config.ts';
 import type { Side } from '../../schema/snapshot.ts';
-import { type RunConfig, runConfig } from '../../trainer/config.ts';
+import { runConfig } from '../../trainer/config.ts';
 import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import type { Progress } from '../../trainer/metrics.ts';

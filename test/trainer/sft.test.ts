@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest';
+import { REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import { fitStateFromFile, sftStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
-import { REWARD_DEFAULTS, SFT_DEFAULTS } from '../../trainer/config.ts';
+import { SFT_DEFAULTS } from '../../trainer/config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { flatten, type Tree } from '../../trainer/engine/compile.ts';
 import { stagesOf } from '../../trainer/judgements.ts';

@@ -1,6 +1,6 @@
 import { afterAll, expect, test } from 'vitest';
+import { REWARD_DEFAULTS } from '../../../schema/run-config.ts';
 import { decode } from '../../../schema/tokenizer.ts';
-import { REWARD_DEFAULTS } from '../../../trainer/config.ts';
 import { dispose } from '../../../trainer/engine/compile.ts';
 import { judgementOf } from '../../../trainer/judgements.ts';
 import { shapeFor } from '../../../trainer/pack.ts';

@@ -1,0 +1,175 @@
+// What a run may be told: every name of its settings with its default, and the check of what is given.
+
+import { z } from 'zod';
+
+export interface RewardConfig {
+  learningRate: number;
+  epochs: number;
+  /** Judgements a step. */
+  judgements: number;
+  warmup: number;
+  weightDecay: number;
+  seed: number;
+}
+export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
+  learningRate: 4e-4,
+  epochs: 3,
+  judgements: 16,
+  warmup: 10,
+  weightDecay: 0.01,
+};
+
+export interface PpoConfig {
+  /** Answers drawn in all, and in an iteration. */
+  episodes: number;
+  rollout: number;
+  /** Answers drawn to each prompt of an iteration: they share its tokens, which makes them cheaper than as many prompts. */
+  answersPerPrompt: number;
+  /** Answers an update. */
+  minibatch: number;
+  epochs: number;
+  learningRate: number;
+  beta: number;
+  klTarget: number;
+  horizon: number;
+  gamma: number;
+  lambda: number;
+  clip: number;
+  valueClip: number;
+  valueWeight: number;
+  whitenRewards: boolean;
+  temperature: number;
+  /** The score of an answer that was cut before its end. */
+  missingEosScore: number;
+  importanceCap: number;
+  /** Nats a sequence; a batch beyond it is a blow-up, and ends the run. */
+  klLimit: number;
+  seed: number;
+}
+export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
+  episodes: 1024,
+  rollout: 64,
+  answersPerPrompt: 4,
+  minibatch: 32,
+  epochs: 2,
+  learningRate: 4e-4,
+  beta: 0.2,
+  klTarget: 3,
+  horizon: 640,
+  gamma: 1,
+  lambda: 0.95,
+  clip: 0.2,
+  valueClip: 0.2,
+  valueWeight: 0.1,
+  whitenRewards: false,
+  temperature: 1,
+  missingEosScore: -1,
+  importanceCap: 2,
+  klLimit: 20,
+};
+
+export interface GateConfig {
+  comparisons: number;
+  klToParent: number;
+  klToRoot: number;
+  /** Mean answer length over the parent's, both ways. */
+  lengthRatio: number;
+  /** How much the share of answers that repeat themselves may grow. */
+  repetitionGrowth: number;
+  seed: number;
+}
+export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
+  comparisons: 400,
+  klToParent: 4,
+  klToRoot: 8,
+  lengthRatio: 1.4,
+  repetitionGrowth: 0.05,
+};
+
+export interface RunConfig {
+  seed: number;
+  /** Answers are drawn up to this length, but no longer than any judged one. */
+  maxAnswerTokens: number;
+  reward: Omit<RewardConfig, 'seed'>;
+  ppo: Omit<PpoConfig, 'seed'>;
+  gate: Omit<GateConfig, 'seed'>;
+}
+export const RUN_DEFAULTS: RunConfig = {
+  seed: 0,
+  maxAnswerTokens: 128,
+  reward: REWARD_DEFAULTS,
+  ppo: PPO_DEFAULTS,
+  gate: GATE_DEFAULTS,
+};
+
+const count = z.int().positive();
+const whole = z.int().nonnegative();
+const positive = z.number().positive();
+const atLeast0 = z.number().nonnegative();
+const share = z.number().min(0).max(1);
+
+/** A run's own settings, as `POST /v1/runs` and `--config` take them; an unknown name is refused. */
+export const RunSettings = z.strictObject({
+  seed: whole.optional(),
+  maxAnswerTokens: count.optional(),
+  reward: z
+    .strictObject({
+      learningRate: atLeast0,
+      epochs: count,
+      judgements: count,
+      warmup: count,
+      weightDecay: atLeast0,
+    } satisfies Record<keyof typeof REWARD_DEFAULTS, z.ZodType>)
+    .partial()
+    .optional(),
+  ppo: z
+    .strictObject({
+      episodes: count,
+      rollout: count,
+      answersPerPrompt: count,
+      minibatch: count,
+      epochs: count,
+      learningRate: atLeast0,
+      beta: atLeast0,
+      klTarget: positive,
+      horizon: positive,
+      gamma: share,
+      lambda: share,
+      clip: positive,
+      valueClip: positive,
+      valueWeight: atLeast0,
+      whitenRewards: z.boolean(),
+      temperature: positive,
+      missingEosScore: z.number(),
+      importanceCap: positive,
+      klLimit: positive,
+    } satisfies Record<keyof typeof PPO_DEFAULTS, z.ZodType>)
+    .partial()
+    .refine(
+      ({ episodes = PPO_DEFAULTS.episodes, rollout = PPO_DEFAULTS.rollout }) => episodes >= rollout,
+      'fewer episodes than one iteration (rollout) has: ask for more',
+    )
+    .optional(),
+  gate: z
+    .strictObject({
+      comparisons: count,
+      klToParent: z.number(),
+      klToRoot: z.number(),
+      lengthRatio: positive,
+      repetitionGrowth: z.number(),
+    } satisfies Record<keyof typeof GATE_DEFAULTS, z.ZodType>)
+    .partial()
+    .optional(),
+});
+
+/** The defaults with a run's own settings over them. */
+export function runConfigOf({ reward, ppo, gate, ...rest }: z.infer<typeof RunSettings>): RunConfig {
+  const defined = (o: object) => Object.fromEntries(Object.entries(o).filter(([, value]) => value !== undefined));
+  return {
+    ...RUN_DEFAULTS,
+    ...defined(rest),
+    reward: { ...RUN_DEFAULTS.reward, ...reward },
+    ppo: { ...RUN_DEFAULTS.ppo, ...ppo },
+    gate: { ...RUN_DEFAULTS.gate, ...gate },
+  } as RunConfig;
+}
