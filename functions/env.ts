@@ -1,5 +1,6 @@
 // What the Worker is given: bindings, secrets and variables (wrangler.jsonc), checked before the first request is served.
 import { z } from 'zod';
+import { inWords } from '../schema/malformed.ts';
 
 export interface Env {
   DB: D1Database;
@@ -55,7 +56,7 @@ export function settings(env: Env): Settings {
   const known = parsed.get(env);
   if (known) return known;
   const { data: fresh, error } = Settings.safeParse(env);
-  if (error) throw new Misconfigured(z.prettifyError(error));
+  if (error) throw new Misconfigured(inWords(error));
   parsed.set(env, fresh);
   return fresh;
 }

@@ -1,6 +1,7 @@
 // The one error that routes throw on purpose, and the one mapper that makes an answer of whatever was thrown.
 import type { Context } from 'hono';
 import type { z } from 'zod';
+import { faults, inWords } from '../schema/malformed.ts';
 import { Misconfigured } from './env.ts';
 
 interface More {
@@ -28,34 +29,9 @@ export const notFound = (what: string) => new ApiError(404, `there is no such ${
 export const busy = (detail: string, seconds: number) =>
   new ApiError(503, detail, { headers: { 'Retry-After': String(seconds) } });
 
-const dotted = (path: PropertyKey[]) =>
-  path.reduce<string>(
-    (text, key) => (typeof key === 'number' ? `${text}[${key}]` : text ? `${text}.${String(key)}` : String(key)),
-    '',
-  );
-
-type Issue = z.core.$ZodIssue;
-
-/** An unknown field is named itself, not the object that holds it; of several forms, what is wrong with the one that fits best. */
-function faults(issue: Issue): { path: string; message: string }[] {
-  if (issue.code === 'unrecognized_keys')
-    return issue.keys.map((key) => ({ path: dotted([...issue.path, key]), message: 'is not known' }));
-  if (issue.code === 'invalid_union' && issue.errors.length > 0) {
-    const nearest = issue.errors.find((form) => form.some((inner) => inner.path.length > 0));
-    if (nearest) return nearest.flatMap((inner) => faults({ ...inner, path: [...issue.path, ...inner.path] } as Issue));
-    const each = issue.errors.flatMap((form) => form.map(({ message }) => message.replace(/^Invalid input: /, '')));
-    return [{ path: dotted(issue.path), message: `Invalid input: ${each.join(', or ')}` }];
-  }
-  return [{ path: dotted(issue.path), message: issue.message }];
-}
-
 /** A failed parse as a 400 that names each path. */
 export function malformed(error: z.ZodError, where: string): ApiError {
-  const errors = error.issues.flatMap(faults);
-  const first = errors[0];
-  return new ApiError(400, first ? `${where}: ${first.path ? `${first.path}: ` : ''}${first.message}` : where, {
-    errors,
-  });
+  return new ApiError(400, `${where}: ${inWords(error)}`, { errors: faults(error) });
 }
 
 const TITLES: Record<number, string> = {

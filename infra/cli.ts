@@ -1,13 +1,16 @@
-// The plumb command. Commands that need the training engine load it late, so that serving never waits for it.
+// The plumb command. Each command loads what it needs: serving never waits for the training engine, nor a list for the Worker.
 
 import { existsSync, mkdirSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { MalformedFile } from '../schema/malformed.ts';
+import type { Key } from '../schema/wire.ts';
+import type { Policy, Run } from '../schema/wire-runs.ts';
 import { trainCommand } from '../trainer/cli.ts';
 import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
 import { DivergedError, type Report } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
-import { DEFAULT_PORT, devFile, homeFolder, startLocal, withStore } from './local.ts';
+import { DEFAULT_PORT, devFile, homeFolder } from './home.ts';
 import { isStopping, stopOnSignals } from './signals.ts';
 
 const port = (text: string): number => {
@@ -33,6 +36,7 @@ plumb
   .option('--port <n>', 'where it listens', port, DEFAULT_PORT)
   .action(async (options) => {
     const began = performance.now();
+    const { startLocal } = await import('./local.ts');
     const local = await startLocal({ home: homeFolder(), port: options.port, cronSeconds: 60 });
     console.log(`
   Plumb serves ${local.policy} (ready in ${((performance.now() - began) / 1000).toFixed(1)} s)
@@ -158,6 +162,7 @@ plumb
       throw new UserError(`${options.release} is not a channel: stable or canary`);
     const { importFolder } = await import('../trainer/import/folder.ts');
     const { importPolicy } = await import('../functions/store/policies.ts');
+    const { withStore } = await import('./local.ts');
     const folder = resolve(path);
     const { manifest, files } = importFolder(folder, options.name ?? folder.split('/').at(-1)!);
     await withStore(homeFolder(), ({ DB, BUCKET }) =>
@@ -225,10 +230,17 @@ keys
   .command('list')
   .description('every key, without its secret')
   .action(async () => {
-    const { data } = await api<
-      Listed<{ id: string; kind: string; name: string; created_at: string; revoked_at: string | null }>
-    >('GET', '/v1/keys?limit=1000');
-    table(data.map((key) => [key.id, key.kind, key.revoked_at ? 'revoked' : 'valid', key.created_at, key.name]));
+    const { data } = await api<Listed<Key>>('GET', '/v1/keys?limit=1000');
+    table(
+      data.map(({ id, kind, revoked_at, created_at, name, scopes, origins }) => [
+        id,
+        kind,
+        revoked_at ? 'revoked' : 'valid',
+        created_at,
+        (kind === 'pk' ? origins : scopes).join(','),
+        name,
+      ]),
+    );
   });
 keys
   .command('revoke <id>')
@@ -242,17 +254,7 @@ plumb
   .command('runs')
   .description('training runs, oldest first')
   .action(async () => {
-    const { data } = await api<
-      Listed<{
-        id: string;
-        status: string;
-        stage: string | null;
-        step: number | null;
-        steps: number | null;
-        error?: string;
-        policy?: string;
-      }>
-    >('GET', '/v1/runs?limit=1000');
+    const { data } = await api<Listed<Run>>('GET', '/v1/runs?limit=1000');
     table(
       data.map((run) => [
         run.id,
@@ -267,9 +269,7 @@ plumb
   .command('policies')
   .description('policies, oldest first, with the channels that serve them')
   .action(async () => {
-    const { data } = await api<
-      Listed<{ id: string; name: string; channels: string[]; created_at: string; parent: string | null }>
-    >('GET', '/v1/policies?limit=1000');
+    const { data } = await api<Listed<Policy>>('GET', '/v1/policies?limit=1000');
     table(
       data.map((policy) => [policy.id, policy.name, policy.channels.join(' '), policy.created_at, policy.parent ?? '']),
     );
@@ -317,6 +317,7 @@ try {
       error instanceof UserError ||
       error instanceof EngineError ||
       error instanceof DivergedError ||
+      error instanceof MalformedFile ||
       code?.startsWith('ERR_PARSE_ARGS') === true;
     console.error(mendable ? `plumb: ${message}` : error);
     process.exit(1);

@@ -11,7 +11,8 @@ import { type Measured, mean, measure, variance } from '../trainer/seed/measure.
 import { BIASED_SHARE, judge, RATER_DEFAULTS, type RaterConfig, voteKinds } from '../trainer/seed/raters.ts';
 import { gold, type Ticket, tickets } from '../trainer/seed/world.ts';
 import { UserError } from '../trainer/user-error.ts';
-import { freePort, type Local, startLocal } from './local.ts';
+import { freePort } from './home.ts';
+import { type Local, startLocal } from './local.ts';
 import { stopOnSignals } from './signals.ts';
 
 const JUDGEMENTS = 400;

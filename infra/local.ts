@@ -4,7 +4,7 @@
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { chmodSync, existsSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
-import { type AddressInfo, createServer, type Socket } from 'node:net';
+import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { insertKey, makeKey } from '../functions/store/keys.ts';
@@ -13,11 +13,9 @@ import { tryLock } from '../trainer/engine/lock.ts';
 import { makeFolder } from '../trainer/folder.ts';
 import { importFolder } from '../trainer/import/folder.ts';
 import { UserError } from '../trainer/user-error.ts';
+import { type DevFile, devFile, ROOT } from './home.ts';
 import { type Launcher, startLauncher } from './launcher.ts';
 
-export const ROOT = join(import.meta.dirname, '..');
-export const homeFolder = (): string => process.env.PLUMB_HOME ?? join(ROOT, '.plumb');
-export const DEFAULT_PORT = 8787;
 /** The embedded default policy. */
 const SEED_FOLDER = join(ROOT, 'trainer/seed/policy');
 
@@ -27,12 +25,6 @@ interface Secrets {
   side: string;
   /** The secret key made at the first start, in plain: this machine's owner tries things with it. */
   key: string;
-}
-export interface DevFile {
-  url: string;
-  pid: number;
-  keys: { secret: string; public: string };
-  policy: string;
 }
 export interface LocalOptions {
   home: string;
@@ -189,15 +181,6 @@ function prepareHome(home: string): void {
   }
 }
 
-/** What dev.json says, if it is there and whole. */
-export function devFile(home = homeFolder()): DevFile | null {
-  try {
-    return JSON.parse(readFileSync(join(home, 'dev.json'), 'utf8'));
-  } catch {
-    return null;
-  }
-}
-
 /** Secrets are made once and kept: tokens and raters' hashes must survive a restart. */
 async function readSecrets(home: string): Promise<Secrets> {
   const path = join(home, 'secrets.json');
@@ -292,17 +275,6 @@ async function publicKeyOf(DB: D1Database, home: string, port: number): Promise<
 
 const saveSecrets = (home: string, secrets: Secrets) =>
   writeFileSync(join(home, 'secrets.json'), JSON.stringify(secrets, null, 2), { mode: 0o600 });
-
-/** A port that nothing listens on now. */
-export const freePort = (): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const probe = createServer();
-    probe.once('error', reject);
-    probe.listen(0, '127.0.0.1', () => {
-      const { port } = probe.address() as AddressInfo;
-      probe.close(() => resolve(port));
-    });
-  });
 
 const portFree = (port: number): Promise<boolean> =>
   new Promise((resolve) => {

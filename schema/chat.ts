@@ -1,6 +1,7 @@
 // Messages to prompt ids by a policy's chat template (Jinja, as Hugging Face's tokenizer_config.json has it). What a
 // person wrote can never become a special token, whatever it spells; what the template writes can.
 import { Template } from '@huggingface/jinja';
+import { MalformedFile } from './malformed.ts';
 import type { ModelConfig } from './manifest.ts';
 import type { Message } from './message.ts';
 import { encode, type Tokenizer } from './tokenizer.ts';
@@ -17,7 +18,7 @@ export interface ChatOptions {
   eosToken?: string;
 }
 
-/** The template refused these messages (raise_exception, an unknown role order), or does not render at all. */
+/** The template refused these messages (raise_exception, an unknown role order). */
 export class ChatTemplateError extends Error {}
 
 // Noncharacters: no text that means anything holds one, and should it, another is taken.
@@ -69,6 +70,6 @@ function compile(template: string): Template {
   try {
     return new Template(template);
   } catch (error) {
-    throw new ChatTemplateError(`the chat template: ${error instanceof Error ? error.message : String(error)}`);
+    throw new MalformedFile(`the chat template: ${error instanceof Error ? error.message : String(error)}`);
   }
 }

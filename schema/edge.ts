@@ -12,6 +12,7 @@
 //
 // Left out: int4, biases, scaled RoPE, heads of another size than 64.
 import { z } from 'zod';
+import { inWords, MalformedFile } from './malformed.ts';
 import { ModelConfig } from './manifest.ts';
 import type { FloatTensor } from './safetensors.ts';
 
@@ -53,10 +54,12 @@ function layout(config: ModelConfig): Part[] {
   const { hidden_size: hidden, intermediate_size: inner, vocab_size: vocab, head_dim: head } = config;
   const heads = config.num_attention_heads;
   const kvHeads = config.num_key_value_heads;
-  if (head !== HEAD_DIM) throw new Error(`edge.bin: heads are of size ${head}, the decoder's of ${HEAD_DIM}`);
-  if (hidden % BLOCK !== 0) throw new Error(`edge.bin: hidden_size ${hidden} is not a multiple of ${BLOCK}`);
-  if (inner % BLOCK !== 0) throw new Error(`edge.bin: intermediate_size ${inner} is not a multiple of ${BLOCK}`);
-  if (heads % kvHeads !== 0) throw new Error(`edge.bin: ${heads} heads do not share ${kvHeads} key-value heads evenly`);
+  if (head !== HEAD_DIM) throw new MalformedFile(`edge.bin: heads are of size ${head}, the decoder's of ${HEAD_DIM}`);
+  if (hidden % BLOCK !== 0) throw new MalformedFile(`edge.bin: hidden_size ${hidden} is not a multiple of ${BLOCK}`);
+  if (inner % BLOCK !== 0)
+    throw new MalformedFile(`edge.bin: intermediate_size ${inner} is not a multiple of ${BLOCK}`);
+  if (heads % kvHeads !== 0)
+    throw new MalformedFile(`edge.bin: ${heads} heads do not share ${kvHeads} key-value heads evenly`);
 
   const parts: Part[] = [];
   let offset = 0;
@@ -153,10 +156,10 @@ export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>)
     let first = 0;
     for (const { name, rows } of sources) {
       const tensor = tensors.get(name);
-      if (!tensor) throw new Error(`edge.bin: the model has no ${name}`);
+      if (!tensor) throw new MalformedFile(`edge.bin: the model has no ${name}`);
       const shape = kind === 'f32' ? [cols] : [rows, cols];
       if (tensor.shape.join() !== shape.join())
-        throw new Error(`edge.bin: ${name} is [${tensor.shape}], its config makes it [${shape}]`);
+        throw new MalformedFile(`edge.bin: ${name} is [${tensor.shape}], its config makes it [${shape}]`);
       let finite = true;
       if (kind === 'f32') {
         finite = tensor.data.every(Number.isFinite);
@@ -164,7 +167,7 @@ export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>)
       } else {
         finite = packRows(image, start + offset, first, rows, cols, tensor.data);
       }
-      if (!finite) throw new Error(`edge.bin: ${name} holds a number that is not finite`);
+      if (!finite) throw new MalformedFile(`edge.bin: ${name} holds a number that is not finite`);
       first += rows;
     }
   }
@@ -174,7 +177,7 @@ export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>)
 /** Checks an image and says where its tensors lie; nothing is copied. */
 export function readEdge(file: Uint8Array): EdgeImage {
   const fail = (what: string): never => {
-    throw new Error(`edge.bin: ${what}`);
+    throw new MalformedFile(`edge.bin: ${what}`);
   };
   if (file.length < 16 || new TextDecoder().decode(file.subarray(0, 8)) !== MAGIC) fail('is no image of a policy');
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
@@ -189,7 +192,7 @@ export function readEdge(file: Uint8Array): EdgeImage {
     fail('has a header that is not JSON');
   }
   const header = Header.safeParse(json);
-  if (!header.success) return fail(`has a wrong header: ${z.prettifyError(header.error)}`);
+  if (!header.success) return fail(`has a wrong header: ${inWords(header.error)}`);
   const { config, tensors } = header.data;
   const expected = layout(config);
   if (JSON.stringify(tensors) !== JSON.stringify(expected.map(stored)))

@@ -3,6 +3,7 @@
 //
 // Left out: integer types, and files of several shards.
 import { z } from 'zod';
+import { inWords, MalformedFile } from './malformed.ts';
 
 const SIZES = { F32: 4, F16: 2, BF16: 2 } as const;
 export type Dtype = keyof typeof SIZES;
@@ -26,7 +27,7 @@ const Entry = z.strictObject({
 const MAX_HEADER = 100_000_000;
 
 const fail = (what: string): never => {
-  throw new Error(`safetensors: ${what}`);
+  throw new MalformedFile(`safetensors: ${what}`);
 };
 
 export function readSafetensors(file: Uint8Array): Map<string, StoredTensor> {
@@ -50,7 +51,7 @@ export function readSafetensors(file: Uint8Array): Map<string, StoredTensor> {
   for (const [name, value] of Object.entries(header as object)) {
     if (name === '__metadata__') continue;
     const entry = Entry.safeParse(value);
-    if (!entry.success) return fail(`${name}: ${z.prettifyError(entry.error)}`);
+    if (!entry.success) return fail(`${name}: ${inWords(entry.error)}`);
     const { dtype, shape, data_offsets } = entry.data;
     if (!Object.hasOwn(SIZES, dtype)) fail(`${name} is ${dtype}; supported are ${Object.keys(SIZES).join(', ')}`);
     const [begin, end] = data_offsets;
@@ -110,6 +111,10 @@ export function floats({ dtype, bytes }: StoredTensor): Float32Array {
   }
   return out;
 }
+
+/** All tensors of a file, in float32. */
+export const readTensors = (file: Uint8Array): Map<string, FloatTensor> =>
+  new Map([...readSafetensors(file)].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }]));
 
 /** The 16 bits nearest to each float, ties to even; NaN stays NaN. */
 function narrow(data: Float32Array, dtype: 'F16' | 'BF16'): Uint16Array {

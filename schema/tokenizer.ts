@@ -3,6 +3,7 @@
 //
 // Left out: normalizers, byte_fallback, WordPiece and Unigram, dropout, post-processors that add tokens.
 import { z } from 'zod';
+import { inWords, MalformedFile } from './malformed.ts';
 
 const AddedToken = z.looseObject({ id: z.int().nonnegative(), content: z.string(), special: z.boolean() });
 
@@ -56,7 +57,7 @@ const GPT2_SPLIT =
   /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
 function refuse(what: string): never {
-  throw new Error(`tokenizer.json: ${what} is not supported`);
+  throw new MalformedFile(`tokenizer.json: ${what} is not supported`);
 }
 
 /** Cuts a piece at every match, keeping both the matches and what lies between them. */
@@ -158,7 +159,7 @@ const typeOf = (node: unknown): string => (node as { type?: string } | null)?.ty
 
 export function loadTokenizer(source: unknown): Tokenizer {
   const parsed = TokenizerFile.safeParse(source);
-  if (!parsed.success) throw new Error(`tokenizer.json: ${z.prettifyError(parsed.error)}`);
+  if (!parsed.success) throw new MalformedFile(`tokenizer.json: ${inWords(parsed.error)}`);
   const file = parsed.data;
   const model = file.model;
   if (model.type !== 'BPE') refuse(`model ${model.type}`);
@@ -176,17 +177,17 @@ export function loadTokenizer(source: unknown): Tokenizer {
   const vocab = new Map<string, number>();
   for (const [token, id] of Object.entries((model.vocab ?? {}) as Record<string, unknown>)) {
     if (!Number.isInteger(id) || (id as number) < 0)
-      throw new Error(`tokenizer.json: the id of ${token} is not a number`);
+      throw new MalformedFile(`tokenizer.json: the id of ${token} is not a number`);
     vocab.set(token, id as number);
   }
   let size = 0;
   for (const id of vocab.values()) size = Math.max(size, id + 1);
   for (const { id } of file.added_tokens) size = Math.max(size, id + 1);
-  if (size > 1 << 24) throw new Error('tokenizer.json: ids go beyond 16,777,216');
+  if (size > 1 << 24) throw new MalformedFile('tokenizer.json: ids go beyond 16,777,216');
 
   const bytes: (Uint8Array | undefined)[] = Array.from({ length: size });
   for (const [token, id] of vocab) {
-    if (bytes[id]) throw new Error(`tokenizer.json: two tokens have the id ${id}`);
+    if (bytes[id]) throw new MalformedFile(`tokenizer.json: two tokens have the id ${id}`);
     const chars = [...token].map((char) => CHAR_BYTES.get(char));
     // A token that was never made of bytes (a special one with a space in it, say) is its own text.
     bytes[id] = chars.includes(undefined) ? encoder.encode(token) : Uint8Array.from(chars as number[]);
@@ -201,7 +202,7 @@ export function loadTokenizer(source: unknown): Tokenizer {
       refuse(`the added token ${JSON.stringify(token.content)} of fewer than two characters`);
     const inVocab = vocab.get(token.content);
     if (inVocab === undefined ? bytes[token.id] : inVocab !== token.id)
-      throw new Error(`tokenizer.json: the added token ${token.content} has an id that is another's`);
+      throw new MalformedFile(`tokenizer.json: the added token ${token.content} has an id that is another's`);
     added.set(token.content, { id: token.id, special: token.special });
     bytes[token.id] = encoder.encode(token.content);
     if (token.special) special.add(token.id);
@@ -220,7 +221,9 @@ export function loadTokenizer(source: unknown): Tokenizer {
     const right = vocab.get(b!);
     const whole = vocab.get(`${a}${b}`);
     if (left === undefined || right === undefined || whole === undefined)
-      throw new Error(`tokenizer.json: merge ${rank} (${JSON.stringify(merge)}) is not two tokens that make a third`);
+      throw new MalformedFile(
+        `tokenizer.json: merge ${rank} (${JSON.stringify(merge)}) is not two tokens that make a third`,
+      );
     // Of a pair given twice Hugging Face keeps the last.
     ranks.set(left * size + right, rank);
     merged[rank] = whole;

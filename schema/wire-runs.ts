@@ -46,6 +46,7 @@ export const MetricsQuery = z.strictObject({
 export const Metric = z.object({ id: z.int(), step: z.int(), name: z.string(), value: z.number(), at: Time });
 
 export const Policy = Manifest.extend({ withdrawn_at: Time.nullable(), channels: z.array(Channel) });
+export type Policy = z.infer<typeof Policy>;
 
 export const Release = z.object({
   object: z.literal('release'),

@@ -80,6 +80,7 @@ export const Key = z.object({
   created_at: Time,
   revoked_at: Time.nullable(),
 });
+export type Key = z.infer<typeof Key>;
 /** The plain key is shown this once. */
 export const MadeKey = Key.extend({ key: z.string() });
 

@@ -5,10 +5,11 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { policyEncoder } from '../schema/chat.ts';
+import { inWords, MalformedFile } from '../schema/malformed.ts';
 import { ModelConfig } from '../schema/manifest.ts';
 import type { Message } from '../schema/message.ts';
 import { loadTokenizer, type Tokenizer } from '../schema/tokenizer.ts';
-import { UserError } from './user-error.ts';
+import { reading, UserError } from './user-error.ts';
 
 export interface Policy {
   config: ModelConfig;
@@ -29,16 +30,23 @@ export function policyFromTexts(text: (name: string) => string): Policy {
     try {
       value = JSON.parse(text(name));
     } catch (error) {
-      if (error instanceof UserError) throw error;
-      throw new UserError(`${name} is not JSON`);
+      throw error instanceof SyntaxError ? new MalformedFile(`${name} is not JSON`) : error;
     }
     const parsed = schema.safeParse(value);
-    if (!parsed.success) throw new UserError(`${name}: ${z.prettifyError(parsed.error)}`);
+    if (!parsed.success) throw new MalformedFile(`${name}: ${inWords(parsed.error)}`);
     return parsed.data;
   };
   const config = json('config.json', ModelConfig);
   const chatTemplate = json('tokenizer_config.json', TokenizerConfig).chat_template;
   const tokenizer = loadTokenizer(json('tokenizer.json', z.unknown()));
+  const { vocab_size, bos_token_id, eos_token_id, pad_token_id } = config;
+  if (tokenizer.size > vocab_size)
+    throw new MalformedFile(
+      `tokenizer.json has ids up to ${tokenizer.size - 1}, config.json a vocab_size of ${vocab_size}`,
+    );
+  for (const [name, id] of Object.entries({ bos_token_id: bos_token_id ?? 0, eos_token_id, pad_token_id }))
+    if (id < 0 || id >= vocab_size)
+      throw new MalformedFile(`config.json: ${name} is ${id}, not one of the ${vocab_size} ids that vocab_size says`);
   return {
     config,
     tokenizer,
@@ -54,11 +62,12 @@ export function policyFromTexts(text: (name: string) => string): Policy {
 
 /** Everything of a policy but its weights, from a folder. */
 export function readPolicy(folder: string): Policy {
-  return policyFromTexts((name) => {
+  const text = (name: string) => {
     const path = join(folder, name);
     if (!existsSync(path)) throw new UserError(`${folder} is not a policy: it has no ${name}`);
     return readFileSync(path, 'utf8');
-  });
+  };
+  return reading(folder, () => policyFromTexts(text));
 }
 
 export function policyFromFiles(files: Map<string, Uint8Array>): Policy {

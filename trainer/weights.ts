@@ -2,27 +2,24 @@
 
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { MalformedFile } from '../schema/malformed.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
-import { type Dtype, type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
+import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../schema/safetensors.ts';
 import { flatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { DivergedError } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
-import { UserError } from './user-error.ts';
+import { reading, UserError } from './user-error.ts';
 
 export function readWeights(folder: string, config: ModelConfig): Parameters {
   const path = join(folder, 'model.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no model.safetensors`);
-  return weightsFromFile(readFileSync(path), config);
+  return reading(path, () => weightsFromFile(readFileSync(path), config));
 }
 
 export function weightsFromFile(file: Uint8Array, config: ModelConfig): Parameters {
-  const stored = readSafetensors(file);
-  return fromHuggingFace(
-    config,
-    new Map([...stored].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }])),
-  );
+  return fromHuggingFace(config, readTensors(file));
 }
 
 /** Writes the folder; weights as bf16 unless said otherwise. */
@@ -51,36 +48,32 @@ function layerNames(layer: number) {
 
 /** (out, in) matrices by their Hugging Face names → the trainer's (in, out) tree, q k v and gate up side by side. */
 export function fromHuggingFace(config: ModelConfig, tensors: Map<string, FloatTensor>): Parameters {
-  const take = (name: string): Tensor => {
+  const { vocab_size: V, hidden_size: D, intermediate_size: F } = config;
+  const [Q, K] = [config.num_attention_heads, config.num_key_value_heads].map((heads) => heads * config.head_dim);
+  const take = (name: string, ...shape: number[]): Tensor => {
     const tensor = tensors.get(name);
-    if (!tensor) throw new UserError(`the weights have no ${name}`);
+    if (!tensor) throw new MalformedFile(`the weights have no ${name}`);
+    if (tensor.shape.join() !== shape.join())
+      throw new MalformedFile(`${name} is [${tensor.shape}], config.json makes it [${shape}]`);
     return tf.tensor(tensor.data, tensor.shape);
   };
-  const transposed = (...names: string[]) =>
-    tf.tidy(() =>
-      tf.transpose(
-        tf.concat(
-          names.map((name) => take(name) as never),
-          0,
-        ),
-      ),
-    ); // n × (out, in) → (in, n out)
-  return {
-    embedding: take('model.embed_tokens.weight'),
+  const transposed = (...matrices: Tensor[]) => tf.transpose(tf.concat(matrices as never[], 0)); // n × (out, in) → (in, n out)
+  return tf.tidy(() => ({
+    embedding: take('model.embed_tokens.weight', V, D),
     layers: Array.from({ length: config.num_hidden_layers }, (_, index) => {
       const names = layerNames(index);
       return {
-        attentionNorm: take(names.attentionNorm),
-        qkv: transposed(names.q, names.k, names.v),
-        attentionOut: transposed(names.attentionOut),
-        mlpNorm: take(names.mlpNorm),
-        gateUp: transposed(names.gate, names.up),
-        down: transposed(names.down),
+        attentionNorm: take(names.attentionNorm, D),
+        qkv: transposed(take(names.q, Q!, D), take(names.k, K!, D), take(names.v, K!, D)),
+        attentionOut: transposed(take(names.attentionOut, D, Q!)),
+        mlpNorm: take(names.mlpNorm, D),
+        gateUp: transposed(take(names.gate, F, D), take(names.up, F, D)),
+        down: transposed(take(names.down, D, F)),
       };
     }),
-    norm: take('model.norm.weight'),
-    ...(config.tie_word_embeddings ? {} : { head: take('lm_head.weight') }),
-  };
+    norm: take('model.norm.weight', D),
+    ...(config.tie_word_embeddings ? {} : { head: take('lm_head.weight', V, D) }),
+  }));
 }
 
 export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<string, FloatTensor> {

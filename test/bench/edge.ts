@@ -4,7 +4,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type DevFile, devFile, freePort, ROOT } from '../../infra/local.ts';
+import { type DevFile, devFile, freePort, ROOT } from '../../infra/home.ts';
 import { compared, type Pair, pair, ROUNDS } from './pair.ts';
 
 const VOTES = 400;

@@ -2,7 +2,8 @@
 // nothing that is true of the system lives in a module's variable.
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { importPolicy } from '../../functions/store/policies.ts';
-import { freePort, startWorker, withStore } from '../../infra/local.ts';
+import { freePort } from '../../infra/home.ts';
+import { startWorker, withStore } from '../../infra/local.ts';
 import { importFolder } from '../../trainer/import/folder.ts';
 import { startTestLocal, type TestLocal } from '../support/local.ts';
 import { SEED_FOLDER } from '../support/seed.ts';

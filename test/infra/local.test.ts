@@ -1,45 +1,14 @@
 // npm start as its user meets it: processes, ports and signals.
-import { spawn } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
-import { type DevFile, freePort } from '../../infra/local.ts';
+import { freePort } from '../../infra/home.ts';
+import { lines, PLUMB, plumb, started } from '../support/plumb.ts';
 
-const PLUMB = join(import.meta.dirname, '../../infra/plumb.mjs');
 const homes = mkdtempSync(join(tmpdir(), 'plumb-start-'));
 afterAll(() => rmSync(homes, { recursive: true, force: true }));
-
-interface Ended {
-  code: number | null;
-  out: string;
-}
-function plumb(args: string[], environment: Record<string, string> = {}, node: string[] = [], entry = PLUMB) {
-  const child = spawn(process.execPath, [...node, entry, ...args], { env: { ...process.env, ...environment } });
-  let out = '';
-  for (const stream of [child.stdout, child.stderr])
-    stream.on('data', (chunk) => {
-      out += chunk;
-    });
-  const ended = new Promise<Ended>((resolve) => child.on('close', (code) => resolve({ code, out })));
-  return { child, ended, said: () => out };
-}
-
-/** Starts it and waits until it says that it serves. */
-async function started(home: string, port: number) {
-  const one = plumb(['dev', '--port', String(port)], { PLUMB_HOME: home });
-  const ready = (async () => {
-    while (!one.said().includes('Ctrl-C stops it')) await new Promise((resolve) => setTimeout(resolve, 100));
-  })();
-  await Promise.race([
-    ready,
-    one.ended.then(({ out }) => {
-      throw new Error(`it ended: ${out}`);
-    }),
-  ]);
-  return { ...one, dev: JSON.parse(readFileSync(join(home, 'dev.json'), 'utf8')) as DevFile };
-}
 
 /** Processes whose environment or command names the data folder. */
 const processesOf = (home: string): string[] =>
@@ -59,7 +28,6 @@ const listening = (port: number) =>
     probe.once('error', () => resolve(true));
     probe.listen(port, '127.0.0.1', () => probe.close(() => resolve(false)));
   });
-const oneLine = ({ out }: Ended) => out.trim().split('\n');
 
 describe('plumb dev', { timeout: 120_000 }, () => {
   test('says what is where, in words and in dev.json, which its owner alone can read', async () => {
@@ -76,10 +44,10 @@ describe('plumb dev', { timeout: 120_000 }, () => {
       const port = new URL(dev.url).port;
       const elsewhere = await plumb(['dev', '--port', port], { PLUMB_HOME: join(homes, 'second') }).ended;
       expect(elsewhere.code).toBe(1);
-      expect(oneLine(elsewhere)).toEqual([expect.stringMatching(`port ${port} is in use.*--port`)]);
+      expect(lines(elsewhere)).toEqual([expect.stringMatching(`port ${port} is in use.*--port`)]);
       const twice = await plumb(['dev', '--port', String(await freePort())], { PLUMB_HOME: home }).ended;
       expect(twice.code).toBe(1);
-      expect(oneLine(twice)).toEqual([expect.stringContaining('already runs on this data')]);
+      expect(lines(twice)).toEqual([expect.stringContaining('already runs on this data')]);
     } finally {
       child.kill('SIGTERM');
       await ended;
@@ -117,7 +85,7 @@ describe('what is missing is said in one line', { timeout: 60_000 }, () => {
     const older = 'data:text/javascript,Object.defineProperty(process.versions,"node",{value:"18.20.8"})';
     const ended = await plumb(['dev'], {}, ['--import', older], join(copy, 'plumb.mjs')).ended;
     expect(ended.code).toBe(1);
-    expect(oneLine(ended)).toEqual([expect.stringMatching(/Node 18\.20\.8 .*run npm ci/)]);
+    expect(lines(ended)).toEqual([expect.stringMatching(/Node 18\.20\.8 .*run npm ci/)]);
   });
 
   const engine = (name: string, environment: Record<string, string>) =>
@@ -126,7 +94,7 @@ describe('what is missing is said in one line', { timeout: 60_000 }, () => {
   test('no Python with pip', async () => {
     const ended = await engine('no pip', { PATH: join(homes, 'nothing here') });
     expect(ended.code).toBe(1);
-    expect(oneLine(ended)).toEqual([expect.stringMatching(/needs Python with pip.*plumb engine --install/)]);
+    expect(lines(ended)).toEqual([expect.stringMatching(/needs Python with pip.*plumb engine --install/)]);
   });
 
   test('no network', async () => {
@@ -137,7 +105,7 @@ describe('what is missing is said in one line', { timeout: 60_000 }, () => {
       npm_config_cache: join(homes, 'npm'),
     });
     expect(ended.code).toBe(1);
-    expect(oneLine(ended).at(-1)).toMatch(/a download failed: check the network/);
+    expect(lines(ended).at(-1)).toMatch(/a download failed: check the network/);
     expect(ended.out).not.toMatch(/^\s+at /m);
   });
 });

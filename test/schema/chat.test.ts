@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { ChatTemplateError, chatEncoder } from '../../schema/chat.ts';
+import { MalformedFile } from '../../schema/malformed.ts';
 import type { Message } from '../../schema/message.ts';
 import { decode, encode, loadTokenizer } from '../../schema/tokenizer.ts';
 
@@ -53,7 +54,7 @@ test('a token half written by the template is not finished by a message, nor by 
 test('a template that refuses, or is no template, says so', () => {
   const refusing = chatEncoder(t, { template: "{{ raise_exception('roles must alternate') }}" });
   expect(() => refusing([])).toThrow(new ChatTemplateError('the chat template: roles must alternate'));
-  expect(() => chatEncoder(t, { template: '{% if %}' })).toThrow(ChatTemplateError);
+  expect(() => chatEncoder(t, { template: '{% if %}' })).toThrow(MalformedFile);
 });
 
 test('a message as long as a request may be is no trap', () => {

@@ -2,7 +2,8 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { freePort, type Local, startLocal } from '../../infra/local.ts';
+import { freePort } from '../../infra/home.ts';
+import { type Local, startLocal } from '../../infra/local.ts';
 
 export interface TestLocal extends Local {
   /** Calls the API with the secret key; throws on what isn't 2xx. */

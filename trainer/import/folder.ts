@@ -4,10 +4,10 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Manifest } from '../../schema/manifest.ts';
-import { floats, readSafetensors } from '../../schema/safetensors.ts';
+import { readTensors } from '../../schema/safetensors.ts';
 import { filesOf, manifestOf } from '../manifest.ts';
 import { readPolicy } from '../policy.ts';
-import { UserError } from '../user-error.ts';
+import { reading, UserError } from '../user-error.ts';
 
 /** Leaves room for the cache and what the Worker itself takes. */
 const LARGEST_IMAGE = 90e6;
@@ -17,10 +17,7 @@ export function importFolder(folder: string, name: string): { manifest: Manifest
   const path = join(folder, 'model.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no model.safetensors`);
   const weights = readFileSync(path);
-  const tensors = new Map(
-    [...readSafetensors(weights)].map(([key, tensor]) => [key, { shape: tensor.shape, data: floats(tensor) }]),
-  );
-  const files = filesOf(policy, weights, tensors);
+  const files = reading(path, () => filesOf(policy, weights, readTensors(weights)));
   const image = files.get('edge.bin')!.length;
   if (image > LARGEST_IMAGE)
     throw new UserError(

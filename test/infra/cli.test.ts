@@ -1,0 +1,66 @@
+// The commands that ask a running Plumb, as its user types them.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { freePort } from '../../infra/home.ts';
+import { lines, plumb, started } from '../support/plumb.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'plumb-cli-'));
+const home = join(folder, 'home');
+const SEED = join(import.meta.dirname, '../../trainer/seed/policy');
+let system: Awaited<ReturnType<typeof started>>;
+beforeAll(async () => {
+  system = await started(home, await freePort());
+}, 120_000);
+afterAll(async () => {
+  system.child.kill('SIGTERM');
+  await system.ended;
+  rmSync(folder, { recursive: true, force: true });
+});
+const ask = (...args: string[]) => plumb(args, { PLUMB_HOME: home }).ended;
+const models = (key: string) =>
+  fetch(`${system.dev.url}/v1/models`, { headers: { authorization: `Bearer ${key}` } }).then(({ status }) => status);
+
+test('keys are made, shown once, listed with what they may do, and revoked', async () => {
+  const made = await ask('keys', 'create', '--scopes', 'completions,read', '--name', 'shop');
+  expect(made.code).toBe(0);
+  const [id, key] = lines(made) as [string, string];
+  expect(await models(key)).toBe(200);
+  const page = lines(await ask('keys', 'create', '--kind', 'pk', '--origins', 'https://shop.example'))[0]!;
+  const listed = await ask('keys', 'list');
+  expect(listed.out).not.toContain(key);
+  expect(lines(listed).find((line) => line.startsWith(id))).toMatch(/ sk +valid .* completions,read +shop$/);
+  expect(lines(listed).find((line) => line.startsWith(page))).toMatch(/ pk +valid .* https:\/\/shop\.example$/);
+  expect((await ask('keys', 'revoke', id)).code).toBe(0);
+  expect(lines(await ask('keys', 'list')).find((line) => line.startsWith(id))).toMatch(/ sk +revoked /);
+}, 120_000);
+
+test('a folder in Hugging Face’s layout becomes a policy, released where it is said', async () => {
+  const imported = await ask('import', SEED, '--name', 'twin', '--release', 'canary');
+  const id = lines(imported).at(-1)!;
+  expect([imported.code, id]).toEqual([0, expect.stringMatching(/^pol_/)]);
+  const policies = lines(await ask('policies'));
+  expect(policies.find((line) => line.startsWith(system.dev.policy))).toMatch(/ stable /);
+  expect(policies.find((line) => line.startsWith(id))).toMatch(/ twin +canary /);
+  expect(lines(await ask('runs'))).toEqual(['none yet']);
+}, 60_000);
+
+test('what cannot be done is said in one line', async () => {
+  const wrong: [string[], RegExp][] = [
+    [['import', join(folder, 'nowhere')], /there is no .*nowhere/],
+    [['import', folder], /config\.json/],
+    [['import', SEED, '--release', 'best'], /best is not a channel: stable or canary/],
+    [['keys', 'revoke', 'key_01ARZ3NDEKTSV4RRFFQ69G5FAV'], /no such key/],
+    [['keys', 'create', '--kind', 'pk'], /--origins/],
+    [['keys', 'create', '--scopes', 'everything'], /scopes/],
+  ];
+  for (const [args, words] of wrong) {
+    const ended = await ask(...args);
+    expect([ended.code, lines(ended)], args.join(' ')).toEqual([1, [expect.stringMatching(words)]]);
+  }
+  const nobody = await plumb(['runs'], { PLUMB_HOME: join(folder, 'empty') }).ended;
+  expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/no Plumb runs here/)]]);
+  const gone = await plumb(['runs'], { PLUMB_URL: 'http://127.0.0.1:9', PLUMB_KEY: 'sk_x' }).ended;
+  expect([gone.code, lines(gone)]).toEqual([1, [expect.stringMatching(/cannot be reached/)]]);
+}, 120_000);

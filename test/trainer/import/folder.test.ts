@@ -1,0 +1,55 @@
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { readSafetensors } from '../../../schema/safetensors.ts';
+import { importFolder } from '../../../trainer/import/folder.ts';
+import { UserError } from '../../../trainer/user-error.ts';
+import { SEED_FOLDER } from '../../support/seed.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'plumb-import-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** The seed policy with one file changed. */
+function changed(file: string, change: (bytes: Buffer<ArrayBuffer>) => string | Uint8Array): string {
+  const to = mkdtempSync(join(folder, 'policy-'));
+  cpSync(SEED_FOLDER, to, { recursive: true });
+  writeFileSync(join(to, file), change(readFileSync(join(SEED_FOLDER, file))));
+  return to;
+}
+const config = (name: string, value: number) =>
+  changed('config.json', (bytes) => `${bytes}`.replace(new RegExp(`("${name}": )\\d+`), `$1${value}`));
+
+test('a folder is imported with its files as they are, and an image', () => {
+  const { manifest, files } = importFolder(SEED_FOLDER, 'twin');
+  expect(manifest.name).toBe('twin');
+  expect(manifest.root).toBe(manifest.id);
+  expect(files.get('model.safetensors')).toEqual(readFileSync(join(SEED_FOLDER, 'model.safetensors')));
+  expect(manifest.files.map(({ name }) => name)).toContain('edge.bin');
+});
+
+const notANumber = (bytes: Buffer<ArrayBuffer>) => {
+  const { bytes: norm } = readSafetensors(bytes).get('model.norm.weight')!;
+  norm.fill(0xff);
+  return bytes;
+};
+test.each<[string, () => string, RegExp]>([
+  ['weights that end too soon', () => changed('model.safetensors', (bytes) => bytes.subarray(0, 1e6)), /outside of/],
+  ['no weights', () => changed('model.safetensors', () => ''), /model\.safetensors: .*shorter/],
+  ['a number that is none', () => changed('model.safetensors', notANumber), /model\.norm\.weight .* not finite/],
+  ['a configuration that is not JSON', () => changed('config.json', () => '{'), /config\.json is not JSON/],
+  ['another architecture', () => changed('config.json', (b) => `${b}`.replace('LlamaFor', 'GPT2For')), /architectures/],
+  ['a matrix of another shape', () => config('intermediate_size', 256), /\[512,192\].*\[256,192\]/],
+  ['heads that the decoder does not have', () => config('head_dim', 32), /heads are of size 32/],
+  ['fewer ids than the tokenizer has', () => config('vocab_size', 512), /ids up to 1023.*vocab_size of 512/],
+  ['an end of text beyond the vocabulary', () => config('eos_token_id', 5000), /eos_token_id is 5000/],
+  ['no tokenizer', () => changed('tokenizer.json', () => '{}'), /tokenizer\.json: version/],
+  ['a template that is none', () => changed('tokenizer_config.json', () => '{"chat_template": "{% for"}'), /template/],
+])('%s is refused in a line that names the folder', (_, make, words) => {
+  const path = make();
+  const refused = () => importFolder(path, 'x');
+  expect(refused).toThrow(UserError);
+  expect(refused).toThrow(words);
+  expect(refused).toThrow(path);
+  expect(refused).not.toThrow(/\n/);
+});
