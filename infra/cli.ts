@@ -289,9 +289,8 @@ plumb
   .allowUnknownOption()
   .allowExcessArguments()
   .action(async () => {
-    await setUpEngine(progressLine());
-    process.argv.splice(2, 1);
-    await import('../trainer/seed/sim.ts');
+    const { sim } = await import('../trainer/seed/sim.ts');
+    await sim(process.argv.slice(3), () => setUpEngine(progressLine()));
   });
 
 /** Setting-up as one line that is overwritten on a terminal, a line a step elsewhere. */
