@@ -27,6 +27,7 @@ export default defineConfig({
           exclude: ['test/schema/tables*.test.ts'],
           env: { TF_CPP_MIN_LOG_LEVEL: '2', TF_NUM_INTRAOP_THREADS: '2' },
           testTimeout: 120_000,
+          hookTimeout: 120_000,
         },
       },
       {
@@ -52,6 +53,7 @@ export default defineConfig({
           exclude: [policy],
           setupFiles: ['test/functions/setup.ts'],
           testTimeout: 30_000,
+          hookTimeout: 30_000,
         },
       },
     ],

@@ -50,6 +50,12 @@ export class Misconfigured extends Error {}
 
 export type Settings = z.infer<typeof Settings>;
 
+/** What is wrong with a variable's value, were it given so. */
+export function settingFault(name: keyof Settings, value: string | undefined): string | undefined {
+  const { error } = Settings.shape[name].safeParse(value);
+  return error && inWords(error);
+}
+
 const parsed = new WeakMap<Env, Settings>();
 
 export function settings(env: Env): Settings {

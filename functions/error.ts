@@ -84,7 +84,7 @@ export function asApiError(thrown: unknown): ApiError {
   logUnexpected(thrown);
   // drizzle wraps what D1 throws; a mistake of ours names SQLite, an overloaded or restarted database doesn't
   const cause = thrown instanceof Error && thrown.cause instanceof Error ? thrown.cause : thrown;
-  if (cause instanceof Error && /^D1_ERROR/.test(cause.message) && !/SQLITE_|syntax/.test(cause.message))
+  if (cause instanceof Error && /^D1_ERROR/.test(cause.message) && !/SQLITE_(?!FULL|BUSY)|syntax/.test(cause.message))
     return busy('the database is busy', 1);
   if (thrown instanceof Misconfigured) return busy('this deployment is not configured', 30);
   return new ApiError(500, 'something unexpected went wrong');

@@ -130,6 +130,13 @@ function tooDeep(json: unknown): boolean {
   return level.length > 0;
 }
 
+/** Half a surrogate pair: no text in UTF-8 can hold it, so no export could either. */
+function illFormed(json: unknown): boolean {
+  if (typeof json === 'string') return !json.isWellFormed();
+  if (typeof json !== 'object' || json === null) return false;
+  return Object.entries(json).some(([key, value]) => illFormed(key) || illFormed(value));
+}
+
 async function readBody(r: AnyRoute, c: Context<App>): Promise<{ body: unknown; bodyHash: string }> {
   let bytes = new Uint8Array();
   await limited(c, async () => {
@@ -144,6 +151,7 @@ async function readBody(r: AnyRoute, c: Context<App>): Promise<{ body: unknown; 
     throw new ApiError(400, 'the body is not JSON in UTF-8');
   }
   if (tooDeep(json)) throw new ApiError(400, 'the body is nested too deeply');
+  if (illFormed(json)) throw new ApiError(400, 'the body holds half of a surrogate pair, which is no character');
   const parsed = r.body!.safeParse(r.prepare ? r.prepare(json) : json);
   if (!parsed.success) throw malformed(parsed.error, 'the body is malformed');
   return { body: parsed.data, bodyHash: await sha256(bytes) };

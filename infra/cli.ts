@@ -162,9 +162,10 @@ plumb
       throw new UserError(`${options.release} is not a channel: stable or canary`);
     const { importFolder } = await import('../trainer/import/folder.ts');
     const { importPolicy } = await import('../functions/store/policies.ts');
-    const { withStore } = await import('./local.ts');
+    const { openHome, withStore } = await import('./local.ts');
     const folder = resolve(path);
     const { manifest, files } = importFolder(folder, options.name ?? folder.split('/').at(-1)!);
+    await openHome(homeFolder());
     await withStore(homeFolder(), ({ DB, BUCKET }) =>
       importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), options.release),
     );
@@ -311,12 +312,13 @@ try {
   // What the user can mend is one line; anything else is a defect, and its trace is wanted.
   if (error instanceof CommanderError) process.exitCode = error.exitCode;
   else if (!isStopping()) {
-    const { code, message } = error as NodeJS.ErrnoException;
+    const { code, message, syscall } = error as NodeJS.ErrnoException;
     const mendable =
       error instanceof UserError ||
       error instanceof EngineError ||
       error instanceof DivergedError ||
       error instanceof MalformedFile ||
+      syscall !== undefined || // a full disk, a folder that is not ours
       code?.startsWith('ERR_PARSE_ARGS') === true;
     console.error(mendable ? `plumb: ${message}` : error);
     process.exit(1);

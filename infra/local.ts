@@ -3,11 +3,12 @@
 
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
-import { insertKey, makeKey } from '../functions/store/keys.ts';
+import { settingFault } from '../functions/env.ts';
+import { insertKey, isValid, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
 import { tryLock } from '../trainer/engine/lock.ts';
 import { makeFolder } from '../trainer/folder.ts';
@@ -76,16 +77,22 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
   if (!(await portFree(port)))
     throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
 
+  for (const name of SETTABLE) {
+    const refused = settingFault(name, process.env[name]);
+    if (refused) throw new UserError(`${name}=${process.env[name]} cannot be: ${refused}`);
+  }
+  // Ends our children should we be killed: see reaper.mjs.
+  const mark = randomBytes(16).toString('hex');
+  const reaper = spawn(process.execPath, [join(import.meta.dirname, 'reaper.mjs'), mark], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+  });
+  process.env.PLUMB_OWNER = mark; // the kernel shows what a process was started with: not ours, but our children's
+  reaper.unref();
+  (reaper.stdin as unknown as Socket).unref();
   const secrets = await readSecrets(home);
   await migrate(home);
   const { policy, publicKey } = await bootstrap(home, port, secrets);
 
-  // Ends our children should we be killed: see reaper.mjs.
-  const reaper = spawn(process.execPath, [join(import.meta.dirname, 'reaper.mjs'), String(process.pid)], {
-    stdio: ['pipe', 'ignore', 'ignore'],
-  });
-  reaper.unref();
-  (reaper.stdin as unknown as Socket).unref();
   const url = `http://127.0.0.1:${port}`;
   const launcher = await startLauncher(home, () => url, environment);
   const bindings: Record<string, string> = {
@@ -98,7 +105,7 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
     PLUMB_DEMO: '1',
     PLUMB_DEMO_KEY: publicKey,
     ...Object.fromEntries(
-      Object.entries(process.env).filter(([name]) => SETTABLE.includes(name)) as [string, string][],
+      SETTABLE.flatMap((name) => (process.env[name] === undefined ? [] : [[name, process.env[name]]])),
     ),
     ...variables,
   };
@@ -167,14 +174,16 @@ const SETTABLE = [
   'PLUMB_RATE_LIMIT',
   'PLUMB_LEASE',
   'PLUMB_LAUNCH_PATIENCE',
-];
+] as const;
 
 /** The folder, for its owner alone. */
 function prepareHome(home: string): void {
   try {
     makeFolder(home);
+    if (!statSync(home).isDirectory()) throw new UserError(`${home} is a file: PLUMB_HOME wants a folder`);
     chmodSync(home, 0o700);
   } catch (error) {
+    if (error instanceof UserError) throw error;
     throw new UserError(
       `cannot use ${home} for data: ${(error as NodeJS.ErrnoException).code}; set PLUMB_HOME to a folder of yours`,
     );
@@ -188,6 +197,12 @@ async function readSecrets(home: string): Promise<Secrets> {
   const secret = () => randomBytes(24).toString('base64url');
   const secrets: Secrets = { token: secret(), pepper: secret(), side: secret(), key: '' };
   return secrets;
+}
+
+/** Makes the data folder what a Worker or an import needs. */
+export async function openHome(home: string): Promise<void> {
+  prepareHome(home);
+  await migrate(home);
 }
 
 async function migrate(home: string): Promise<void> {
@@ -241,11 +256,11 @@ export async function withStore<T>(home: string, use: (env: Bindings) => Promise
   }
 }
 
-/** Keys for trying, and at the first start the seed policy published and released. */
+/** Keys for trying (anew where they were revoked), and at the first start the seed policy published and released. */
 async function bootstrap(home: string, port: number, secrets: Secrets): Promise<{ policy: string; publicKey: string }> {
   return withStore(home, async ({ DB, BUCKET }) => {
-    if (!secrets.key) {
-      const key = await makeKey('sk', undefined, [], 'made at the first start');
+    if (!(await isValid(DB, secrets.key))) {
+      const key = await makeKey('sk', undefined, [], 'made at a start');
       await insertKey(DB, key.row);
       secrets.key = key.plain;
       saveSecrets(home, secrets);
@@ -265,7 +280,8 @@ async function bootstrap(home: string, port: number, secrets: Secrets): Promise<
 async function publicKeyOf(DB: D1Database, home: string, port: number): Promise<string> {
   const path = join(home, 'public-keys.json');
   const known: Record<string, string> = existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : {};
-  if (known[port]) return known[port];
+  const own = known[port];
+  if (own && (await isValid(DB, own))) return own;
   const origins = [`http://127.0.0.1:${port}`, `http://localhost:${port}`];
   const { plain, row } = await makeKey('pk', undefined, origins, `pages of port ${port}`);
   await insertKey(DB, row);

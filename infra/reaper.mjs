@@ -1,41 +1,19 @@
 // Ends what `plumb dev` started when that is killed without a chance to do so itself (kill -9, out of memory): workerd would keep
-// the port, and a trainer the processor. Started by local.ts with a pipe; when the pipe ends, so does its owner.
+// the port, and a trainer the processor. Started by local.ts with a pipe; when the pipe ends, so has its owner. What the owner
+// started, and what that started, has the owner's mark in its environment.
 //
-//   node reaper.mjs <pid of the owner>
+//   node reaper.mjs <mark>
 import { readdirSync, readFileSync } from 'node:fs';
 
-const owner = Number(process.argv[2]);
-let children = [];
-
-/** The processes that stem from the given one, by /proc. */
-function descendants(of) {
-  const parents = new Map();
-  for (const name of readdirSync('/proc')) {
-    if (!/^\d+$/.test(name)) continue;
-    try {
-      const stat = readFileSync(`/proc/${name}/stat`, 'utf8');
-      parents.set(Number(name), Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1]));
-    } catch {
-      // it ended while we looked
-    }
-  }
-  const found = [of];
-  for (const pid of found)
-    for (const [child, parent] of parents) if (parent === pid && child !== process.pid) found.push(child);
-  return found.slice(1);
-}
-
-const timer = setInterval(() => {
-  children = descendants(owner);
-}, 1000);
+const mark = `PLUMB_OWNER=${process.argv[2]}\0`;
 process.stdin.resume();
 process.stdin.on('close', () => {
-  clearInterval(timer);
-  for (const pid of children) {
+  for (const pid of readdirSync('/proc')) {
+    if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;
     try {
-      process.kill(pid, 'SIGKILL');
+      if (readFileSync(`/proc/${pid}/environ`, 'latin1').includes(mark)) process.kill(Number(pid), 'SIGKILL');
     } catch {
-      // it is gone already, as it should be
+      // it is gone already, as it should be, or another user's
     }
   }
 });

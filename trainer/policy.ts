@@ -21,6 +21,13 @@ export interface Policy {
   files: Record<'tokenizer.json' | 'tokenizer_config.json' | 'generation_config.json', string>;
 }
 
+/** What the model code does not do, refused where a configuration asks for it. */
+const Supported = z.looseObject({
+  rope_scaling: z.null('scaled RoPE is not supported').optional(),
+  hidden_act: z.literal('silu', 'only silu is supported').optional(),
+  attention_bias: z.literal(false, 'biases are not supported').optional(),
+  mlp_bias: z.literal(false, 'biases are not supported').optional(),
+});
 const TokenizerConfig = z.looseObject({ chat_template: z.string() });
 
 /** Everything of a policy but its weights, from its files' texts. */
@@ -36,6 +43,7 @@ export function policyFromTexts(text: (name: string) => string): Policy {
     if (!parsed.success) throw new MalformedFile(`${name}: ${inWords(parsed.error)}`);
     return parsed.data;
   };
+  json('config.json', Supported);
   const config = json('config.json', ModelConfig);
   const chatTemplate = json('tokenizer_config.json', TokenizerConfig).chat_template;
   const tokenizer = loadTokenizer(json('tokenizer.json', z.unknown()));

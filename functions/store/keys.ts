@@ -61,6 +61,15 @@ export async function revokeKey(d1: D1Database, id: string, by: string): Promise
   return rows.length > 0;
 }
 
+/** Whether a plain key is known and not revoked. */
+export async function isValid(d1: D1Database, plain: string): Promise<boolean> {
+  const rows = await database(d1)
+    .select({ revoked: keys.revoked_at })
+    .from(keys)
+    .where(eq(keys.hash, await sha256(plain)));
+  return rows.length > 0 && !rows[0]!.revoked;
+}
+
 export async function listKeys(d1: D1Database, paging: Paging) {
   const { where, orderBy, limit } = page(keys, keys, paging);
   return listing(await database(d1).select().from(keys).where(where).orderBy(orderBy).limit(limit), paging.limit);

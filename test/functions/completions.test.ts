@@ -208,6 +208,7 @@ describe('what is refused, in OpenAI’s words', () => {
       param: 'messages[0].content',
       message: expect.stringContaining('expected string, received number, or expected array'),
     });
+    expect((await said('half a pair: \ud800')).message).toContain('surrogate');
     expect((await said([{ type: 'text', text: 5 }])).param).toBe('messages[0].content[0].text');
     const long = await chat({ max_tokens: 129 });
     expect([long.status, long.json.error]).toMatchObject([

@@ -33,6 +33,7 @@ const ask = (body: unknown, headers: Record<string, string> = {}, path = '/launc
 test.each([
   ['no bearer', 401, launch, { authorization: '' }],
   ['another bearer', 401, launch, { authorization: 'Bearer x' }],
+  ['another bearer as long as the right one', 401, launch, { authorization: `Bearer ${'x'.repeat(43)}` }],
   ['another Host, as a page behind a name that points here would send', 403, launch, { host: 'evil.example' }],
   ['what is not JSON', 400, 'run it', {}],
   ['a path for a run id', 400, { ...launch, run: '../../etc/passwd' }, {}],

@@ -56,6 +56,30 @@ describe('plumb dev', { timeout: 120_000 }, () => {
     expect(existsSync(join(home, 'dev.json'))).toBe(false);
   });
 
+  test('a setting or a folder that cannot be is said in one line; keys that were revoked are made anew', async () => {
+    const home = join(homes, 'mended');
+    const limited = await plumb(['dev'], { PLUMB_HOME: home, PLUMB_RATE_LIMIT: 'abc' }).ended;
+    expect([limited.code, lines(limited)]).toEqual([1, [expect.stringMatching(/PLUMB_RATE_LIMIT=abc/)]]);
+    const file = await plumb(['dev'], { PLUMB_HOME: PLUMB }).ended;
+    expect([file.code, lines(file)]).toEqual([1, [expect.stringMatching(/is a file: PLUMB_HOME wants a folder/)]]);
+
+    const port = await freePort();
+    const first = await started(home, port);
+    const key = lines(await plumb(['keys', 'list'], { PLUMB_HOME: home }).ended).find((line) => / sk /.test(line))!;
+    expect((await plumb(['keys', 'revoke', key.split(' ')[0]!], { PLUMB_HOME: home }).ended).code).toBe(0);
+    first.child.kill('SIGTERM');
+    await first.ended;
+    const second = await started(home, port);
+    try {
+      expect(second.dev.keys.secret).not.toBe(first.dev.keys.secret);
+      expect(second.dev.keys.public).toBe(first.dev.keys.public);
+      expect((await plumb(['keys', 'list'], { PLUMB_HOME: home }).ended).code).toBe(0);
+    } finally {
+      second.child.kill('SIGTERM');
+      await second.ended;
+    }
+  });
+
   async function nothingLeft(home: string, url: string) {
     await expect.poll(() => processesOf(home), { timeout: 15_000 }).toEqual([]);
     // A process that ends gives its memory back before its sockets.

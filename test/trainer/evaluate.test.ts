@@ -95,6 +95,29 @@ test('answers that are longer or shorter than the limit allows are refused for t
   expect(passed(await gate(root, 0.9, root, { lengthRatio: 1.1 })).length).toBe(true);
 });
 
+test('a candidate much longer than its parent is refused, and one as much shorter', async () => {
+  // EOS, whose row the output shares, stands out more: answers end sooner
+  const other = {
+    ...tinyParameters(),
+    embedding: tf.tidy(() =>
+      tf.mul(root.embedding, tf.tensor2d(Array.from({ length: TINY.vocab_size }, (_, id) => [id === 1 ? 8 : 1]))),
+    ) as Tensor,
+  };
+  const ratio = (await gate(other, 0.9)).metrics['gate/length_ratio']!;
+  expect(Math.abs(ratio - 1)).toBeGreaterThan(0.05);
+  const lengthRatio = 1 + (Math.max(ratio, 1 / ratio) - 1) / 2;
+  expect(passed(await gate(other, 0.9, root, { lengthRatio })).length).toBe(false);
+  expect(passed(await gate(root, 0.9, other, { lengthRatio })).length).toBe(false);
+});
+
+test('what must be above one half is the 5 % quantile of the bootstrap', async () => {
+  const { metrics } = await gate(root, 0.6);
+  expect(metrics['gate/judge_accuracy']).toBe(0.6);
+  // 1.645 standard errors of a share of .6 over a hundred
+  expect(metrics['gate/judge_accuracy_low']).toBeGreaterThan(0.5);
+  expect(metrics['gate/judge_accuracy_low']).toBeLessThan(0.54);
+});
+
 test('the same inputs give the same report', async () => {
   expect(await gate(root, 0.7)).toEqual(await gate(root, 0.7));
 });

@@ -32,12 +32,17 @@ const SETTINGS = {
 const base = runConfig(SETTINGS);
 const calls = stageCalls(TINY, { rows: 2, columns: 64 }, base);
 
-async function run(sides: Partial<Record<Side, number>>, config: RunConfig = base, root = tinyParameters()) {
+async function run(
+  sides: Partial<Record<Side, number>>,
+  config: RunConfig = base,
+  root = tinyParameters(),
+  parent = root,
+) {
   const of = <T>(make: (i: number) => T) =>
     Object.fromEntries(
       (['A', 'B', 'C'] as const).map((side) => [side, Array.from({ length: sides[side] ?? 0 }, (_, i) => make(i))]),
     ) as Record<Side, T[]>;
-  const input = { model: TINY, root, parent: root, judgements: of(judgement), prompts: of(prompt) };
+  const input = { model: TINY, root, parent, judgements: of(judgement), prompts: of(prompt) };
   const reports: Progress[] = [];
   const result = await runStages(input, config, calls, sampler, 8, (progress) => void reports.push(progress));
   return { ...result, reports };
@@ -80,4 +85,28 @@ test('a KL that blows up ends in rejected with its reason', async () => {
   );
   expect(candidate).toBeNull();
   expect(gate.reasons[0]!.words).toMatch(/KL to the parent is/);
+});
+
+test('the gate asks what sides B and C asked, and measures its judge on side C alone', async () => {
+  const { gate } = await run({ A: 5, B: 4, C: 3 });
+  const words = Object.fromEntries(gate.reasons.map((reason) => [reason.check, reason.words]));
+  expect(words['win rate']).toContain('of 21 comparisons'); // seven prompts, three times each, for twenty wanted
+  expect(words.judge).toContain('in 3 held-out conversations');
+});
+
+test('the judge is fitted from the root, not from the parent whose candidate it judges', async () => {
+  const rng = random(8);
+  const judgements = Object.fromEntries(
+    (['A', 'B', 'C'] as const).map((side) => [side, Array.from({ length: 16 }, (_, i) => judgement(i))]),
+  ) as Record<Side, Judgement[]>;
+  const prompts = Object.fromEntries(
+    (['A', 'B', 'C'] as const).map((side) => [side, Array.from({ length: 16 }, () => [rng.int(2, 32)])]),
+  ) as Record<Side, number[][]>;
+  const parent = tinyParameters(4);
+  const judged = async (root: typeof parent) => {
+    const input = { model: TINY, root, parent, judgements, prompts };
+    const { gate } = await runStages(input, base, calls, sampler, 8, () => {});
+    return [gate.metrics['gate/judge_accuracy'], gate.metrics['gate/win_rate']];
+  };
+  expect(await judged(tinyParameters(1))).not.toEqual(await judged(tinyParameters(2)));
 });

@@ -11,6 +11,8 @@ import { reading, UserError } from '../user-error.ts';
 
 /** Leaves room for the cache and what the Worker itself takes. */
 const LARGEST_IMAGE = 90e6;
+/** Image and one answer's cache. */
+const LARGEST = 115e6;
 
 export function importFolder(folder: string, name: string): { manifest: Manifest; files: Map<string, Uint8Array> } {
   const policy = readPolicy(folder);
@@ -22,6 +24,12 @@ export function importFolder(folder: string, name: string): { manifest: Manifest
   if (image > LARGEST_IMAGE)
     throw new UserError(
       `${folder} is too large to be served: its 8-bit image has ${Math.ceil(image / 1e6)} MB, and with its cache it must fit into the 128 MB of a Worker (${LARGEST_IMAGE / 1e6} MB at most)`,
+    );
+  const { num_hidden_layers, num_key_value_heads, head_dim, max_position_embeddings } = policy.config;
+  const cache = 8 * num_hidden_layers * num_key_value_heads * head_dim * max_position_embeddings;
+  if (image + cache > LARGEST)
+    throw new UserError(
+      `${folder} asks for a cache of ${Math.ceil(cache / 1e6)} MB at ${max_position_embeddings} positions; with its image it has ${LARGEST / 1e6} MB: lower max_position_embeddings in config.json`,
     );
   return { manifest: manifestOf(policy, files, name), files };
 }

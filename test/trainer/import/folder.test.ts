@@ -43,6 +43,8 @@ test.each<[string, () => string, RegExp]>([
   ['heads that the decoder does not have', () => config('head_dim', 32), /heads are of size 32/],
   ['fewer ids than the tokenizer has', () => config('vocab_size', 512), /ids up to 1023.*vocab_size of 512/],
   ['an end of text beyond the vocabulary', () => config('eos_token_id', 5000), /eos_token_id is 5000/],
+  ['scaled RoPE', () => changed('config.json', (b) => `${b}`.replace('{', '{"rope_scaling": {"factor": 2},')), /RoPE/],
+  ['more positions than fit', () => config('max_position_embeddings', 1_000_000), /lower max_position_embeddings/],
   ['no tokenizer', () => changed('tokenizer.json', () => '{}'), /tokenizer\.json: version/],
   ['a template that is none', () => changed('tokenizer_config.json', () => '{"chat_template": "{% for"}'), /template/],
 ])('%s is refused in a line that names the folder', (_, make, words) => {
