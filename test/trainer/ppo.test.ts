@@ -5,7 +5,8 @@ import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { DivergedError, type Progress } from '../../trainer/metrics.ts';
 import { type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
 import { type RewardModel, rewardCalls } from '../../trainer/reward.ts';
-import { startSampler } from '../../trainer/rollout.ts';
+import { adaptedBeta } from '../../trainer/rl.ts';
+import { type Sampler, startSampler } from '../../trainer/rollout.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const SHAPE = { rows: 2, columns: 64 };
@@ -42,6 +43,7 @@ async function run(
   config: Partial<PpoConfig> = {},
   from: PpoState | null = null,
   save: (state: PpoState) => void = () => {},
+  draw: Sampler = sampler.sample,
 ) {
   const settings = { ...CONFIG, ...config };
   const history: Progress[] = [];
@@ -51,7 +53,7 @@ async function run(
     { calls: calls.reward, rm },
     parent,
     prompts,
-    sampler.sample,
+    draw,
     MAX_TOKENS,
     settings,
     (p) => void history.push(p),
@@ -83,10 +85,35 @@ test('before any step the ratio is 1 and nothing is clipped', async () => {
 });
 
 test('rollouts are drawn at the temperature at which they are scored: the trainer’s log-probabilities are the sampler’s', async () => {
-  for (const temperature of [1, 0.7]) {
+  for (const temperature of [1, 0.2]) {
     const { history } = await run({ rollout: 16, episodes: 16, epochs: 1, learningRate: 0, temperature });
     expect(Math.abs(history[0]!.metrics['rollout/importance_mean']! - 1)).toBeLessThan(0.02);
+    expect(history[0]!.metrics['ppo/policy/approxkl']).toBeLessThan(1e-6); // the loss takes the same temperature
   }
+});
+
+test('the KL coefficient is moved after every iteration', async () => {
+  const { history } = await run({ klTarget: 0.05, horizon: 100 });
+  const of = (name: string) => history.map(({ metrics }) => metrics[name]!);
+  const [betas, kls] = [of('objective/kl_coef'), of('objective/kl')];
+  for (let i = 1; i < betas.length; i++)
+    expect(betas[i]).toBeCloseTo(
+      adaptedBeta(betas[i - 1]!, kls[i - 1]!, { target: 0.05, horizon: 100 }, CONFIG.rollout),
+    );
+  expect(new Set(betas).size).toBe(betas.length);
+});
+
+test('what the sampler finds likelier than the trainer does weighs less in the loss', async () => {
+  const likelier: Sampler = async (...args) =>
+    (await sampler.sample(...args)).map(({ ids, logprobs }) => ({
+      ids,
+      logprobs: logprobs.map((logprob, i) => logprob + (i % 2) * Math.LN2),
+    }));
+  const once = { episodes: 32, epochs: 1 };
+  const [plain, weighed] = [await run(once), await run(once, null, () => {}, likelier)];
+  expect(plain.history[0]!.metrics['rollout/importance_mean']).toBeCloseTo(1, 1);
+  expect(weighed.history[0]!.metrics['rollout/importance_mean']).toBeLessThan(0.9);
+  expect(numbers(weighed.trained)).not.toEqual(numbers(plain.trained));
 });
 
 test('a learning rate of 0 changes nothing', async () => {
