@@ -2,6 +2,7 @@
 
 import { closeSync, fsyncSync, openSync, renameSync, writeSync } from 'node:fs';
 import { z } from 'zod';
+import { MalformedFile } from '../schema/malformed.ts';
 import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
 import { flatten, type Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
@@ -47,15 +48,20 @@ export function fileToTree(file: Uint8Array): Tree {
 
 /** Tensors in the form of another tree, whose keys may stand in another order in the file. */
 export function inFormOf<T extends Tree>(form: T, tree: Tree): T {
-  const rebuild = (like: Tree, from: Tree): Tree => {
-    if (like instanceof tf.Tensor) return from;
+  const other = () => new MalformedFile('its tensors are those of another model');
+  const rebuild = (like: Tree, from: Tree | undefined): Tree => {
+    if (like instanceof tf.Tensor) {
+      if (!(from instanceof tf.Tensor) || from.shape.join() !== like.shape.join()) throw other();
+      return from;
+    }
+    if (typeof from !== 'object' || from instanceof tf.Tensor) throw other();
     if (Array.isArray(like)) return like.map((branch, i) => rebuild(branch, (from as Tree[])[i]!));
     return Object.fromEntries(
       Object.entries(like).map(([key, value]) => [key, rebuild(value, (from as Record<string, Tree>)[key]!)]),
     );
   };
   const rebuilt = rebuild(form, tree);
-  if (flatten(rebuilt).length !== flatten(form).length) throw new Error('the checkpoint is of another model');
+  if (flatten(rebuilt).length !== flatten(form).length) throw other();
   return rebuilt as T;
 }
 

@@ -1,6 +1,6 @@
 // What plumb train does: one stage of the loop on files. cli.ts has the options.
 
-import { accessSync, constants, existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
@@ -17,6 +17,7 @@ import {
 import { runConfig, SFT_DEFAULTS } from './config.ts';
 import { fromLines, type Line, type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { dispose, type Tree } from './engine/compile.ts';
+import { tryLock } from './engine/lock.ts';
 import { evaluate } from './evaluate.ts';
 import { makeFolder } from './folder.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
@@ -30,7 +31,7 @@ import { random } from './random.ts';
 import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
 import { startSampler } from './rollout.ts';
 import { sft } from './sft.ts';
-import { UserError } from './user-error.ts';
+import { reading, UserError } from './user-error.ts';
 import { readWeights, writePolicy } from './weights.ts';
 
 export async function sftOnFiles(options: {
@@ -71,7 +72,7 @@ export async function sftOnFiles(options: {
   const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
   const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
   const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
-  const report = reportTo(options.out);
+  const report = await reportTo(options.out);
   const cut = savepoint('sft', options, [options.data, weightsOf(options.base)]);
   const { parameters, loss } = await sft(
     policy.config,
@@ -120,7 +121,7 @@ export async function rewardOnFiles(options: {
   const { epochs, learningRate } = options;
   const calls = rewardCalls(policy.config, shape, runConfig({ reward: { epochs, learningRate } }).reward);
   const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, options.seed);
-  const report = reportTo(options.out);
+  const report = await reportTo(options.out);
   const cut = savepoint('reward', options, [options.data, weightsOf(options.base)]);
   const rm = await fitReward(
     policy.config,
@@ -167,7 +168,7 @@ export async function ppoOnFiles(options: {
     policy: policyCalls(policy.config, shape, config),
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
   };
-  const report = reportTo(options.out);
+  const report = await reportTo(options.out);
   const cut = savepoint('ppo', options, [
     options.data,
     weightsOf(options.base),
@@ -249,9 +250,11 @@ function makeOut(path: string): void {
   }
 }
 
-/** Metrics to <out>/metrics.jsonl and to the terminal. */
-function reportTo(out: string): Report {
+/** Metrics to <out>/metrics.jsonl and to the terminal; the folder is this process's as long as it runs. */
+async function reportTo(out: string): Promise<Report> {
   makeOut(out);
+  if (!(await tryLock(`out ${realpathSync(out)}`)))
+    throw new UserError(`another plumb train writes to ${out}: wait for it, or give another --out`);
   const file = toFile(join(out, 'metrics.jsonl'));
   const terminal = toTerminal();
   return async (progress) => {
@@ -327,7 +330,7 @@ const readPrompts = (policy: Policy, path: string): number[][] => {
 function readReward(folder: string, like: Parameters): RewardModel {
   const path = join(folder, 'reward.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no reward.safetensors: make one with plumb train reward`);
-  return rewardFromFile(readFileSync(path), like);
+  return reading(path, () => rewardFromFile(readFileSync(path), like));
 }
 
 /** Answers of the policy to given prompts, for bringing scores to mean 0 and variance 1. */

@@ -293,12 +293,16 @@ describe('snapshots', () => {
     const same = (await env.DB.prepare("SELECT DISTINCT root, side FROM prompts WHERE body LIKE '%root%'").all())
       .results;
     expect(same).toHaveLength(1);
+    // under another system message it is another conversation
+    await draw(1, { messages: [{ role: 'system', content: 'be brief' }, ...chat('one').messages], prompt: undefined });
+    const roots = await env.DB.prepare("SELECT DISTINCT root FROM prompts WHERE body LIKE '%root%'").all();
+    expect(roots.results).toHaveLength(2);
     // two hundred a page: the builder pages through them
     await judgements(3);
     await tick(env);
     const { id } = (await runs())[0];
     const job = Job.parse((await (await trainer(id)).send('GET', '')).json);
-    expect(await rows(job.snapshot.prompts, await jobToken(settings(env), id))).toHaveLength(305);
+    expect(await rows(job.snapshot.prompts, await jobToken(settings(env), id))).toHaveLength(306);
   });
 
   test('a build that ran out of time goes on from its cursor', async () => {

@@ -21,7 +21,16 @@ describe('keys', () => {
     expect(JSON.stringify(stored)).not.toContain(made.json.key);
 
     expect((await ask('DELETE', `/v1/keys/${made.json.id}`, { key: sk })).status).toBe(204);
+    const trace = () =>
+      env.DB.batch([
+        env.DB.prepare('SELECT revoked_at FROM keys WHERE id = ?').bind(made.json.id),
+        env.DB.prepare("SELECT at FROM audit WHERE action = 'key.revoke' AND subject = ?").bind(made.json.id),
+      ]).then((answers) => answers.map(({ results }) => results));
+    const once = await trace();
+    expect(once.map((rows) => rows.length)).toEqual([1, 1]);
+    await new Promise((resolve) => setTimeout(resolve, 5));
     expect((await ask('DELETE', `/v1/keys/${made.json.id}`, { key: sk })).status).toBe(204);
+    expect(await trace()).toEqual(once);
     expect((await ask('GET', '/v1/keys', { key: made.json.key })).status).toBe(401);
     expect((await ask('DELETE', '/v1/keys/key_01ARZ3NDEKTSV4RRFFQ69G5FAV', { key: sk })).status).toBe(404);
   });

@@ -1,8 +1,19 @@
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import { writeSafetensors } from '../../schema/safetensors.ts';
+import { tryLock } from '../../trainer/engine/lock.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { SEED_FOLDER } from '../support/seed.ts';
 
@@ -107,6 +118,29 @@ test('unfinished work on other data is not gone on with', async () => {
   expect(code).toBe(1);
   expect(out).toMatch(/unfinished work of a call with other settings or data/);
 }, 120_000);
+
+test('files of another model, or a folder that another writes to, are said in one line', async () => {
+  const rest = ['--data', at('prompts.jsonl'), '--base', SEED_FOLDER, '--episodes', '192'];
+  writeFileSync(
+    join(at('reward'), 'reward.safetensors'),
+    writeSafetensors(
+      new Map([
+        ['parameters/embedding', { shape: [512, 192], data: new Float32Array(512 * 192) }],
+        ['parameters/norm', { shape: [192], data: new Float32Array(192) }],
+      ]),
+      'F32',
+    ),
+  );
+  const mixed = await train(['ppo', ...rest, '--reward', at('reward'), '--out', at('mixed')]);
+  expect([mixed.code, mixed.out.trim()]).toEqual([1, expect.stringMatching(/reward\.safetensors: .* another model$/)]);
+
+  mkdirSync(at('shared'));
+  const unlock = await tryLock(`out ${realpathSync(at('shared'))}`);
+  const text = ['sft', '--data', at('text.jsonl'), '--base', SEED_FOLDER, '--out', at('shared')];
+  const second = await train(text);
+  expect([second.code, second.out.trim()]).toEqual([1, expect.stringMatching(/another plumb train writes to /)]);
+  await unlock!();
+}, 60_000);
 
 test('bad lines are named by number and reason before anything starts', async () => {
   writeFileSync(at('bad.jsonl'), '{"prompt": "a", "chosen": "b"}\nnot json\n{"prompt": 3}\n');
