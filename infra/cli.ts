@@ -222,8 +222,8 @@ keys
     const made = await api<{ id: string; key: string }>('POST', '/v1/keys', {
       kind,
       name,
-      ...(scopes && { scopes: scopes.split(',') }),
-      ...(origins && { origins: origins.split(',') }),
+      ...(scopes && { scopes: scopes.split(',').map((scope: string) => scope.trim()) }),
+      ...(origins && { origins: origins.split(',').map((origin: string) => origin.trim()) }),
     });
     console.log(`${made.id}\n${made.key}`);
   });
@@ -272,7 +272,13 @@ plumb
   .action(async () => {
     const { data } = await api<Listed<Policy>>('GET', '/v1/policies?limit=1000');
     table(
-      data.map((policy) => [policy.id, policy.name, policy.channels.join(' '), policy.created_at, policy.parent ?? '']),
+      data.map((policy) => [
+        policy.id,
+        policy.name,
+        policy.withdrawn_at ? 'withdrawn' : policy.channels.join(' '),
+        policy.created_at,
+        policy.parent ?? '',
+      ]),
     );
   });
 

@@ -3,7 +3,16 @@
 
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
@@ -176,11 +185,19 @@ const SETTABLE = [
   'PLUMB_LAUNCH_PATIENCE',
 ] as const;
 
+/** Bytes that a start wants: database, the seed policy and a run's checkpoints. */
+const LEAST_FREE = 64e6;
+
 /** The folder, for its owner alone. */
 function prepareHome(home: string): void {
   try {
     makeFolder(home);
     if (!statSync(home).isDirectory()) throw new UserError(`${home} is a file: PLUMB_HOME wants a folder`);
+    const { bavail, bsize } = statfsSync(home);
+    if (bavail * bsize < LEAST_FREE)
+      throw new UserError(
+        `the disk of ${home} has ${Math.floor((bavail * bsize) / 1e6)} MB left: free some, or set PLUMB_HOME`,
+      );
     chmodSync(home, 0o700);
   } catch (error) {
     if (error instanceof UserError) throw error;

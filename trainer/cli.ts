@@ -32,7 +32,9 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     await ready();
     return import('./files.ts');
   };
-  const train = new Command('train').description('train on files: one stage of the loop at a time');
+  const train = new Command('train').description(
+    'train on files: one stage of the loop at a time. sft, reward and ppo go on where a call with the same --out was cut off',
+  );
 
   train
     .command('sft')
@@ -67,9 +69,7 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
 
   train
     .command('ppo')
-    .description(
-      'optimise a policy against a reward model; goes on where an earlier call with the same --out was cut off',
-    )
+    .description('optimise a policy against a reward model')
     .requiredOption('--data <file>', 'JSONL of {prompt}')
     .requiredOption('--base <folder>', 'policy to begin from, and to stay near')
     .requiredOption('--reward <folder>', 'of plumb train reward')

@@ -36,7 +36,7 @@ export interface Line<T> {
 export function readLines<T>(path: string, schema: z.ZodType<T>): Line<T>[] {
   let text: string;
   try {
-    text = readFileSync(path, 'utf8');
+    text = readFileSync(path, 'utf8').replace(/^\uFEFF/, '');
   } catch (error) {
     throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
   }

@@ -102,7 +102,7 @@ export async function evaluate(
       passed: judgeBound > 0.5,
       words:
         judging.length === 0
-          ? 'not enough evidence: no comparison on side C to check the judge by'
+          ? 'not enough evidence: no held-out comparison to check the judge by'
           : `the judge is right about ${percent(judgeRight)} of the pairs in ${judging.length} held-out conversations, at least ${percent(judgeBound)}${judgeBound > 0.5 ? '' : ': not enough evidence'}`,
     },
     {

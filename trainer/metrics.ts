@@ -29,13 +29,15 @@ export const toFile =
 export function toTerminal(stream: NodeJS.WriteStream = process.stderr): Report {
   let began = performance.now();
   let last = '';
+  let first = 0; // a stage that goes on begins further along
   return ({ stage, step, steps, metrics }) => {
     if (stage !== last || step <= 1) {
       began = performance.now();
       last = stage;
+      first = step;
     }
     const seconds = (performance.now() - began) / 1000;
-    const rate = step > 1 ? (step - 1) / seconds : 0;
+    const rate = step > first ? (step - first) / seconds : 0;
     const left = rate > 0 ? `${Math.ceil((steps - step) / rate)} s left` : '';
     const shown = Object.entries(metrics)
       .slice(0, 5)
