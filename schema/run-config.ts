@@ -161,15 +161,3 @@ export const RunSettings = z.strictObject({
     .partial()
     .optional(),
 });
-
-/** The defaults with a run's own settings over them. */
-export function runConfigOf({ reward, ppo, gate, ...rest }: z.infer<typeof RunSettings>): RunConfig {
-  const defined = (o: object) => Object.fromEntries(Object.entries(o).filter(([, value]) => value !== undefined));
-  return {
-    ...RUN_DEFAULTS,
-    ...defined(rest),
-    reward: { ...RUN_DEFAULTS.reward, ...reward },
-    ppo: { ...RUN_DEFAULTS.ppo, ...ppo },
-    gate: { ...RUN_DEFAULTS.gate, ...gate },
-  } as RunConfig;
-}

@@ -1,7 +1,7 @@
 // The settings of supervised training, and a run's as they were given, checked before anything loads. Needs no training engine.
 
 import { inWords } from '../schema/malformed.ts';
-import { type RunConfig, RunSettings, runConfigOf } from '../schema/run-config.ts';
+import { RUN_DEFAULTS, type RunConfig, RunSettings } from '../schema/run-config.ts';
 import type { Shape } from './pack.ts';
 import { UserError } from './user-error.ts';
 
@@ -22,5 +22,13 @@ export const SFT_DEFAULTS = { learningRate: 1.5e-3, warmup: 100, weightDecay: 0.
 export function runConfig(given: unknown): RunConfig {
   const parsed = RunSettings.safeParse(given);
   if (!parsed.success) throw new UserError(`the run's config: ${inWords(parsed.error)}`);
-  return runConfigOf(parsed.data);
+  const { reward, ppo, gate, ...rest } = parsed.data;
+  const defined = (o: object) => Object.fromEntries(Object.entries(o).filter(([, value]) => value !== undefined));
+  return {
+    ...RUN_DEFAULTS,
+    ...defined(rest),
+    reward: { ...RUN_DEFAULTS.reward, ...reward },
+    ppo: { ...RUN_DEFAULTS.ppo, ...ppo },
+    gate: { ...RUN_DEFAULTS.gate, ...gate },
+  } as RunConfig;
 }
