@@ -5,7 +5,7 @@ import { ACTIVE, feedback, releases, runMetrics, runs, snapshots } from '../../s
 import { LEARNT_FROM } from '../../schema/wire-feedback.ts';
 import type { Run } from '../../schema/wire-runs.ts';
 import { ApiError } from '../error.ts';
-import { type Database, database, listing, now, type Paging, page, raw, type Statement, seq, takeSeq } from './db.ts';
+import { type Database, database, dbIn, listing, now, type Paging, page, raw, type Statement, seq, takeSeq } from './db.ts';
 
 export type RunRow = typeof runs.$inferSelect;
 type Released = { id: string; channel: 'stable' | 'canary' } | null;
@@ -80,13 +80,16 @@ export async function newJudgements(
   return { count: rows.length, since: rows[0]?.at ?? null };
 }
 
-/** Up to where the last run's snapshot went, whatever became of the run. */
+/** The judgements of a run that failed, for want of an engine perhaps, are new again after an hour, so that it is tried again. */
+const RETRY_SECONDS = 3600;
+
+/** Up to where the last run's snapshot went, whatever became of the run; those that failed a while ago do not count. */
 export async function lastSnapshotEnd(d1: D1Database): Promise<number> {
   const [last] = await database(d1)
     .select({ to: snapshots.to_seq })
     .from(runs)
     .innerJoin(snapshots, eq(snapshots.id, runs.snapshot))
-    .where(gt(runs.seq, 0))
+    .where(sql`${runs.seq} > 0 AND NOT (${runs.status} = 'failed' AND ${runs.ended_at} <= ${dbIn(-RETRY_SECONDS)})`)
     .orderBy(desc(runs.seq))
     .limit(1);
   return last?.to ?? 0;

@@ -485,6 +485,16 @@ describe('the job protocol', () => {
     expect((await get(`/v1/runs/${run.id}`)).json).toMatchObject({ status: 'failed', error: 'out of memory' });
     expect((await run.send('GET', '')).status).toBe(410);
   });
+
+  test('after a failure the same judgements are tried again, but not within the hour', async () => {
+    const run = await started();
+    await run.send('POST', '/fail', { fence: 1, error: 'there is no engine' });
+    await tick(env);
+    expect(await runs()).toHaveLength(1);
+    await env.DB.prepare("UPDATE runs SET ended_at = '2020-01-01T00:00:00.000Z'").run();
+    await tick(env);
+    expect(await runs()).toMatchObject([{ status: 'failed' }, { status: 'launched', reason: '3 new judgements' }]);
+  });
 });
 
 describe('publishing', () => {
