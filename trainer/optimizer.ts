@@ -1,4 +1,4 @@
-// AdamW over a tree of tensors, inside compiled calls. Pure: parameters and moments in, new ones out. A batch comes in parts of
+// AdamW over a tree of tensors, inside compiled calls: parameters and moments in, new ones out, in the same memory. A batch comes in parts of
 // one fixed shape, as pack.ts packs it, and the parts' gradients are summed before the step.
 
 import { compile, dispose, flatten, type Tree, unflatten } from './engine/compile.ts';
@@ -53,7 +53,7 @@ export function adamStep<P extends Tree>(
   state: AdamState,
   learningRate: Tensor,
   { beta1, beta2, epsilon, weightDecay, clipNorm }: AdamOptions,
-): { parameters: P; state: AdamState; norm: Tensor } {
+): { parameters: P; adam: AdamState; norm: Tensor } {
   const norm = tf.sqrt(tf.addN(grads.map((g) => tf.sum(tf.square(g)) as never))); // ()
   const scale = tf.minimum(1, tf.div(clipNorm, tf.add(norm, 1e-6))); // ()
   const step = tf.add(state.step, 1); // ()
@@ -71,11 +71,12 @@ export function adamStep<P extends Tree>(
     const decay = parameter.rank > 1 ? tf.sub(1, tf.mul(learningRate, weightDecay)) : 1;
     return tf.sub(tf.mul(parameter, decay), update);
   });
-  return { parameters: unflatten(parameters, next) as P, state: { step, m, v }, norm };
+  return { parameters: unflatten(parameters, next) as P, adam: { step, m, v }, norm };
 }
 
 /**
- * Compiles the training of a loss: the gradient of one part of a batch, and Adam's step on the parts' sum.
+ * Compiles the training of a loss. A batch that is one part is one call: forward, backward, clipping, Adam. A batch of several
+ * is a call for each part, which adds to the gradient's sum, and one for Adam's step; parameters, moments and sums stay where they are in memory.
  * @param loss of one part, () ; the parts' losses, and whatever else it returns, sum to those of the batch
  * @returns a function from parameters, moments and a batch's parts to what they become. It frees all that it is given.
  */
@@ -84,27 +85,61 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
   loss: (parameters: P, part: Part) => Values,
   options: AdamOptions,
 ) {
-  const gradient = compile(`${name} gradient`, (parameters: P, sums: Tensor[], part: Part) => {
-    const { grads, values } = gradients(parameters, (p) => loss(p, part));
-    return { sums: sums.map((sum, i) => tf.add(sum, grads[i]!)), values };
-  });
-  const update = compile(`${name} update`, (parameters: P, adam: AdamState, sums: Tensor[], rate: Tensor) =>
-    adamStep(parameters, sums, adam, rate, options),
+  type State = { parameters: P; adam: AdamState };
+  const whole = compile(
+    `${name} step`,
+    ({ parameters, adam }: State, part: Part, rate: Tensor) => {
+      const { grads, values } = gradients(parameters, (p) => loss(p, part));
+      const { norm, ...state } = adamStep(parameters, grads, adam, rate, options);
+      return { state, norm, values };
+    },
+    { state: true },
   );
+  const accumulate = compile(
+    `${name} gradient`,
+    (sums: Tensor[], parameters: P, part: Part) => {
+      const { grads, values } = gradients(parameters, (p) => loss(p, part));
+      return { state: sums.map((sum, i) => tf.add(sum, grads[i]!)), values };
+    },
+    { state: true },
+  );
+  const update = compile(
+    `${name} update`,
+    ({ parameters, adam }: State, sums: Tensor[], rate: Tensor) => {
+      const { norm, ...state } = adamStep(parameters, sums, adam, rate, options);
+      return { state, norm };
+    },
+    { state: true },
+  );
+  let parted = false; // once a batch came in parts, one that is a single part goes the same way: nothing more is compiled for it
   return (given: P, adam: AdamState, learningRate: number, parts: Part[]) => {
-    let sums = flatten(given).map((tensor) => tf.zerosLike(tensor));
-    const values: Record<string, number> = {};
-    for (const part of parts) {
-      const result = gradient(given, sums, part);
-      for (const [key, value] of Object.entries(result.values))
-        values[key] = (values[key] ?? 0) + (value.dataSync()[0] as number);
-      dispose(sums, part, result.values);
-      sums = result.sums;
-    }
+    parted ||= parts.length > 1;
     const rate = tf.scalar(learningRate);
-    const { parameters, state, norm } = update(given, adam, sums, rate);
-    const gradientNorm = norm.dataSync()[0] as number;
-    dispose(given, adam, sums, rate, norm);
-    return { parameters, adam: state, norm: gradientNorm, values: values as Record<keyof Values, number> };
+    const values: Record<string, number> = {};
+    const sumUp = (of: Tree) => {
+      for (const [key, value] of Object.entries(of as Values))
+        values[key] = (values[key] ?? 0) + (value.dataSync()[0] as number);
+      dispose(of);
+    };
+    let result: { state: State; norm: Tensor };
+    if (parted) {
+      let sums = flatten(given).map((tensor) => tf.zerosLike(tensor));
+      for (const part of parts) {
+        const { state, values } = accumulate(sums, given, part);
+        sums = state;
+        sumUp(values);
+        dispose(part);
+      }
+      result = update({ parameters: given, adam }, sums, rate);
+      dispose(sums);
+    } else {
+      const { values, ...rest } = whole({ parameters: given, adam }, parts[0]!, rate);
+      result = rest;
+      sumUp(values);
+      dispose(parts);
+    }
+    const norm = result.norm.dataSync()[0] as number;
+    dispose(rate, result.norm);
+    return { ...result.state, norm, values: values as Record<keyof Values, number> };
   };
 }

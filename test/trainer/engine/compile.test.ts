@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { compilations, compile, dispose, flatten, unflatten } from '../../../trainer/engine/compile.ts';
 import { gatherRows } from '../../../trainer/engine/ops.ts';
 import { type Tensor, tf } from '../../../trainer/engine/tf.ts';
@@ -46,11 +46,84 @@ test('the same tensor may be two arguments, and a tensor made outside is capture
   expect(value(fast(x, x)).slice(0, 3)).toEqual([9, 10, 11]);
 });
 
-test('reading a traced value is an error that names the function, not a frozen number', () => {
-  const bad = compile('frozen', (x: Tensor) => tf.mul(x, x.dataSync()[0]!) as Tensor);
-  expect(() => bad(tf.scalar(2))).toThrow(/compile\(frozen\): the function reads the value/);
-  // and the engine works on
-  expect(value(tf.mul(tf.scalar(2), 3))).toEqual([6]);
+describe('what would be frozen by mistake is an error that names the line', () => {
+  const counter = tf.variable(tf.scalar(1), false, 'counter');
+  const withoutGradient = (x: Tensor) => tf.sum(tf.round(tf.cumprod(x))) as Tensor;
+  test.each<[string, (x: Tensor) => Tensor, RegExp]>([
+    ['a read', (x) => tf.mul(x, x.dataSync()[0]!), /reads the value of a tensor that depends on the inputs/],
+    ['a read of what an op made of it', (x) => tf.mul(x, tf.add(x, 1).dataSync()[0]!), /reads the value/],
+    ['a random number', (x) => tf.mul(x, Math.random()), /draws a random number/],
+    ['random tensors', (x) => tf.add(x, tf.randomNormal([2])), /calls randomNormal/],
+    ['random tensors with a seed', (x) => tf.add(x, tf.randomUniform([2], 0, 1, 'float32', 7)), /calls randomUniform/],
+    ['dropout', (x) => tf.dropout(x, 0.5), /calls dropout/],
+    ['a variable that is changed', (x) => (counter.assign(tf.scalar(2)), x), /changes the variable counter/],
+    ['a variable that is read', (x) => tf.mul(x, counter), /reads the variable counter/],
+    [
+      'an op without a gradient',
+      (x) => tf.grad(withoutGradient as never)(x as never),
+      /uses Cumprod, of which there is no gradient/,
+    ],
+  ])('%s', (name, fn, message) => {
+    const bad = compile(name, fn);
+    const thrown = () => bad(tf.tensor1d([2, 3]));
+    expect(thrown).toThrow(message);
+    expect(thrown).toThrow(/compile\(.+\): compile\.test\.ts:\d+ /);
+    // and the engine works on
+    expect(value(tf.mul(tf.scalar(2), 3))).toEqual([6]);
+    expect(tf.randomNormal([2]).shape).toEqual([2]);
+    counter.assign(tf.scalar(1));
+  });
+
+  test('a tensor that is state and argument, a state that comes back as another', () => {
+    const add = compile('add', (state: Tensor, x: Tensor) => ({ state: tf.add(state, x) as Tensor }), { state: true });
+    const x = tf.scalar(1);
+    expect(() => add(x, x)).toThrow(/compile\(add\): compile\.test\.ts:\d+ gives a tensor of the state a second time/);
+    const grows = compile('grows', (state: Tensor) => ({ state: tf.concat([state, state] as never[]) as Tensor }), {
+      state: true,
+    });
+    expect(() => grows(tf.tensor1d([1]))).toThrow(/must be returned as `state`/);
+  });
+});
+
+test('state comes back changed, in the memory that it was in, and what was given is gone', () => {
+  const step = compile(
+    'state',
+    ({ a, b }: { a: Tensor; b: Tensor }, x: Tensor) => ({
+      state: { a: tf.add(a, x) as Tensor, b: tf.mul(b, a) as Tensor },
+      before: tf.sum(a) as Tensor,
+    }),
+    { state: true },
+  );
+  let state: { a: Tensor; b: Tensor } = { a: tf.tensor1d([1, 2]), b: tf.tensor1d([3, 4]) };
+  const given = state.a;
+  const others = tf.memory().numTensors - 2;
+  for (let i = 0; i < 3; i++) {
+    const x = tf.scalar(10);
+    const result = step(state, x);
+    expect(value(result.before)).toEqual([3 + 20 * i]);
+    state = result.state;
+    dispose(x, result.before);
+  }
+  expect(value(state.a)).toEqual([31, 32]);
+  expect(value(state.b)).toEqual([3 * 1 * 11 * 21, 4 * 2 * 12 * 22]);
+  expect(given.isDisposed).toBe(true);
+  expect(tf.memory().numTensors).toBe(others + 2);
+});
+
+test('a tensor that somebody else holds is not written over', () => {
+  const add = compile('shared', (state: Tensor) => ({ state: tf.add(state, 1) as Tensor }), { state: true });
+  const parent = tf.ones([5000]) as Tensor;
+  let state = tf.clone(parent) as Tensor;
+  for (let i = 0; i < 3; i++) state = add(state).state;
+  expect(value(state)[0]).toBe(4);
+  expect(value(parent)[0]).toBe(1);
+});
+
+test('functions of more shapes than are kept are freed, and traced anew when they come again', () => {
+  const fast = compile('many', (x: Tensor) => tf.square(x) as Tensor);
+  for (let n = 1; n <= 70; n++) dispose(fast(tf.ones([n])));
+  expect(value(fast(tf.fill([1], 3) as Tensor))).toEqual([9]);
+  expect(compilations.filter(({ name }) => name === 'many')).toHaveLength(71);
 });
 
 test('each combination of shapes is compiled once, and listed with its seconds', () => {

@@ -1,0 +1,224 @@
+// One run of a function, written down as a graph. tfjs code calls ops through the binding; here a recorder stands in the binding's
+// place. What depends on the function's inputs is not kept: each such op runs on zeros, for the shape of its result alone, and the
+// result is let go at once, so that tracing a step takes hardly any memory.
+//
+// What a graph cannot hold is refused, with the line of the code that did it: the value of a traced tensor, randomness of
+// the host, a variable.
+
+import { constantProto, type Node, shapeAttribute, TENSOR_ATTRIBUTE, typeAttribute } from './graph.ts';
+import { type Binding, backend, type OpAttribute, type Tensor, tf } from './tf.ts';
+
+/** What goes into a traced function. */
+export interface Input {
+  dtype: string;
+  shape: number[];
+  /** It comes in a resource variable, from which it is read. */
+  variable: boolean;
+}
+
+/** The graph as it grows, to those who add to it while the function's tensors live. */
+export interface Graph {
+  add(op: string, from: string[], attributes: OpAttribute[]): string;
+  /** "node:output" of a tensor. */
+  referenceOf(tensor: Tensor): string;
+  typeOf(reference: string): number;
+  /** "node:output" of each input: of a variable, its handle. */
+  inputs: string[];
+  refuse(what: string): never;
+}
+
+export interface Recording<Result> {
+  nodes: Node[];
+  /** Tensors made before, and large constants: inputs, too, that are the same at every call. */
+  captures: { id: number; reference: string }[];
+  result: Result;
+}
+
+const RESOURCE = 20; // DT_RESOURCE, which the binding does not name
+
+/** Where the code is that is to blame: the innermost line outside of this folder and of packages. */
+export function callersLine(): string {
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 50;
+  const { stack = '' } = new Error();
+  Error.stackTraceLimit = stackTraceLimit;
+  const foreign = (line: string) =>
+    /node_modules|node:|engine-(cpu|gpu)-/.test(line) || line.includes(import.meta.dirname);
+  const frame = stack.split('\n').find((line) => /:\d+:\d+\)?$/.test(line) && !foreign(line));
+  return /([^/\s(]+:\d+):\d+\)?$/.exec(frame ?? '')?.[1] ?? 'an unknown line';
+}
+
+/** Ops of tfjs that draw numbers on the host, or in an op with a seed that would be frozen. */
+const RANDOM = /^(random|truncatedNormal|multinomial|dropout|rand(__op)?$)/;
+
+export function record<Result>(
+  name: string,
+  inputs: Input[],
+  fn: (inputs: Tensor[], graph: Graph) => Result,
+): Recording<Result> {
+  const real = backend.binding;
+  const engine = tf.engine() as unknown as {
+    startScope(name?: string): void;
+    addTapeNode(kernel: string, ...rest: unknown[]): void;
+    registeredVariables: Record<string, Tensor>;
+  };
+  const refuse = (what: string, line = callersLine()): never => {
+    throw new Error(`compile(${name}): ${line} ${what}`);
+  };
+
+  const nodes: Node[] = [];
+  const captures: Recording<Result>['captures'] = [];
+  const references = new Map<number, string>(); // tensor id → "node:output"
+  const types = new Map<string, number>();
+  /** What depends on an input: its id is below 0 and stands for no tensor of TensorFlow's. */
+  const traced = new Map<number, { dtype: number; shape: number[] }>();
+
+  const variables = new Map(
+    Object.entries(engine.registeredVariables).map(([own, tensor]) => [backend.getInputTensorIds([tensor])[0]!, own]),
+  );
+  const add = (op: string, from: string[], attributes: OpAttribute[]): string => {
+    const node = `n${nodes.length}`;
+    nodes.push({ name: node, op, inputs: from, attributes });
+    return node;
+  };
+  const named = (id: number, reference: string, dtype: number): string => {
+    references.set(id, reference);
+    types.set(reference, dtype);
+    return reference;
+  };
+  const placeholder = (dtype: number, shape: number[]): string =>
+    `${add('Placeholder', [], [typeAttribute('dtype', dtype), shapeAttribute('shape', shape)])}:0`;
+  const stranger = (dtype: number, shape: number[]): number => {
+    const id = -1 - traced.size;
+    traced.set(id, { dtype, shape });
+    return id;
+  };
+  // A tensor made before the trace (or a large constant) goes in as an input; the copied handle keeps it alive.
+  const capture = (id: number): string => {
+    if (variables.has(id))
+      refuse(`reads the variable ${variables.get(id)}, which would be frozen as it is now: give it as an argument`);
+    const [kept] = real.executeOp('Identity', [], [id], 1);
+    const reference = named(id, placeholder(kept!.dtype, kept!.shape), kept!.dtype);
+    captures.push({ id: kept!.id, reference });
+    return reference;
+  };
+  const reference = (id: number): string => references.get(id) ?? capture(id);
+
+  /** Zeros in the place of a traced tensor, for one op. */
+  const zeros = ({ dtype, shape }: { dtype: number; shape: number[] }): number => {
+    const dims = real.createTensor([shape.length], real.TF_INT32!, Int32Array.from(shape));
+    const zero = real.createTensor([], real.TF_INT32!, new Int32Array(1));
+    const [one] = real.executeOp(
+      'Cast',
+      [typeAttribute('SrcT', real.TF_INT32!), typeAttribute('DstT', dtype)],
+      [zero],
+      1,
+    );
+    const [filled] = real.executeOp(
+      'Fill',
+      [typeAttribute('T', dtype), typeAttribute('index_type', real.TF_INT32!)],
+      [dims, one!.id],
+      1,
+    );
+    for (const id of [dims, zero, one!.id]) real.deleteTensor(id);
+    return filled!.id;
+  };
+
+  const recorder = Object.create(real, {
+    createTensor: {
+      value: (shape: number[], dtype: number, values: ArrayBufferView | number) => {
+        const id = real.createTensor(shape, dtype, values);
+        if (ArrayBuffer.isView(values)) {
+          const constant = constantProto(dtype, shape, values);
+          if (constant) {
+            const value = { name: 'value', type: TENSOR_ATTRIBUTE, value: constant };
+            named(id, `${add('Const', [], [typeAttribute('dtype', dtype), value])}:0`, dtype);
+          } else capture(id);
+        }
+        return id;
+      },
+    },
+    executeOp: {
+      value: (op: string, attributes: OpAttribute[], ids: number[], count: number) => {
+        const node = add(op, ids.map(reference), attributes);
+        const depends = ids.some((id) => traced.has(id));
+        const stand = ids.map((id) => (traced.has(id) ? zeros(traced.get(id)!) : id));
+        const results = real.executeOp(op, attributes, stand, count);
+        stand.forEach((id, i) => {
+          if (id !== ids[i]) real.deleteTensor(id);
+        });
+        return results.map((result, index) => {
+          if (!depends) named(result.id, `${node}:${index}`, result.dtype);
+          else {
+            real.deleteTensor(result.id);
+            const id = stranger(result.dtype, result.shape);
+            named(id, `${node}:${index}`, result.dtype);
+            return { ...result, id };
+          }
+          return result;
+        });
+      },
+    },
+    tensorDataSync: {
+      value: (id: number) =>
+        traced.has(id)
+          ? refuse('reads the value of a tensor that depends on the inputs: it would be frozen into the compiled code')
+          : real.tensorDataSync(id),
+    },
+  }) as Binding;
+
+  const handles: string[] = [];
+  const given = inputs.map(({ dtype, shape, variable }) => {
+    const type = backend.getDTypeInteger(dtype);
+    const handle = variable ? placeholder(RESOURCE, []) : placeholder(type, shape);
+    handles.push(handle);
+    const id = stranger(type, shape);
+    named(id, variable ? `${add('ReadVariableOp', [handle], [typeAttribute('dtype', type)])}:0` : handle, type);
+    return backend.createOutputTensor({ id, dtype: type, shape });
+  });
+  const graph: Graph = {
+    add,
+    inputs: handles,
+    referenceOf: (tensor) => reference(backend.getInputTensorIds([tensor])[0]!),
+    typeOf: (of) => types.get(of)!,
+    refuse: (what) => refuse(what),
+  };
+
+  // What cannot be seen at the binding is caught in tfjs itself, as long as the function runs.
+  const { random } = Math;
+  const { assign } = tf.Variable.prototype;
+  const withoutGradient = new Map<string, string>(); // kernel → line
+  Math.random = () => refuse('draws a random number: it would be the same at every call; give it as an argument');
+  tf.Variable.prototype.assign = function (this: { name: string }) {
+    return refuse(`changes the variable ${this.name}: give state as the first argument and return it as \`state\``);
+  };
+  engine.startScope = (scope?: string) => {
+    if (scope && RANDOM.test(scope))
+      refuse(
+        `calls ${scope.replace('__op', '')}: it would draw the same at every call; give what it draws as an argument`,
+      );
+    Object.getPrototypeOf(engine).startScope.call(engine, scope);
+  };
+  engine.addTapeNode = (kernel, ...rest) => {
+    if (rest[2] === undefined && !tf.getGradient(kernel)) withoutGradient.set(kernel, callersLine());
+    Object.getPrototypeOf(engine).addTapeNode.call(engine, kernel, ...rest);
+  };
+  engine.startScope('trace');
+  backend.binding = recorder;
+  try {
+    return { nodes, captures, result: fn(given, graph) };
+  } catch (error) {
+    for (const { id } of captures) real.deleteTensor(id);
+    const kernel = /gradient function not found for (\w+)/.exec((error as Error).message)?.[1];
+    if (kernel) refuse(`uses ${kernel}, of which there is no gradient`, withoutGradient.get(kernel));
+    throw error;
+  } finally {
+    backend.binding = real;
+    Math.random = random;
+    tf.Variable.prototype.assign = assign;
+    Reflect.deleteProperty(engine, 'startScope');
+    Reflect.deleteProperty(engine, 'addTapeNode');
+    tf.engine().endScope();
+    tf.dispose(given);
+  }
+}
