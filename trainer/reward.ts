@@ -1,5 +1,5 @@
 // Stage 3, the reward model: the policy's own weights with a linear head, fitted to people's judgements. An answer's score is
-// the mean over its tokens of the head's reading.
+// the mean over its tokens of the head's reading, drawn towards 0 where they are few, and a bias.
 //
 //   plumb train reward --data judgements.jsonl --base <policy folder> --out <folder>
 //
@@ -13,7 +13,7 @@ import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { type Judgement, pairsOf } from './judgements.ts';
 import { type Report, requireFinite } from './metrics.ts';
-import { type Head, hiddenStates, type Parameters, readOut } from './model.ts';
+import { type Head, hiddenStates, type Parameters } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Shape } from './pack.ts';
 import { type Random, random } from './random.ts';
@@ -28,6 +28,12 @@ export type RewardModel = {
 /** What a step of fitting leaves behind, enough to go on from. */
 export type FitState = { rm: RewardModel; adam: AdamState; step: number };
 
+/**
+ * Tokens with a reading of 0 that every mean has beside the answer's own. A plain mean varies more over short answers, and what varies
+ * more is easier to raise: the policy would learn to say little.
+ */
+const PRIOR_TOKENS = 20;
+
 /** Stages of choices that a call can hold; a ranking of eight with every kind of tie has 56 at most. */
 const STAGES = 96;
 
@@ -37,8 +43,9 @@ export type RewardCalls = ReturnType<typeof rewardCalls>;
 export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<RewardConfig, 'seed'>) {
   /** (S): each answer's score; what has no answer scores 0 */
   const score = (weights: Parameters, head: Head, batch: Batch, members: Tensor): Tensor => {
-    const readings = readOut(head, hiddenStates(model, weights, batch)); // (R W)
-    return tf.reshape(tf.matMul(members, tf.reshape(readings, [-1, 1])), [ANSWERS]); // (S, R W) · (R W, 1) → (S)
+    const hidden = hiddenStates(model, weights, batch); // (R W, D)
+    const readings = tf.matMul(hidden, tf.reshape(head.weight, [-1, 1])); // (R W, D) · (D, 1) → (R W, 1)
+    return tf.add(tf.reshape(tf.matMul(members, readings), [ANSWERS]), head.bias); // (S, R W) · (R W, 1) → (S)
   };
   const likelihood = (rm: RewardModel, { batch, members, stages, thumbs }: Evidence) => {
     const r = score(rm.parameters, rm.head, batch, members); // (S)
@@ -204,11 +211,11 @@ type Evidence = {
   thumbs: { sign: Tensor; weight: Tensor }; // (S), (S)
 };
 
-/** For each answer, 1 / its length at each of its tokens: a product with the readings is their mean. (S, R W) */
+/** For each answer, 1 / (its length + the prior's) at each of its tokens: a product with the readings is their mean. (S, R W) */
 function membersOf({ tokens, placed }: Pack): Tensor {
   const members = new Float32Array(ANSWERS * tokens.length);
   placed.forEach(({ first, length }, i) => {
-    members.fill(1 / length, i * tokens.length + first, i * tokens.length + first + length);
+    members.fill(1 / (length + PRIOR_TOKENS), i * tokens.length + first, i * tokens.length + first + length);
   });
   return tf.tensor2d(members, [ANSWERS, tokens.length]);
 }

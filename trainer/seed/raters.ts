@@ -14,7 +14,7 @@ export interface RaterConfig {
 }
 export const RATER_DEFAULTS: RaterConfig = { mode: 'gold', flip: 0.12, bias: 0 };
 /** With --bias the cohort casts most of dialect B's votes. */
-export const BIASED_SHARE = 0.8;
+export const BIASED_SHARE = 0.9;
 
 /** How many answers each kind of vote is about, and its share of all votes. */
 export const VOTES = [
