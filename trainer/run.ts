@@ -133,13 +133,14 @@ async function stages(
     const words = `not enough evidence: ${judgements.B.length} judgements on side B, ${asked.length} prompts on sides B and C`;
     return { candidate, gate: refused('judge', words) };
   }
+  const judgeSeed = config.seed + 1; // what chance did to the reward model, it shall not do to its judge
   const judge = await fitReward(
     model,
     calls.reward,
     root,
     judgements.B,
-    await draw(root, config.seed + 1),
-    config.seed + 1,
+    await draw(root, judgeSeed),
+    judgeSeed,
     'judge',
     report,
     from.candidate && from.fit,

@@ -46,8 +46,11 @@ test('the same tensor may be two arguments, and a tensor made outside is capture
   expect(value(fast(x, x)).slice(0, 3)).toEqual([9, 10, 11]);
 });
 
-test('reading a traced value is an error that names the function, not a frozen number', () => {
-  const bad = compile('frozen', (x: Tensor) => tf.mul(x, x.dataSync()[0]!) as Tensor);
+test.each([
+  ['an input’s', (x: Tensor) => x],
+  ['a value made of an input', (x: Tensor) => tf.add(tf.scalar(1), tf.square(x)) as Tensor],
+])('reading a traced value is an error that names the function, not a frozen number: %s', (_, read) => {
+  const bad = compile('frozen', (x: Tensor) => tf.mul(x, read(x).dataSync()[0]!) as Tensor);
   expect(() => bad(tf.scalar(2))).toThrow(/compile\(frozen\): the function reads the value/);
   // and the engine works on
   expect(value(tf.mul(tf.scalar(2), 3))).toEqual([6]);
@@ -59,6 +62,13 @@ test('each combination of shapes is compiled once, and listed with its seconds',
   const own = compilations.filter(({ name }) => name === 'shapes');
   expect(own).toHaveLength(2);
   expect(own[0]!.seconds).toBeGreaterThan(0);
+});
+
+test('numbers of another type are another function', () => {
+  const fast = compile('types', (x: Tensor) => tf.add(x, x) as Tensor);
+  expect(value(fast(tf.tensor1d([0.5, 1])))).toEqual([1, 2]);
+  const whole = fast(tf.tensor1d([3, 4], 'int32'));
+  expect([whole.dtype, value(whole)]).toEqual(['int32', [6, 8]]);
 });
 
 test('gathered rows and their gradient equal tf.gather’s', () => {
