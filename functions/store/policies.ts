@@ -101,7 +101,7 @@ export async function makeRelease(
   remember: Remember,
 ): Promise<Release> {
   const known = await readPolicy(d1, policy);
-  if (!known) throw at(422, 'policy', 'is not a policy');
+  if (!known) throw at(422, 'policy', `${policy} is not known`);
   if (known.withdrawn_at) throw at(422, 'policy', 'was withdrawn');
   const row = {
     id: newId('release'),
