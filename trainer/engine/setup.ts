@@ -12,7 +12,6 @@ import {
   createReadStream,
   createWriteStream,
   existsSync,
-  mkdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -23,6 +22,7 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { makeFolder } from '../folder.ts';
 import { lock } from './lock.ts';
 
 const TFJS_NODE = '4.22.0';
@@ -96,13 +96,13 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
   if (process.env.PLUMB_ENGINE === 'stock') return '';
   const which = device();
   const folder = engineFolder(which);
-  mkdirSync(folder, { recursive: true });
+  makeFolder(folder);
   const unlock = await lock(folder, () => report('waiting for another process, which is setting it up'));
   try {
     if (engineReady(folder)) return folder;
     const pip = findPip();
     const work = join(folder, 'work');
-    mkdirSync(work, { recursive: true });
+    makeFolder(work);
 
     report('unpacking tfjs-node');
     const js = await npmPackage(`@tensorflow/tfjs-node@${TFJS_NODE}`, work);
@@ -200,7 +200,7 @@ async function npmPackage(spec: string, work: string): Promise<string> {
   if (!locked || locked !== actual)
     throw new EngineError(`${spec} does not have the hash of package-lock.json: ${actual}`);
   const folder = join(work, name.replace(/\W/g, '_'));
-  mkdirSync(folder, { recursive: true });
+  makeFolder(folder);
   await run('tar', ['xzf', tarball, '-C', folder, '--strip-components=1']);
   return folder;
 }
@@ -235,6 +235,8 @@ async function download(
       await pipeline(counted, createWriteStream(part, { flags: resumed ? 'a' : 'w' }));
       break;
     } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOSPC')
+        throw new EngineError(`the disk of ${work} is full: free some, or set PLUMB_ENGINE_HOME`);
       if (tries === 5) throw new EngineError(`${offlineHint} (${(error as Error).message})`);
       await new Promise((resolve) => setTimeout(resolve, 1000 * tries));
     }
