@@ -9,7 +9,7 @@ import type { Policy } from './policy.ts';
 import { UserError } from './user-error.ts';
 
 /** Out of the answers `remaining` (indices into rows), `chosen` was taken first. */
-export interface Stage {
+interface Stage {
   remaining: number[];
   chosen: number;
   weight: number;

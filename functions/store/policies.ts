@@ -11,7 +11,7 @@ import type { Remember } from '../idempotency.ts';
 import { database, listing, now, type Paging, page, raw, seq, takeSeq } from './db.ts';
 
 export const blobKey = (sha: string) => `blobs/sha256/${sha}`;
-export const manifestKey = (id: string) => `policies/${id}/manifest.json`;
+const manifestKey = (id: string) => `policies/${id}/manifest.json`;
 export type Channel = 'stable' | 'canary';
 export type ReleaseRow = typeof releases.$inferSelect;
 

@@ -61,7 +61,7 @@ const ROOT = join(HERE, '../..');
 /** A cause and its remedy in one line; shown without a stack trace. */
 export class EngineError extends Error {}
 
-export type Device = 'cpu' | 'gpu';
+type Device = 'cpu' | 'gpu';
 
 /** The GPU wheel where an NVIDIA device answers, else the CPU wheel. */
 export function device(): Device {
@@ -80,7 +80,7 @@ export function engineFolder(which: Device = device()): string {
 export const engineReady = (folder = engineFolder()): boolean => existsSync(join(folder, 'ready.json'));
 
 /** Told as it goes: a step's name and, where known, the share done (0 to 1). */
-export type Report = (step: string, share?: number) => void;
+type Report = (step: string, share?: number) => void;
 
 /**
  * Sets the engine up unless it is there, and returns its folder. Two processes at once: one works, the other waits.
