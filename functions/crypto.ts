@@ -22,7 +22,7 @@ export function fromBase64url(text: string): Uint8Array<ArrayBuffer> | undefined
 }
 
 /** 128 bits in the 26 letters of a ULID, whose first is 0 to 7. */
-export function crockford(bytes: Uint8Array): string {
+function crockford(bytes: Uint8Array): string {
   let number = 0n;
   for (const byte of bytes.subarray(0, 16)) number = (number << 8n) | BigInt(byte);
   let text = '';

@@ -13,10 +13,10 @@ const ABANDONED = 300;
 /** Statements that keep an answer, for the batch that does the work; with `provided`, only if that holds in it by then. */
 export type Remember = (status: number, type: string, response: string, provided?: SQL) => Statement[];
 
-export type Claim = { replay: Response } | { remember: Remember; release(): Promise<unknown> };
+type Claim = { replay: Response } | { remember: Remember; release(): Promise<unknown> };
 
 export const anotherBody = () => new ApiError(422, 'this Idempotency-Key was used with another body');
-export const replayed = (status: number, type: string, response: string) =>
+const replayed = (status: number, type: string, response: string) =>
   new Response(response, { status, headers: { 'Content-Type': type, 'Idempotent-Replayed': 'true' } });
 
 export const before = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString();

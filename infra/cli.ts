@@ -1,6 +1,6 @@
 // The plumb command. Each command loads what it needs: serving never waits for the training engine, nor a list for the Worker.
 
-import { existsSync, mkdirSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { MalformedFile } from '../schema/malformed.ts';
@@ -8,6 +8,7 @@ import type { Key } from '../schema/wire.ts';
 import type { Policy, Run } from '../schema/wire-runs.ts';
 import { trainCommand } from '../trainer/cli.ts';
 import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
+import { makeFolder } from '../trainer/folder.ts';
 import { DivergedError, type Report } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { DEFAULT_PORT, devFile, homeFolder } from './home.ts';
@@ -134,7 +135,7 @@ plumb
     const { Gone, workJob } = await import('../trainer/job.ts');
     const { toFile, toTerminal } = await import('../trainer/metrics.ts');
     const runs = join(homeFolder(), 'runs');
-    mkdirSync(runs, { recursive: true });
+    makeFolder(runs);
     const [file, lines] = [toFile(join(runs, `${run}.jsonl`)), toTerminal(process.stdout)];
     const local: Report = async (progress) => {
       await file(progress);

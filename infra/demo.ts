@@ -26,7 +26,7 @@ const MAX_TOKENS = 40;
 export const BUDGET = { judging: 20, training: 105, evaluation: 30 };
 const AT_ONCE = 8;
 
-export interface DemoOptions {
+interface DemoOptions {
   rounds: number;
   seed: number;
   mode: string;

@@ -4,11 +4,12 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes, timingSafeEqual } from 'node:crypto';
-import { closeSync, mkdirSync, openSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { createServer, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { LaunchRequest } from '../schema/wire-runs.ts';
+import { makeFolder } from '../trainer/folder.ts';
 
 export interface Launcher {
   url: string;
@@ -29,7 +30,7 @@ export async function startLauncher(
   const token = randomBytes(32).toString('base64url');
   const children = new Map<string, ChildProcess>();
   const logs = join(home, 'runs');
-  mkdirSync(logs, { recursive: true });
+  makeFolder(logs);
 
   const launch = async (request: IncomingMessage, answer: (status: number, body: object) => unknown) => {
     if (request.headers.host !== `127.0.0.1:${port()}`) return answer(403, { detail: 'wrong Host' });

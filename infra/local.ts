@@ -36,7 +36,7 @@ interface Secrets {
   /** The secret key made at the first start, in plain: this machine's owner tries things with it. */
   key: string;
 }
-export interface LocalOptions {
+interface LocalOptions {
   home: string;
   port: number;
   /** Seconds between two firings of the cron. */

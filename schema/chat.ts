@@ -12,7 +12,7 @@ export function policyEncoder(t: Tokenizer, config: ModelConfig, template: strin
   return chatEncoder(t, { template, bosToken: nameOf(config.bos_token_id), eosToken: nameOf(config.eos_token_id) });
 }
 
-export interface ChatOptions {
+interface ChatOptions {
   template: string;
   bosToken?: string;
   eosToken?: string;

@@ -19,14 +19,14 @@ import type { FloatTensor } from './safetensors.ts';
 const MAGIC = 'PLUMBEDG';
 const VERSION = 1;
 const ALIGN = 64;
-export const BLOCK = 32;
-export const GROUP = 8;
-export const BLOCK_BYTES = GROUP * 4 + GROUP * BLOCK;
-export const HEAD_DIM = 64;
+const BLOCK = 32;
+const GROUP = 8;
+const BLOCK_BYTES = GROUP * 4 + GROUP * BLOCK;
+const HEAD_DIM = 64;
 
 const align = (n: number) => Math.ceil(n / ALIGN) * ALIGN;
 
-export const EdgeTensor = z.strictObject({
+const EdgeTensor = z.strictObject({
   name: z.string(),
   kind: z.enum(['q8', 'f32']),
   rows: z.int().positive(),
@@ -35,7 +35,7 @@ export const EdgeTensor = z.strictObject({
   offset: z.int().nonnegative(),
   bytes: z.int().positive(),
 });
-export type EdgeTensor = z.infer<typeof EdgeTensor>;
+type EdgeTensor = z.infer<typeof EdgeTensor>;
 const Header = z.strictObject({ config: ModelConfig, tensors: z.array(EdgeTensor) });
 
 export interface EdgeImage {

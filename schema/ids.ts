@@ -2,7 +2,7 @@
 import { ulid } from 'ulid';
 import { z } from 'zod';
 
-export const PREFIXES = {
+const PREFIXES = {
   policy: 'pol',
   sample: 'smp',
   feedback: 'fb',

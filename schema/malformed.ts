@@ -10,7 +10,7 @@ const dotted = (path: PropertyKey[]) =>
     '',
   );
 
-export interface Fault {
+interface Fault {
   path: string;
   message: string;
 }

@@ -26,7 +26,7 @@ export type ModelConfig = z.infer<typeof ModelConfig>;
 export const Sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'not a sha256 in lower-case hex');
 
 /** The files of a policy; the Hugging Face layout, and edge.bin, the image that the decoder maps. */
-export const POLICY_FILES = [
+const POLICY_FILES = [
   'model.safetensors',
   'config.json',
   'tokenizer.json',

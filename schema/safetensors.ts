@@ -8,7 +8,7 @@ import { inWords, MalformedFile } from './malformed.ts';
 const SIZES = { F32: 4, F16: 2, BF16: 2 } as const;
 export type Dtype = keyof typeof SIZES;
 
-export interface StoredTensor {
+interface StoredTensor {
   dtype: Dtype;
   shape: number[];
   /** The tensor's bytes, a view of the file. */

@@ -372,7 +372,7 @@ export function streamDecoder(t: Tokenizer, { special = false } = {}): (id?: num
   };
 }
 
-export interface BpeOptions {
+interface BpeOptions {
   vocabSize: number;
   /** Special tokens, first in the vocabulary in this order. */
   special: string[];

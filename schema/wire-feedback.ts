@@ -60,7 +60,7 @@ export const NewFeedback = z.discriminatedUnion('kind', [
 ]);
 export type NewFeedback = z.infer<typeof NewFeedback>;
 
-export const FEEDBACK_KINDS = [
+const FEEDBACK_KINDS = [
   'thumb',
   'choice',
   'ranking',

@@ -6,7 +6,7 @@ import { RunSettings } from './run-config.ts';
 import { RUN_STATUS } from './tables.ts';
 import { Digits, listQuery, Time } from './wire.ts';
 
-export const STAGES = ['sft', 'reward', 'ppo', 'evaluate', 'publish'] as const;
+const STAGES = ['sft', 'reward', 'ppo', 'evaluate', 'publish'] as const;
 const Config = z.record(z.string(), z.unknown());
 const Channel = z.enum(['stable', 'canary']);
 

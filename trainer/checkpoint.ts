@@ -6,6 +6,7 @@ import { MalformedFile } from '../schema/malformed.ts';
 import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
 import type { Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
+import { writing } from './folder.ts';
 import type { Parameters } from './model.ts';
 import type { AdamState } from './optimizer.ts';
 import type { PpoState } from './ppo.ts';
@@ -106,7 +107,9 @@ export function ppoStateFromFile(file: Uint8Array, scalars: unknown, like: Param
 export function writeWhole(path: string, bytes: Uint8Array): void {
   const part = `${path}.part`;
   const file = openSync(part, 'w');
-  for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
+  writing(path, () => {
+    for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
+  });
   fsyncSync(file);
   closeSync(file);
   renameSync(part, path);

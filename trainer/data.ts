@@ -26,21 +26,18 @@ const SftLine = z.union(
 );
 export type SftLine = z.infer<typeof SftLine>;
 
-/** A row of a file and the number of its line. */
-export interface Line<T> {
-  at: number;
-  value: T;
-}
-
-/** Parses a JSONL file by a schema. Bad lines are named by number and reason, up to 20, and nothing is started. */
-export function readLines<T>(path: string, schema: z.ZodType<T>): Line<T>[] {
+/**
+ * What is made of each line of a JSONL file that a schema knows. Those that are malformed and those that nothing can be made
+ * of are named together by number and reason, up to 20, and nothing is started.
+ */
+export function readLines<T, R>(path: string, schema: z.ZodType<T>, make: (value: T, at: number) => R): R[] {
   let text: string;
   try {
     text = readFileSync(path, 'utf8').replace(/^\uFEFF/, '');
   } catch (error) {
     throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
   }
-  const rows: Line<T>[] = [];
+  const rows: R[] = [];
   const bad: string[] = [];
   text.split('\n').forEach((line, index) => {
     if (line.trim() === '') return;
@@ -52,39 +49,26 @@ export function readLines<T>(path: string, schema: z.ZodType<T>): Line<T>[] {
       return;
     }
     const parsed = schema.safeParse(value);
-    if (parsed.success) rows.push({ at: index + 1, value: parsed.data });
-    else {
+    if (!parsed.success) {
       const issue = parsed.error.issues[0]!;
       bad.push(`line ${index + 1}: ${issue.path.length > 0 ? `${issue.path.join('.')}: ` : ''}${issue.message}`);
+      return;
     }
-  });
-  refuse(path, bad);
-  if (rows.length === 0) throw new UserError(`${path} has no rows`);
-  return rows;
-}
-
-function refuse(path: string, bad: string[]): void {
-  if (bad.length === 0) return;
-  const more = bad.length > 20 ? [`and ${bad.length - 20} more`] : [];
-  throw new UserError(
-    [`${path} has ${bad.length} bad line${bad.length > 1 ? 's' : ''}`, ...bad.slice(0, 20), ...more].join('\n  '),
-  );
-}
-
-/** What a policy makes of each line; those that it can make nothing of are named like the others. */
-export function fromLines<T, R>(path: string, lines: Line<T>[], make: (value: T, at: number) => R): R[] {
-  const bad: string[] = [];
-  const made = lines.flatMap(({ at, value }): R[] => {
     try {
-      return [make(value, at)];
+      rows.push(make(parsed.data, index + 1));
     } catch (error) {
       if (!(error instanceof UserError || error instanceof ChatTemplateError)) throw error;
-      bad.push(`line ${at}: ${error.message}`);
-      return [];
+      bad.push(`line ${index + 1}: ${error.message}`);
     }
   });
-  refuse(path, bad);
-  return made;
+  if (bad.length > 0) {
+    const more = bad.length > 20 ? [`and ${bad.length - 20} more`] : [];
+    throw new UserError(
+      [`${path} has ${bad.length} bad line${bad.length > 1 ? 's' : ''}`, ...bad.slice(0, 20), ...more].join('\n  '),
+    );
+  }
+  if (rows.length === 0) throw new UserError(`${path} has no rows`);
+  return rows;
 }
 
 /** A prompt that leaves no room for an answer is refused. */
@@ -95,7 +79,8 @@ export function requireRoom(policy: Policy, prompt: number[]): number[] {
   return prompt;
 }
 
-export const readSftLines = (path: string): Line<SftLine>[] => readLines<SftLine>(path, SftLine);
+export const readSftLines = <R>(path: string, make: (line: SftLine, at: number) => R): R[] =>
+  readLines<SftLine, R>(path, SftLine, make);
 
 /** Token rows of a line for supervised training; answers are cut at `answerTokens`, long texts become several rows. */
 export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Row[] {

@@ -19,7 +19,7 @@ import { mean, sequenceMean } from './rl.ts';
 import type { Sampled, startSampler } from './rollout.ts';
 import { toHuggingFace } from './weights.ts';
 
-export interface Reason {
+interface Reason {
   check: string;
   value: number;
   limit: number;

@@ -15,7 +15,7 @@ import {
   writeWhole,
 } from './checkpoint.ts';
 import { runConfig, SFT_DEFAULTS } from './config.ts';
-import { fromLines, type Line, type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
+import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { dispose, type Tree } from './engine/compile.ts';
 import { tryLock } from './engine/lock.ts';
 import { evaluate } from './evaluate.ts';
@@ -46,18 +46,21 @@ export async function sftOnFiles(options: {
   learningRate: number;
   seed: number;
 }): Promise<void> {
-  const lines = readSftLines(options.data);
   let policy = readPolicy(options.base);
   const context = policy.config.max_position_embeddings;
-  if (options.answerTokens >= context)
-    throw new UserError(
-      `--answer-tokens ${options.answerTokens}: the policy takes ${context} tokens, the prompt's among them`,
-    );
-  if (options.ownTokenizer) policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
-  const conversations = fromLines(options.data, lines, (line, at) => ({
-    root: rootOf(line, at),
-    rows: sftRows(policy, line, options.answerTokens),
-  }));
+  if (options.answerTokens >= context) throw tooLong(options.answerTokens, context);
+  const read = () =>
+    readSftLines(options.data, (line, at) => ({
+      line,
+      root: rootOf(line, at),
+      rows: sftRows(policy, line, options.answerTokens),
+    }));
+  let conversations = read();
+  if (options.ownTokenizer) {
+    const lines = conversations.map(({ line }) => line);
+    policy = withOwnTokenizer(policy, lines, options.ownTokenizer);
+    conversations = read();
+  }
   const rows = conversations.flatMap((conversation) => conversation.rows);
   const { train, held: heldOut } = parted(conversations, ({ root }) => root, 10);
   const [fitted, held] = [train, heldOut].map((part) => part.flatMap((conversation) => conversation.rows)) as [
@@ -109,6 +112,7 @@ export async function rewardOnFiles(options: {
   seed: number;
 }): Promise<void> {
   const policy = readPolicy(options.base);
+  requireContext(policy, options.answerTokens);
   const weights = readWeights(options.base, policy.config);
   const judgements = readJudgements(policy, options.data);
   const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 10);
@@ -158,6 +162,7 @@ export async function ppoOnFiles(options: {
   seed: number;
 }): Promise<void> {
   const policy = readPolicy(options.base);
+  requireContext(policy, options.answerTokens);
   const parent = readWeights(options.base, policy.config);
   const rm = readReward(options.reward, parent);
   const prompts = readPrompts(policy, options.data);
@@ -207,6 +212,7 @@ export async function evaluateOnFiles(options: {
   seed: number;
 }): Promise<void> {
   const policy = readPolicy(options.base);
+  requireContext(policy, options.answerTokens);
   const model = policy.config;
   const parent = readWeights(options.base, model);
   const candidate = readWeights(options.candidate, model);
@@ -302,6 +308,14 @@ function savepoint(stage: string, options: { out: string }, inputs: string[]) {
   };
 }
 
+const tooLong = (answerTokens: number, context: number) =>
+  new UserError(`--answer-tokens ${answerTokens}: the policy takes ${context} tokens, the prompt's among them`);
+/** Answers that are drawn end with the context, but nobody means more than it. */
+function requireContext({ config }: Policy, answerTokens: number): void {
+  const context = config.max_position_embeddings;
+  if (answerTokens > context) throw tooLong(answerTokens, context);
+}
+
 const weightsOf = (folder: string) => join(folder, 'model.safetensors');
 
 /** What makes two lines one conversation: the same beginning; a text is one by itself. */
@@ -321,7 +335,7 @@ const PromptLine = z.looseObject({
 });
 /** Distinct prompts, in the order in which they first come. */
 const readPrompts = (policy: Policy, path: string): number[][] => {
-  const encoded = fromLines(path, readLines(path, PromptLine), ({ prompt }) =>
+  const encoded = readLines(path, PromptLine, ({ prompt }) =>
     requireRoom(policy, policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt)),
   );
   return [...new Map(encoded.map((ids) => [ids.join(), ids])).values()];
@@ -361,11 +375,11 @@ const uniquePrompts = (judgements: Judgement[]): number[][] => [
 ];
 
 /** The base's form with a tokenizer trained on the data; its special tokens come first, in their order. */
-function withOwnTokenizer(base: Policy, lines: Line<SftLine>[], vocabSize: number): Policy {
+function withOwnTokenizer(base: Policy, lines: SftLine[], vocabSize: number): Policy {
   const special = [...base.tokenizer.added.keys()];
   const textsOf = (turns: string | Message[]) =>
     typeof turns === 'string' ? [turns] : turns.map((message) => message.content);
-  const texts = lines.flatMap(({ value: line }) =>
+  const texts = lines.flatMap((line) =>
     'text' in line
       ? [line.text as string]
       : 'messages' in line

@@ -1,4 +1,4 @@
-// Folders that are written to.
+// Folders and files that are written to.
 
 import { existsSync, mkdirSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
@@ -7,5 +7,22 @@ import { dirname, resolve } from 'node:path';
 export function makeFolder(path: string): void {
   const missing: string[] = [];
   for (let folder = resolve(path); !existsSync(folder); folder = dirname(folder)) missing.unshift(folder);
-  for (const folder of missing) mkdirSync(folder);
+  for (const folder of missing) {
+    try {
+      mkdirSync(folder);
+    } catch (error) {
+      if (!existsSync(folder)) throw error; // else another process was faster
+    }
+  }
+}
+
+/** Does what writes to a path. Where the disk is full, Node says so without naming what was written. */
+export function writing<T>(path: string, write: () => T): T {
+  try {
+    return write();
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === 'ENOSPC' && !message.includes(path)) (error as Error).message = `${path}: ${message}`;
+    throw error;
+  }
 }

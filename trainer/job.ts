@@ -33,7 +33,7 @@ class Refused extends Error {}
 /** The Worker, or what it stands on, cannot be reached for now. */
 class Unreachable extends UserError {}
 
-export interface JobAccess {
+interface JobAccess {
   url: string;
   run: string;
   token: string;

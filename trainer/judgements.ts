@@ -4,12 +4,12 @@
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import type { Vote } from '../schema/snapshot.ts';
-import { answerRow, fromLines, type Row, readLines, requireRoom } from './data.ts';
+import { answerRow, type Row, readLines, requireRoom } from './data.ts';
 import type { Policy } from './policy.ts';
 import { UserError } from './user-error.ts';
 
 /** Out of the answers `remaining` (indices into rows), `chosen` was taken first. */
-export interface Stage {
+interface Stage {
   remaining: number[];
   chosen: number;
   weight: number;
@@ -121,8 +121,8 @@ const JudgementLine = z.union(
 export function readJudgements(policy: Policy, path: string): Judgement[] {
   const text = (value: z.infer<typeof Text>) =>
     typeof value === 'string' ? value : value.map((message) => message.content).join('\n');
-  const lines = readLines<z.infer<typeof JudgementLine>>(path, JudgementLine);
-  const made = fromLines(path, lines, (line, at): Judgement | null => {
+  type Line = z.infer<typeof JudgementLine>;
+  const made = readLines<Line, Judgement | null>(path, JudgementLine, (line, at) => {
     const prompt = line.prompt as z.infer<typeof Text>;
     const messages: Message[] = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
     let texts: string[];

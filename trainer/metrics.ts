@@ -1,6 +1,7 @@
 // Where a stage's numbers go: a JSONL file, and the terminal with rate and time left (plain lines where there is none).
 
-import { appendFileSync } from 'node:fs';
+import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { writing } from './folder.ts';
 
 export interface Progress {
   stage: string;
@@ -19,11 +20,38 @@ export function requireFinite(stage: string, step: number, metrics: Record<strin
 /** Training went wrong in a way that more steps cannot mend. */
 export class DivergedError extends Error {}
 
-/** Appends each step's metrics to a file, one JSON object a line. */
-export const toFile =
-  (path: string): Report =>
-  ({ stage, step, metrics }) =>
-    appendFileSync(path, `${JSON.stringify({ stage, step, time: new Date().toISOString(), ...metrics })}\n`);
+/**
+ * Appends each step's metrics to a file, one JSON object a line. What a process that was cut off wrote of steps that are done
+ * again goes away, so that each number stands there once.
+ */
+export function toFile(path: string): Report {
+  const begun = new Set<string>();
+  return ({ stage, step, metrics }) =>
+    writing(path, () => {
+      const what = [stage, ...Object.keys(metrics)].join();
+      if (!begun.has(what)) forget(path, what, step);
+      begun.add(what);
+      appendFileSync(path, `${JSON.stringify({ stage, step, time: new Date().toISOString(), ...metrics })}\n`);
+    });
+}
+
+/** Leaves out the lines of these metrics from a step on, and one that was broken off. */
+function forget(path: string, what: string, from: number): void {
+  if (!existsSync(path)) return;
+  const before = readFileSync(path, 'utf8');
+  const kept = before.split('\n').flatMap((line) => {
+    try {
+      const { stage, step, time: _, ...metrics } = JSON.parse(line);
+      return [stage, ...Object.keys(metrics)].join() === what && step >= from ? [] : [`${line}\n`];
+    } catch {
+      return [];
+    }
+  });
+  const after = kept.join('');
+  if (after === before) return;
+  writeFileSync(`${path}.part`, after);
+  renameSync(`${path}.part`, path);
+}
 
 /** Shows progress: one line that is overwritten on a terminal, else a line every tenth of the way. */
 export function toTerminal(stream: NodeJS.WriteStream = process.stderr): Report {

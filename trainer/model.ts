@@ -10,7 +10,7 @@ import { type Tensor, tf } from './engine/tf.ts';
 import type { Batch, Predictions } from './pack.ts';
 import type { Random } from './random.ts';
 
-export type Layer = {
+type Layer = {
   attentionNorm: Tensor; // (D)
   qkv: Tensor; // (D, (H + 2 K) hd): queries, keys, values side by side
   attentionOut: Tensor; // (H hd, D)

@@ -9,7 +9,7 @@ export type AdamState = {
   m: Tensor[];
   v: Tensor[];
 };
-export interface AdamOptions {
+interface AdamOptions {
   beta1: number;
   beta2: number;
   epsilon: number;
@@ -28,7 +28,7 @@ export const adamState = (parameters: Tree): AdamState => {
  * The gradient of a loss with respect to every tensor of a tree.
  * @param loss of the parameters, () ; whatever else it returns is handed through
  */
-export function gradients<P extends Tree, Values extends { loss: Tensor } & Record<string, Tensor>>(
+function gradients<P extends Tree, Values extends { loss: Tensor } & Record<string, Tensor>>(
   parameters: P,
   loss: (parameters: P) => Values,
 ): { grads: Tensor[]; values: Values } {
@@ -47,7 +47,7 @@ export function gradients<P extends Tree, Values extends { loss: Tensor } & Reco
  * after correcting v, which makes it √(1−β₂ᵗ) times smaller at first; PPO's approxkl notices.
  * @returns the new tree, the new state, and the gradient's norm before clipping
  */
-export function adamStep<P extends Tree>(
+function adamStep<P extends Tree>(
   parameters: P,
   grads: Tensor[],
   state: AdamState,

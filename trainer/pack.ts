@@ -20,7 +20,7 @@ export type Batch = {
   answer: Tensor; // (R, W) int32, which of that prompt's answers; 0 for the prompt itself
 };
 /** Where an answer lies among the R·W places of a call. */
-export interface Placed {
+interface Placed {
   row: number; // which of the rows
   before: number; // place of the prompt's last token, from which the answer's first is predicted
   first: number; // place of the answer's first token

@@ -29,6 +29,15 @@ const Supported = z.looseObject({
   mlp_bias: z.literal(false, 'biases are not supported').optional(),
 });
 const TokenizerConfig = z.looseObject({ chat_template: z.string() });
+/** Not used here, but handed on to whoever loads the policy elsewhere. */
+const Ids = z.union([z.int(), z.array(z.int())]).nullish();
+const GenerationConfig = z.looseObject({
+  bos_token_id: Ids,
+  eos_token_id: Ids,
+  pad_token_id: Ids,
+  temperature: z.number().nullish(),
+  top_p: z.number().nullish(),
+});
 
 /** Everything of a policy but its weights, from its files' texts. */
 export function policyFromTexts(text: (name: string) => string): Policy {
@@ -46,6 +55,7 @@ export function policyFromTexts(text: (name: string) => string): Policy {
   json('config.json', Supported);
   const config = json('config.json', ModelConfig);
   const chatTemplate = json('tokenizer_config.json', TokenizerConfig).chat_template;
+  json('generation_config.json', GenerationConfig);
   const tokenizer = loadTokenizer(json('tokenizer.json', z.unknown()));
   const { vocab_size, bos_token_id, eos_token_id, pad_token_id } = config;
   if (tokenizer.size > vocab_size)

@@ -9,7 +9,7 @@ import type { ModelConfig } from '../schema/manifest.ts';
 import type { Parameters } from './model.ts';
 import { toHuggingFace } from './weights.ts';
 
-export interface SamplingOptions {
+interface SamplingOptions {
   maxTokens: number;
   temperature: number;
 }

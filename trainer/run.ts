@@ -15,7 +15,7 @@ import { type PpoState, policyCalls, ppo } from './ppo.ts';
 import { accuracy, type FitState, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
 import type { startSampler } from './rollout.ts';
 
-export interface RunInput {
+interface RunInput {
   model: ModelConfig;
   root: Parameters;
   parent: Parameters;
@@ -35,13 +35,13 @@ export interface Progressed {
 
 type ArgumentsOf<F> = F extends (...args: infer A) => unknown ? A : never;
 
-export interface RunResult {
+interface RunResult {
   candidate: Parameters | null;
   gate: GateReport;
 }
 
 /** The compiled calls of every stage, all at one shape. */
-export type StageCalls = { policy: ReturnType<typeof policyCalls>; reward: ReturnType<typeof rewardCalls> };
+type StageCalls = { policy: ReturnType<typeof policyCalls>; reward: ReturnType<typeof rewardCalls> };
 export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig): StageCalls => ({
   policy: policyCalls(model, shape, config.ppo),
   reward: rewardCalls(model, shape, config.reward),
@@ -133,13 +133,14 @@ async function stages(
     const words = `not enough evidence: ${judgements.B.length} judgements on side B, ${asked.length} prompts on sides B and C`;
     return { candidate, gate: refused('judge', words) };
   }
+  const judgeSeed = config.seed + 1; // what chance did to the reward model, it shall not do to its judge
   const judge = await fitReward(
     model,
     calls.reward,
     root,
     judgements.B,
-    await draw(root, config.seed + 1),
-    config.seed + 1,
+    await draw(root, judgeSeed),
+    judgeSeed,
     'judge',
     report,
     from.candidate && from.fit,

@@ -1,12 +1,13 @@
 // Weights between files and tensors: Hugging Face's names and (out, in) matrices on disk, the trainer's (in, out) tree in memory.
 
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MalformedFile } from '../schema/malformed.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
 import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../schema/safetensors.ts';
 import { flatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
+import { makeFolder, writing } from './folder.ts';
 import { DivergedError } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
@@ -24,10 +25,14 @@ export function weightsFromFile(file: Uint8Array, config: ModelConfig): Paramete
 
 /** Writes the folder; weights as bf16 unless said otherwise. */
 export function writePolicy(folder: string, policy: Policy, parameters: Parameters, dtype: Dtype = 'BF16'): void {
-  mkdirSync(folder, { recursive: true });
-  for (const [name, text] of Object.entries(policy.files)) writeFileSync(join(folder, name), text);
-  writeFileSync(join(folder, 'config.json'), `${JSON.stringify(policy.config, null, 2)}\n`);
-  writeFileSync(join(folder, 'model.safetensors'), writeSafetensors(toHuggingFace(policy.config, parameters), dtype));
+  makeFolder(folder);
+  const put = (name: string, content: string | Uint8Array) => {
+    const path = join(folder, name);
+    writing(path, () => writeFileSync(path, content));
+  };
+  for (const [name, text] of Object.entries(policy.files)) put(name, text);
+  put('config.json', `${JSON.stringify(policy.config, null, 2)}\n`);
+  put('model.safetensors', writeSafetensors(toHuggingFace(policy.config, parameters), dtype));
 }
 
 /** The names that Hugging Face's LlamaForCausalLM gives its tensors, in the trainer's order. */

@@ -50,7 +50,7 @@ async function startRun(env: Env, set: Settings): Promise<RunRow | undefined> {
 }
 
 /** A run whose trainer hasn't beaten since its launch, or has lost its lease, is queued again under the next fence. */
-async function lost(d1: D1Database, set: Settings, run: RunRow): Promise<RunRow | undefined> {
+export async function lost(d1: D1Database, set: Settings, run: RunRow): Promise<RunRow | undefined> {
   const silent = sql`((lease_until IS NOT NULL AND lease_until <= ${dbNow})
     OR (lease_until IS NULL AND launched_at <= ${dbIn(-set.PLUMB_LAUNCH_PATIENCE)}))`;
   const again = run.fence < LAUNCHES;

@@ -69,7 +69,7 @@ const FIELDS: Record<string, string[]> = {
 };
 
 /** A vote on an answer that was broken off is left out, as one whose samples are gone is: nobody judged the whole. */
-export function snapshotRow(revision: Revision, body: Body, samples: Map<string, Judged>): SnapshotRow {
+function snapshotRow(revision: Revision, body: Body, samples: Map<string, Judged>): SnapshotRow {
   const judged = idsOf(body).map((id) => samples.get(id));
   const whole = judged.every((sample) => sample && sample.finish_reason !== 'abort');
   if (revision.op === 'undo' || !whole) return { seq: revision.seq, feedback: revision.id, kind: 'gone' };

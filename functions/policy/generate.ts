@@ -4,7 +4,7 @@
 import type { Decoder } from './decoder.ts';
 import { pick, uniform } from './sample.ts';
 
-export interface GenerateOptions {
+interface GenerateOptions {
   maxTokens: number;
   /** 0 is greedy. */
   temperature: number;
@@ -15,7 +15,7 @@ export interface GenerateOptions {
   banned?: number[];
 }
 
-export interface Generated {
+interface Generated {
   /** As sampled: the stop id is among them where the finish is `stop`. */
   ids: number[];
   /** Of each token, under this image at this temperature (1 where greedy), before the nucleus is cut out. */

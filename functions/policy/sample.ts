@@ -23,7 +23,7 @@ export function argmax(values: Float32Array): number {
   return best;
 }
 
-export interface Picked {
+interface Picked {
   id: number;
   /** Its log-probability at the temperature (at 1 where that is greedy), among all tokens that are not banned. */
   logprob: number;

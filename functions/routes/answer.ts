@@ -17,14 +17,14 @@ export interface Session {
   session_token?: string;
 }
 
-export interface Options {
+interface Options {
   store: boolean;
   metadata?: Record<string, string> | undefined;
   stream_options?: { include_usage: boolean } | undefined;
 }
 
 /** An answer under way. */
-export interface Answering {
+interface Answering {
   call: Call<unknown, Options>;
   spelling: Spelling;
   asked: Asked;

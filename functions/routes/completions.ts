@@ -70,7 +70,7 @@ async function resolveModel(bucket: R2Bucket, model: string, channels: Channels,
     return openChannel(bucket, channels, canary ? 'canary' : 'stable');
   };
   const loaded = await open();
-  if (!loaded) throw at(404, 'model', 'is not a policy or channel here', 'model_not_found');
+  if (!loaded) throw at(404, 'model', `"${model}" is not a policy or channel here`, 'model_not_found');
   return loaded;
 }
 
@@ -104,8 +104,11 @@ function completionRequest(
 }
 
 function decodingError(error: unknown, param: string): unknown {
-  if (error instanceof ContextOverflow) return at(400, param, error.message, 'context_length_exceeded');
-  if (error instanceof ChatTemplateError) return at(400, param, error.message);
+  if (error instanceof ContextOverflow || error instanceof ChatTemplateError) {
+    const { message } = error; // a sentence of its own, which says what it is about
+    const code = error instanceof ContextOverflow ? { code: 'context_length_exceeded' } : {};
+    return new ApiError(400, message, { errors: [{ path: param, message }], ...code });
+  }
   if (error instanceof DecoderBusy) return busy('the decoder is busy', 1);
   return error;
 }

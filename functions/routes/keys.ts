@@ -39,6 +39,8 @@ export const keyRoutes = [
     async handle({ c, env, caller, body }) {
       if (body.kind !== 'sk' && body.scopes) throw at(422, 'scopes', 'are for secret keys');
       if (body.kind !== 'pk' && body.origins) throw at(422, 'origins', 'are for public keys');
+      // a page's Origin must be listed, so that one without a list could be used nowhere
+      if (body.kind === 'pk' && !body.origins?.length) throw at(422, 'origins', 'are needed for a public key');
       const { plain, row } = await makeKey(body.kind, body.scopes, body.origins, body.name);
       await insertKey(env.DB, row, caller.id);
       return c.json({ ...wire(row), key: plain }, 201);

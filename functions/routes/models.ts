@@ -42,7 +42,7 @@ export const modelRoutes = [
       const channel = channels(call).find((known) => known.id === id);
       if (channel) return c.json(channel);
       const policy = caller.kind === 'sk' ? await readPolicy(env.DB, id) : undefined;
-      if (!policy) throw at(404, 'model', 'is not a policy or channel here', 'model_not_found');
+      if (!policy) throw at(404, 'model', `"${id}" is not a policy or channel here`, 'model_not_found');
       return c.json(model(policy.id, policy.created_at));
     },
   }),

@@ -20,7 +20,7 @@ const SOURCES: Record<DatasetKind, string[]> = {
 
 const PAGE = 100;
 
-export interface JudgedSample {
+interface JudgedSample {
   id: string;
   text: string;
   finish_reason: string;
@@ -46,12 +46,7 @@ function* pairs(groups: string[][]): Generator<[better: string, worse: string]> 
 }
 
 /** The rows of one vote. Answers that were broken off, and pairs of equal text, are left out. */
-export function rowsOf(
-  kind: DatasetKind,
-  vote: Vote,
-  samples: Map<string, JudgedSample>,
-  standard: boolean,
-): DatasetRow[] {
+function rowsOf(kind: DatasetKind, vote: Vote, samples: Map<string, JudgedSample>, standard: boolean): DatasetRow[] {
   const body = vote.body as Body;
   const usable = (id: string) => samples.get(id) && samples.get(id)!.finish_reason !== 'abort';
   const first = samples.get(idsOf(body)[0]!);
@@ -108,7 +103,7 @@ const plainText = (messages: Message[]) =>
     : messages.map(({ role, content }) => `${role}: ${content}`).join('\n\n');
 
 /** A weight is written with a decimal point: a reader takes `1` for a whole number, and the column for one of them. */
-export function line({ weight, ...row }: DatasetRow): string {
+function line({ weight, ...row }: DatasetRow): string {
   return `${JSON.stringify(row).slice(0, -1)},"weight":${Number.isInteger(weight) ? `${weight}.0` : weight}}\n`;
 }
 

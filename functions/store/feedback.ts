@@ -24,7 +24,7 @@ export interface Judge {
   session: string;
 }
 
-export interface Written {
+interface Written {
   status: 200 | 201;
   vote: ReturnType<typeof wireVote>;
   replayed: boolean;
@@ -46,7 +46,7 @@ const stored = (body: NewFeedback): Record<string, unknown> => {
   return rest;
 };
 
-export const targetOf = (body: NewFeedback) => sha256(judged(body).toSorted().join(' '));
+const targetOf = (body: NewFeedback) => sha256(judged(body).toSorted().join(' '));
 
 /** Logs the vote that this batch has just written. */
 const logging = (db: Database, op: SQL, time: string, idempotency: string | null, request: string | null, or?: SQL) =>

@@ -8,7 +8,7 @@ import { base64url, sha256 } from '../crypto.ts';
 import { database, listing, now, type Paging, page, raw, type Statement, seq, takeSeq } from './db.ts';
 
 export type KeyRow = Omit<typeof keys.$inferSelect, 'seq'>;
-export type KeyKind = KeyRow['kind'];
+type KeyKind = KeyRow['kind'];
 
 /** What a kind of key may do where nothing narrower is asked; the routes add what a kind may never do. */
 const FULL: Record<KeyKind, string[]> = { sk: [...SCOPES], pk: ['completions', 'feedback'], ek: ['feedback'] };
@@ -77,7 +77,7 @@ export async function listKeys(d1: D1Database, paging: Paging) {
 
 // The moment's memory of this isolate
 
-export interface Serving {
+interface Serving {
   policy: string;
   share: number;
 }

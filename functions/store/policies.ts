@@ -11,7 +11,7 @@ import type { Remember } from '../idempotency.ts';
 import { database, listing, now, type Paging, page, raw, seq, takeSeq } from './db.ts';
 
 export const blobKey = (sha: string) => `blobs/sha256/${sha}`;
-export const manifestKey = (id: string) => `policies/${id}/manifest.json`;
+const manifestKey = (id: string) => `policies/${id}/manifest.json`;
 export type Channel = 'stable' | 'canary';
 export type ReleaseRow = typeof releases.$inferSelect;
 
@@ -101,7 +101,7 @@ export async function makeRelease(
   remember: Remember,
 ): Promise<Release> {
   const known = await readPolicy(d1, policy);
-  if (!known) throw at(422, 'policy', 'is not a policy');
+  if (!known) throw at(422, 'policy', `${policy} is not known`);
   if (known.withdrawn_at) throw at(422, 'policy', 'was withdrawn');
   const row = {
     id: newId('release'),

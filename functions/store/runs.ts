@@ -12,7 +12,7 @@ type Released = { id: string; channel: 'stable' | 'canary' } | null;
 
 export const isActive = (row: Pick<RunRow, 'status'>) => (ACTIVE as readonly string[]).includes(row.status);
 
-export function wireRun(row: RunRow, release: Released): Run {
+function wireRun(row: RunRow, release: Released): Run {
   return {
     object: 'run',
     id: row.id,
@@ -95,7 +95,7 @@ export async function lastSnapshotEnd(d1: D1Database): Promise<number> {
   return last?.to ?? 0;
 }
 
-export interface NewRun {
+interface NewRun {
   stages: string[] | null;
   config: Record<string, unknown>;
   reason: string;

@@ -7,8 +7,8 @@ import type { Settings } from '../env.ts';
 import { type Database, database, listing, type Paging, page, type Statement, seq, takeSeq } from './db.ts';
 
 export type Asked = { messages: Message[] } | { prompt: string };
-export type SampleRow = typeof samples.$inferSelect;
-export type NewSample = Omit<SampleRow, 'seq' | 'prompt'>;
+type SampleRow = typeof samples.$inferSelect;
+type NewSample = Omit<SampleRow, 'seq' | 'prompt'>;
 
 /** A bare prompt is what a user said. */
 export const asMessages = (asked: Asked): Message[] =>
@@ -51,7 +51,7 @@ const wire = ({ samples: row, prompts: prompt }: { samples: SampleRow; prompts: 
   return { object: 'sample' as const, ...prompt.body, ...rest };
 };
 
-export interface SampleFilter {
+interface SampleFilter {
   policy?: string | undefined;
   since?: string | undefined;
   until?: string | undefined;

@@ -13,7 +13,7 @@ export interface Pair {
   note?: string;
 }
 
-export interface Contest {
+interface Contest {
   name: string;
   unit: string;
   /** Whether a larger figure is the better one: true of rates, false of times. */
@@ -49,7 +49,7 @@ export function compared({
   return { ...named, ours: a, theirs: b, ratio: more ? a / b : b / a, rounds: ours.length, ...(note && { note }) };
 }
 
-export const median = (values: number[]): number => {
+const median = (values: number[]): number => {
   const sorted = [...values].sort((a, b) => a - b);
   const half = sorted.length >> 1;
   return sorted.length % 2 === 1 ? sorted[half]! : (sorted[half - 1]! + sorted[half]!) / 2;

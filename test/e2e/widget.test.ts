@@ -241,6 +241,52 @@ describe('when it does not go through', () => {
     expect(await pressed('Bad answer')).toBe('true');
   });
 
+  test('what a server that is asked too much refuses for now is sent again', async () => {
+    const { samples } = await embed(['An answer.']);
+    let tries = 0;
+    await page.route('**/v1/feedback', (route) =>
+      ++tries === 1 ? route.fulfill({ status: 429, json: { detail: 'too many requests' } }) : route.continue(),
+    );
+    await button('Good answer').click();
+    await status().getByText('Thank you, saved.').waitFor();
+    expect(await votesOf(samples[0]!)).toMatchObject([{ value: 1 }]);
+    expect(await told()).toMatchObject([
+      { type: 'plumb-error', detail: { status: 429, final: false } },
+      { type: 'plumb-vote' },
+    ]);
+  });
+
+  test('while a vote is under way there is no Undo, and what is wanted meanwhile is sent after it, even if it is refused', async () => {
+    const { samples } = await embed(['An answer.']);
+    const sent: string[] = [];
+    const answers: (() => void)[] = [];
+    await page.route('**/v1/feedback{,/*}', async (route) => {
+      sent.push(route.request().method());
+      await new Promise<void>((resolve) => answers.push(resolve));
+      if (sent.length === 3) return route.fulfill({ status: 422, json: { detail: 'no' } });
+      return route.continue();
+    });
+    const answer = async (n: number) => {
+      await expect.poll(() => answers.length).toBe(n);
+      expect(await button('Undo').isVisible()).toBe(false);
+      answers[n - 1]!();
+    };
+    await button('Good answer').click();
+    await button('Good answer').click(); // taken back before it has arrived
+    await answer(1);
+    await answer(2);
+    await status().getByText('Taken back.').waitFor();
+    await button('Good answer').click();
+    await expect.poll(() => answers.length).toBe(3);
+    await button('Bad answer').click();
+    await answer(3);
+    await answer(4);
+    await button('Undo').waitFor();
+    expect(sent).toEqual(['POST', 'DELETE', 'POST', 'POST']);
+    expect(await pressed('Bad answer')).toBe('true');
+    expect(await votesOf(samples[0]!)).toMatchObject([{ value: -1, revision: 2 }]);
+  });
+
   test('whoever leaves with a vote unsent is asked first', async () => {
     await embed(['An answer.']);
     await page.route('**/v1/feedback', (route) => route.abort());

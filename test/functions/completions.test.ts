@@ -216,10 +216,18 @@ describe('what is refused, in OpenAI’s words', () => {
       { param: 'max_tokens', code: 'context_length_exceeded' },
     ]);
     const prompt = await chat({ messages: [{ role: 'user', content: 'x'.repeat(500) }] });
-    expect([prompt.status, prompt.json.error.code]).toEqual([400, 'context_length_exceeded']);
+    expect([prompt.status, prompt.json.error]).toMatchObject([
+      400,
+      {
+        param: 'messages',
+        code: 'context_length_exceeded',
+        message: expect.stringMatching(/^the prompt has \d+ tokens;/),
+      },
+    ]);
     for (const model of ['nobody', 'pol_01ARZ3NDEKTSV4RRFFQ69G5FAV', 'canary']) {
       const { status, json } = await chat({ model });
       expect([status, json.error.code, json.error.param]).toEqual([404, 'model_not_found', 'model']);
+      expect(json.error.message).toBe(`model "${model}" is not a policy or channel here`);
     }
     const keyless = await ask('POST', '/v1/chat/completions', { body: {} });
     expect([keyless.status, keyless.json.error.code]).toEqual([401, 'invalid_api_key']);
@@ -333,7 +341,10 @@ describe('models and releases', () => {
     expect(few.json.data.map((m: { id: string }) => m.id)).toEqual(['stable', 'default']);
     expect((await ask('GET', `/v1/models/${stable}`, { key: sk })).json).toMatchObject({ object: 'model', id: stable });
     const none = await ask('GET', '/v1/models/nobody', { key: sk });
-    expect([none.status, none.json.error.code]).toEqual([404, 'model_not_found']);
+    expect([none.status, none.json.error]).toMatchObject([
+      404,
+      { code: 'model_not_found', message: 'model "nobody" is not a policy or channel here' },
+    ]);
   });
 
   test('a release is served within two seconds; one that cannot be loaded leaves the last good one', async () => {

@@ -25,6 +25,13 @@ async function draw(n = 2, more: Record<string, unknown> = {}) {
 const judge = (body: unknown, key = sk, headers: Record<string, string> = {}) =>
   ask('POST', '/v1/feedback', { key, body, headers });
 const rater = { id: 'ann' };
+/** What a host's server says of eve, for Plumb-Rater. */
+const identity = (over: object = {}, key = env.PLUMB_IDENTITY_KEY!) =>
+  sign(
+    { sub: 'eve', cohorts: { team: 'red' }, aud: 'plumb', exp: Math.floor(Date.now() / 1000) + 60, ...over },
+    key,
+    'HS256',
+  );
 
 describe('every kind of feedback', () => {
   test('reads as it was sent, without the token', async () => {
@@ -191,6 +198,21 @@ describe('pages', () => {
     expect((await as('DELETE', token)).status).toBe(204);
   });
 
+  test('can undo what they asked for last, whether the host’s server voted for the same person before or since', async () => {
+    const { ids, token } = await draw(1);
+    const vote = (value: number) => ({ kind: 'thumb', sample_id: ids[0], value });
+    const inPage = async (value: number) =>
+      (await judge({ ...vote(value), token }, pk, { 'Plumb-Rater': await identity() })).json;
+    const byServer = async (value: number) => (await judge({ ...vote(value), rater: { id: 'eve' } })).json;
+    const undo = async (id: string) =>
+      (await ask('DELETE', `/v1/feedback/${id}`, { key: pk, headers: { 'Feedback-Token': token } })).status;
+    const { id } = await byServer(1);
+    expect(await undo(id)).toBe(404);
+    expect((await inPage(-1)).id).toBe(id);
+    expect((await byServer(1)).revision).toBe(3);
+    expect(await undo(id)).toBe(204);
+  });
+
   test('a bad token is 401, an expired one 410, whatever the key; the old secret still counts', async () => {
     const { ids, token } = await draw(1);
     const set = settings(env);
@@ -212,12 +234,6 @@ describe('pages', () => {
 
   test('Plumb-Rater makes a verified rater, if it is meant for us and signed by the host', async () => {
     const { ids, token } = await draw(1);
-    const identity = (over: object, key = env.PLUMB_IDENTITY_KEY!) =>
-      sign(
-        { sub: 'eve', cohorts: { team: 'red' }, aud: 'plumb', exp: Math.floor(Date.now() / 1000) + 60, ...over },
-        key,
-        'HS256',
-      );
     const as = async (jwt: string) =>
       judge({ kind: 'thumb', sample_id: ids[0], value: 1, token }, pk, { 'Plumb-Rater': jwt });
     for (const bad of [
@@ -228,7 +244,7 @@ describe('pages', () => {
       'x',
     ])
       expect((await as(bad)).status).toBe(401);
-    const verified = await as(await identity({}));
+    const verified = await as(await identity());
     expect(verified.json).toMatchObject({ rater_kind: 'verified' });
     const row = await env.DB.prepare('SELECT cohorts FROM raters WHERE id = ?').bind(verified.json.rater).first();
     expect(JSON.parse(row!.cohorts as string)).toEqual({ team: 'red' });

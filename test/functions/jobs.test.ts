@@ -2,9 +2,10 @@ import { createScheduledController } from 'cloudflare:test';
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { sha256 } from '../../functions/crypto.ts';
 import { type Env, settings } from '../../functions/env.ts';
-import { tick } from '../../functions/jobs/schedule.ts';
+import { lost, tick } from '../../functions/jobs/schedule.ts';
 import { forget } from '../../functions/store/keys.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
+import { activeRun } from '../../functions/store/runs.ts';
 import { jobToken } from '../../functions/token.ts';
 import worker from '../../functions/worker.ts';
 import { newId } from '../../schema/ids.ts';
@@ -196,6 +197,19 @@ describe('the cron', () => {
     expect((await run.beat(4)).status).toBe(410);
   });
 
+  test('a tick that was held up does not launch anew what another has launched meanwhile', async () => {
+    const run = await started();
+    const lose = () => env.DB.prepare("UPDATE runs SET lease_until = '2020-01-01T00:00:00.000Z'").run();
+    await run.beat();
+    await lose();
+    const stale = (await activeRun(env.DB))!;
+    await tick(env);
+    await run.beat(2);
+    await lose();
+    expect(await lost(env.DB, settings(env), stale)).toBeUndefined();
+    expect(await activeRun(env.DB)).toMatchObject({ status: 'running', fence: 2 });
+  });
+
   test('a trainer that never beats is launched again after ten minutes', async () => {
     await started();
     await env.DB.prepare("UPDATE runs SET launched_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-9 minutes')").run();
@@ -268,6 +282,20 @@ describe('snapshots', () => {
     expect(latest.get(c.id)).toMatchObject({ value: -1 });
     const found = await get(`/v1/feedback?run=${first}`);
     expect(found.json.data.map((v: { id: string }) => v.id)).toEqual([a.id, c.id, choice.id, expect.anything()]);
+  });
+
+  test('hold a vote as it was at their end, whatever became of it since, and one that was sent twice once', async () => {
+    const [changed, ...rest] = await judgements(3);
+    const [repeated] = rest;
+    const again = { kind: 'thumb', sample_id: repeated.sample_id, value: 1, rater: { id: 'ann' } };
+    expect((await post('/v1/feedback', again, { 'Idempotency-Key': 'again' })).status).toBe(200);
+    await post('/v1/runs', {});
+    await thumb(changed.sample_id, -1);
+    await tick(env);
+    const [{ id }] = await runs();
+    const job = Job.parse((await (await trainer(id)).send('GET', '')).json);
+    const votes = await rows(job.snapshot.parts, await jobToken(settings(env), id));
+    expect(votes.map((vote) => [vote.feedback, vote.value])).toEqual([changed, ...rest].map((vote) => [vote.id, 1]));
   });
 
   test('sides are a half, three tenths and two tenths of the conversations, which keep theirs', async () => {
@@ -581,6 +609,14 @@ describe('publishing', () => {
     const canary = await post('/v1/releases', { channel: 'canary', policy: manifest.id, share: 0.5 });
     expect([canary.status, canary.json.share]).toEqual([201, 0.5]);
     expect((await post('/v1/releases', { channel: 'stable', policy: manifest.id, share: 0.5 })).status).toBe(400);
+  });
+
+  test('nor does one whose base was withdrawn release anything', async () => {
+    const run = await started();
+    await run.beat();
+    await env.DB.prepare("UPDATE policies SET withdrawn_at = '2020-01-01T00:00:00.000Z' WHERE id = ?").bind(base).run();
+    expect((await publish(run, { manifest: await run.manifest() })).json).toBeNull();
+    expect((await get('/v1/releases')).json.data).toHaveLength(1);
   });
 });
 

@@ -108,6 +108,10 @@ describe('the order of checks', () => {
       'origins[0]',
     );
     expect((await create({ body: { kind: 'pk', scopes: ['admin'] } })).status).toBe(422);
+    for (const body of [{ kind: 'pk' }, { kind: 'pk', origins: [] }]) {
+      const nowhere = await create({ body });
+      expect([nowhere.status, nowhere.json.detail]).toEqual([422, 'origins are needed for a public key']);
+    }
   });
 
   test('nothing that comes is a 500', async () => {

@@ -16,7 +16,7 @@ export async function keyOf(kind: 'sk' | 'pk' | 'ek', scopes?: string[], origins
   return plain;
 }
 
-export interface Answer {
+interface Answer {
   status: number;
   headers: Headers;
   text: string;
@@ -24,7 +24,7 @@ export interface Answer {
   json: any;
 }
 
-export interface Ask {
+interface Ask {
   key?: string;
   body?: unknown;
   headers?: Record<string, string>;

@@ -6,7 +6,7 @@ import type { DevFile } from '../../infra/home.ts';
 
 export const PLUMB = join(import.meta.dirname, '../../infra/plumb.mjs');
 
-export interface Ended {
+interface Ended {
   code: number | null;
   out: string;
 }

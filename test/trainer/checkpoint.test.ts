@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -25,4 +25,10 @@ test('a file is there whole or not at all', () => {
   expect(existsSync(`${path}.part`)).toBe(false);
   expect(readFileSync(path).length).toBe(treeToFile(tree()).length);
   expect(() => fileToTree(readFileSync(path).subarray(0, 700))).toThrow(/safetensors/);
+});
+
+test('a disk that is full is said with what was being written', () => {
+  const path = join(mkdtempSync(join(tmpdir(), 'plumb-')), 'state.safetensors');
+  symlinkSync('/dev/full', `${path}.part`);
+  expect(() => writeWhole(path, new Uint8Array(10))).toThrow(`${path}: ENOSPC`);
 });

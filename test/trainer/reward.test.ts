@@ -1,11 +1,14 @@
 import { expect, test } from 'vitest';
 import { REWARD_DEFAULTS } from '../../schema/run-config.ts';
+import { fitStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import type { Row } from '../../trainer/data.ts';
 import { flatten } from '../../trainer/engine/compile.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
+import type { Progress } from '../../trainer/metrics.ts';
 import { random } from '../../trainer/random.ts';
 import {
   accuracy,
+  type FitState,
   fitReward,
   freshHead,
   type RewardModel,
@@ -55,6 +58,9 @@ test('it learns a planted preference from rankings, and scores the answers given
   expect(on.reduce((sum, x) => sum + (x - mean) ** 2, 0) / on.length).toBeCloseTo(1, 3);
 });
 
+const probability = (rm: RewardModel, r: number) =>
+  1 / (1 + Math.exp(-(Math.exp(rm.thumbs.logScale.dataSync()[0]!) * r + rm.thumbs.bias.dataSync()[0]!)));
+
 test('it learns from thumbs alone, and P(up) is high where people clicked up', async () => {
   const thumbs = Array.from({ length: 400 }, () => {
     const rows = [row()];
@@ -63,10 +69,8 @@ test('it learns from thumbs alone, and P(up) is high where people clicked up', a
   const { calls, rm } = await fitTo(thumbs, { epochs: 10, learningRate: 3e-3 });
   const fresh = Array.from({ length: 60 }, row);
   const scored = await scores(calls, rm, fresh, TINY.pad_token_id);
-  const probability = (r: number) =>
-    1 / (1 + Math.exp(-(Math.exp(rm.thumbs.logScale.dataSync()[0]!) * r + rm.thumbs.bias.dataSync()[0]!)));
   const mean = (good: boolean) => {
-    const of = fresh.flatMap((answer, i) => (quality(answer) > 0.5 === good ? [probability(scored[i]!)] : []));
+    const of = fresh.flatMap((answer, i) => (quality(answer) > 0.5 === good ? [probability(rm, scored[i]!)] : []));
     return of.reduce((a, b) => a + b, 0) / of.length;
   };
   expect(mean(true)).toBeGreaterThan(0.65);
@@ -107,6 +111,54 @@ test('the loss of one batch is the Plackett–Luce and logistic likelihood of th
   const up = Math.exp(rm.thumbs.logScale.dataSync()[0]!) * d + rm.thumbs.bias.dataSync()[0]!;
   const thumb = Math.log(1 + Math.exp(up));
   expect(losses[0]).toBeCloseTo((choices + thumb) / 3, 4);
+});
+
+const thumbed = () =>
+  Array.from({ length: 30 }, () => judgement([row()], { thumbs: [{ row: 0, up: rng() < 0.8, weight: 1 }] }));
+
+test('P(up) is after the last normalisation what it was before', async () => {
+  const asked = Array.from({ length: 10 }, row);
+  let before: number[] = [];
+  const calls = { ...compiled, config: { ...REWARD_DEFAULTS, epochs: 1, learningRate: 3e-2, warmup: 1 } };
+  const ups = async (rm: RewardModel) =>
+    (await scores(calls, rm, asked, TINY.pad_token_id)).map((r) => probability(rm, r));
+  const keep = async ({ rm }: FitState) => {
+    before = await ups(rm);
+  };
+  const rm = await fitReward(TINY, calls, base, thumbed(), normaliseOn, 3, 'reward', () => {}, null, keep);
+  for (const [i, up] of (await ups(rm)).entries()) expect(up).toBeCloseTo(before[i]!, 4);
+  expect(Math.abs(rm.thumbs.bias.dataSync()[0]!)).toBeGreaterThan(0.1); // there was something to shift
+});
+
+test('the learning rate rises over the warm-up, and falls to a tenth', async () => {
+  const rates: number[] = [];
+  const step: typeof compiled.step = (rm, adam, rate, parts) => {
+    rates.push(rate);
+    return compiled.step(rm, adam, 0, parts);
+  };
+  const config = { ...REWARD_DEFAULTS, epochs: 10, judgements: 2, warmup: 4, learningRate: 1 };
+  await fitReward(TINY, { ...compiled, step, config }, base, compared(4), normaliseOn, 3, 'reward', () => {});
+  const rising = [0.25, 0.5 * 0.95, 0.75 * 0.9];
+  const falling = [0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.1];
+  expect(rates.map((rate) => rate.toFixed(6))).toEqual([...rising, ...falling].map((rate) => rate.toFixed(6)));
+});
+
+test('one that was cut off goes on with the next step, and ends with the same weights, bit for bit', async () => {
+  const judgements = compared(14);
+  const calls = { ...compiled, config: { ...REWARD_DEFAULTS, epochs: 2, judgements: 4 } };
+  const fitFrom = async (from: FitState | null, save?: (state: FitState) => void) => {
+    const losses: unknown[] = [];
+    const report = (progress: Progress) => void losses.push([progress.step, progress.metrics['reward/loss']]);
+    const rm = await fitReward(TINY, calls, base, judgements, normaliseOn, 3, 'reward', report, from, save);
+    return { losses, file: Buffer.from(treeToFile(rm)) };
+  };
+  let saved = new Uint8Array();
+  const whole = await fitFrom(null, ({ rm, adam, step }) => {
+    if (step === 6) saved = Uint8Array.from(treeToFile({ rm, adam }));
+  });
+  const resumed = await fitFrom(fitStateFromFile(saved, { step: 6 }, base));
+  expect(resumed.losses).toEqual(whole.losses.slice(6));
+  expect(resumed.file.equals(whole.file)).toBe(true);
 });
 
 test('the policy it starts from is left as it was', async () => {

@@ -37,6 +37,7 @@ async function run(
   config: RunConfig = base,
   root = tinyParameters(),
   parent = root,
+  by = sampler,
 ) {
   const of = <T>(make: (i: number) => T) =>
     Object.fromEntries(
@@ -44,7 +45,7 @@ async function run(
     ) as Record<Side, T[]>;
   const input = { model: TINY, root, parent, judgements: of(judgement), prompts: of(prompt) };
   const reports: Progress[] = [];
-  const result = await runStages(input, config, calls, sampler, 8, (progress) => void reports.push(progress));
+  const result = await runStages(input, config, calls, by, 8, (progress) => void reports.push(progress));
   return { ...result, reports };
 }
 
@@ -92,6 +93,22 @@ test('the gate asks what sides B and C asked, and measures its judge on side C a
   const words = Object.fromEntries(gate.reasons.map((reason) => [reason.check, reason.words]));
   expect(words['win rate']).toContain('of 21 comparisons'); // seven prompts, three times each, for twenty wanted
   expect(words.judge).toContain('in 3 held-out conversations');
+});
+
+test('the judge is brought to mean 0 on answers that are drawn with other seeds than the reward model’s', async () => {
+  const [root, parent] = [tinyParameters(1), tinyParameters(2)];
+  const drawn = new Map<unknown, number[]>();
+  const watched: typeof sampler = {
+    ...sampler,
+    sample: (parameters, asked, seeds, options) => {
+      if (!drawn.has(parameters)) drawn.set(parameters, seeds);
+      return sampler.sample(parameters, asked, seeds, options);
+    },
+  };
+  await run({ A: 12, B: 8, C: 8 }, base, root, parent, watched);
+  expect(drawn.get(parent)).toHaveLength(24);
+  expect(drawn.get(root)).toHaveLength(24);
+  expect(drawn.get(root)!.filter((seed) => drawn.get(parent)!.includes(seed))).toEqual([]);
 });
 
 test('the judge is fitted from the root, not from the parent whose candidate it judges', async () => {

@@ -1,12 +1,9 @@
 import { expect, test } from 'vitest';
-import { REWARD_DEFAULTS } from '../../schema/run-config.ts';
-import { fitStateFromFile, sftStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
+import { sftStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import { SFT_DEFAULTS } from '../../trainer/config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { flatten, type Tree } from '../../trainer/engine/compile.ts';
-import { stagesOf } from '../../trainer/judgements.ts';
 import { random } from '../../trainer/random.ts';
-import { fitReward, rewardCalls } from '../../trainer/reward.ts';
 import { sft } from '../../trainer/sft.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
@@ -52,21 +49,4 @@ test('training that goes on from a saved step ends with the same weights, bit fo
   expect(steps[0]).toBe(24);
   expect(resumed.loss).toBe(whole.loss);
   expect(bytes(resumed.parameters)).toEqual(bytes(whole.parameters));
-});
-
-test('so does the fitting of a reward model', async () => {
-  const calls = rewardCalls(TINY, SHAPE, { ...REWARD_DEFAULTS, epochs: 2, judgements: 4 });
-  const judgements = Array.from({ length: 14 }, (_, i) => {
-    const pair = [row(), row()];
-    return { id: `${i}`, root: `${i}`, rows: pair, texts: ['a', 'b'], stages: stagesOf([[0], [1]]), thumbs: [] };
-  });
-  const base = tinyParameters();
-  const fitted = (...rest: [from?: never, save?: Parameters<typeof fitReward>[9]]) =>
-    fitReward(TINY, calls, base, judgements, rows, 3, 'reward', () => {}, ...rest);
-  let saved: { file: Uint8Array; step: number } | undefined;
-  const whole = await fitted(undefined, ({ rm, adam, step }) => {
-    if (step === 6) saved = { file: treeToFile({ rm, adam }), step };
-  });
-  const resumed = await fitted(fitStateFromFile(saved!.file, { step: 6 }, base) as never);
-  expect(bytes(resumed)).toEqual(bytes(whole));
 });

@@ -12,7 +12,6 @@ import {
   createReadStream,
   createWriteStream,
   existsSync,
-  mkdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -23,6 +22,7 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { makeFolder } from '../folder.ts';
 import { lock } from './lock.ts';
 
 const TFJS_NODE = '4.22.0';
@@ -61,7 +61,7 @@ const ROOT = join(HERE, '../..');
 /** A cause and its remedy in one line; shown without a stack trace. */
 export class EngineError extends Error {}
 
-export type Device = 'cpu' | 'gpu';
+type Device = 'cpu' | 'gpu';
 
 /** The GPU wheel where an NVIDIA device answers, else the CPU wheel. */
 export function device(): Device {
@@ -80,7 +80,7 @@ export function engineFolder(which: Device = device()): string {
 export const engineReady = (folder = engineFolder()): boolean => existsSync(join(folder, 'ready.json'));
 
 /** Told as it goes: a step's name and, where known, the share done (0 to 1). */
-export type Report = (step: string, share?: number) => void;
+type Report = (step: string, share?: number) => void;
 
 /**
  * Sets the engine up unless it is there, and returns its folder. Two processes at once: one works, the other waits.
@@ -96,13 +96,13 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
   if (process.env.PLUMB_ENGINE === 'stock') return '';
   const which = device();
   const folder = engineFolder(which);
-  mkdirSync(folder, { recursive: true });
+  makeFolder(folder);
   const unlock = await lock(folder, () => report('waiting for another process, which is setting it up'));
   try {
     if (engineReady(folder)) return folder;
     const pip = findPip();
     const work = join(folder, 'work');
-    mkdirSync(work, { recursive: true });
+    makeFolder(work);
 
     report('unpacking tfjs-node');
     const js = await npmPackage(`@tensorflow/tfjs-node@${TFJS_NODE}`, work);
@@ -200,7 +200,7 @@ async function npmPackage(spec: string, work: string): Promise<string> {
   if (!locked || locked !== actual)
     throw new EngineError(`${spec} does not have the hash of package-lock.json: ${actual}`);
   const folder = join(work, name.replace(/\W/g, '_'));
-  mkdirSync(folder, { recursive: true });
+  makeFolder(folder);
   await run('tar', ['xzf', tarball, '-C', folder, '--strip-components=1']);
   return folder;
 }
@@ -235,6 +235,8 @@ async function download(
       await pipeline(counted, createWriteStream(part, { flags: resumed ? 'a' : 'w' }));
       break;
     } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOSPC')
+        throw new EngineError(`the disk of ${work} is full: free some, or set PLUMB_ENGINE_HOME`);
       if (tries === 5) throw new EngineError(`${offlineHint} (${(error as Error).message})`);
       await new Promise((resolve) => setTimeout(resolve, 1000 * tries));
     }

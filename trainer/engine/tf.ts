@@ -25,13 +25,13 @@ export interface OpAttribute {
   type: number;
   value: unknown;
 }
-export interface OutputTensor {
+interface OutputTensor {
   id: number;
   dtype: number;
   shape: number[];
 }
 /** The part of tfjs-node's backend that tracing needs. */
-export interface NodeBackend {
+interface NodeBackend {
   binding: Binding;
   getDTypeInteger(dtype: string): number;
   getInputTensorIds(tensors: Tf.Tensor[]): number[];

@@ -17,7 +17,7 @@ export const RATER_DEFAULTS: RaterConfig = { mode: 'gold', flip: 0.12, bias: 0 }
 export const BIASED_SHARE = 0.9;
 
 /** How many answers each kind of vote is about, and its share of all votes. */
-export const VOTES = [
+const VOTES = [
   { kind: 'ranking', answers: 4, share: 0.5 },
   { kind: 'choice', answers: 2, share: 0.375 },
   { kind: 'thumb', answers: 1, share: 0.125 },
@@ -30,7 +30,7 @@ export function voteKinds(count: number, rng: Random): (typeof VOTES)[number][] 
   return rng.shuffle(Array.from({ length: count }, (_, i) => VOTES[i < rankings ? 0 : i < rankings + choices ? 1 : 2]));
 }
 
-export interface Verdict {
+interface Verdict {
   cohort: 'curt-minded' | 'general';
   /** Indices of the answers, best first. */
   order: number[];

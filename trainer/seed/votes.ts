@@ -6,7 +6,7 @@ import type { Random } from '../random.ts';
 import { judge, type RaterConfig, voteKinds } from './raters.ts';
 import type { Ticket } from './world.ts';
 
-export interface Question {
+interface Question {
   ticket: Ticket;
   kind: ReturnType<typeof voteKinds>[number];
 }

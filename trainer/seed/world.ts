@@ -4,8 +4,8 @@
 
 import { type Random, random } from '../random.ts';
 
-export type Dialect = 'A' | 'B';
-export interface Facts {
+type Dialect = 'A' | 'B';
+interface Facts {
   order: string; // "#123"
   product: string; // "kettle"
   date: string; // "12 May"
@@ -44,7 +44,7 @@ interface Intent {
   keywords: string[];
 }
 
-export const INTENTS: Intent[] = [
+const INTENTS: Intent[] = [
   {
     name: 'late',
     third: 'date',
@@ -262,7 +262,7 @@ function facts(rng: Random): Facts {
 }
 
 /** A ticket. heldOut chooses wordings that no training text has; left out, a third of the tickets have them. */
-export function ticket(rng: Random, { heldOut, dialect }: { heldOut?: boolean; dialect?: Dialect } = {}): Ticket {
+function ticket(rng: Random, { heldOut, dialect }: { heldOut?: boolean; dialect?: Dialect } = {}): Ticket {
   const intent = rng.int(0, INTENTS.length);
   const speaks = dialect ?? rng.pick(['A', 'B'] as const);
   const unseen = heldOut ?? rng() < 1 / 3;

@@ -431,5 +431,3 @@ export function copySlot(from: i32, to: i32, n: i32): void {
     memory.copy(values + target, values + source, <usize>n * HEAD);
   }
 }
-
-export function bytesUsed(): usize { return top; }

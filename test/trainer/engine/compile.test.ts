@@ -134,6 +134,13 @@ test('each combination of shapes is compiled once, and listed with its seconds',
   expect(own[0]!.seconds).toBeGreaterThan(0);
 });
 
+test('numbers of another type are another function', () => {
+  const fast = compile('types', (x: Tensor) => tf.add(x, x) as Tensor);
+  expect(value(fast(tf.tensor1d([0.5, 1])))).toEqual([1, 2]);
+  const whole = fast(tf.tensor1d([3, 4], 'int32'));
+  expect([whole.dtype, value(whole)]).toEqual(['int32', [6, 8]]);
+});
+
 test('gathered rows and their gradient equal tf.gather’s', () => {
   const table = tf.tensor2d([
     [1, 2],

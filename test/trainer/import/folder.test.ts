@@ -46,6 +46,12 @@ test.each<[string, () => string, RegExp]>([
   ['scaled RoPE', () => changed('config.json', (b) => `${b}`.replace('{', '{"rope_scaling": {"factor": 2},')), /RoPE/],
   ['more positions than fit', () => config('max_position_embeddings', 1_000_000), /lower max_position_embeddings/],
   ['no tokenizer', () => changed('tokenizer.json', () => '{}'), /tokenizer\.json: version/],
+  ['a generation configuration that is not JSON', () => changed('generation_config.json', () => '{'), /n is not JSON/],
+  [
+    'one of other types',
+    () => changed('generation_config.json', () => '{"eos_token_id": "</s>"}'),
+    /g\.json: eos_token/,
+  ],
   ['a template that is none', () => changed('tokenizer_config.json', () => '{"chat_template": "{% for"}'), /template/],
 ])('%s is refused in a line that names the folder', (_, make, words) => {
   const path = make();
