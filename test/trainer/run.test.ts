@@ -82,7 +82,7 @@ test('a collapse into numbers that are none ends in rejected, with the metric’
 test('a KL that blows up ends in rejected with its reason', async () => {
   const { candidate, gate } = await run(
     { A: 12, B: 8, C: 8 },
-    runConfig({ ...SETTINGS, ppo: { ...SETTINGS.ppo, klLimit: 1e-9 } }),
+    runConfig({ ...SETTINGS, ppo: { ...SETTINGS.ppo, learningRate: 1e-2, klLimit: 1e-9 } }),
   );
   expect(candidate).toBeNull();
   expect(gate.reasons[0]!.words).toMatch(/KL to the parent is/);

@@ -72,7 +72,8 @@ export function device(): Device {
 export function engineFolder(which: Device = device()): string {
   const cache = process.env.PLUMB_ENGINE_HOME ?? join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'plumb');
   const recipe = createHash('sha256');
-  for (const file of ['graph_function.cc', 'exports.cc']) recipe.update(readFileSync(join(HERE, 'binding', file)));
+  for (const file of ['graph_function.cc', 'exports.cc', 'stderr.cc'])
+    recipe.update(readFileSync(join(HERE, 'binding', file)));
   recipe.update(JSON.stringify([TFJS_NODE, NODE_API_HEADERS, WHEELS[which]]));
   return join(cache, `engine-${which}-${recipe.digest('hex').slice(0, 12)}`);
 }
@@ -124,18 +125,24 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
     patchBinding(join(folder, 'js/binding'));
     const libraries = LIBRARIES.map((name) => join(folder, 'lib', name));
     const compiler = await findCompiler(pip, work, report);
-    await run(compiler[0]!, [
-      ...compiler.slice(1),
-      ...'-std=c++17 -O2 -fPIC -shared -w -DNAPI_VERSION=8 -DNODE_GYP_MODULE_NAME=tfjs_binding'.split(' '),
-      `-I${join(nodeApi, 'include')}`,
+    const addon = (name: string, sources: string[], ...rest: string[]) =>
+      run(compiler[0]!, [
+        ...compiler.slice(1),
+        ...`-std=c++17 -O2 -fPIC -shared -w -DNAPI_VERSION=8 -DNODE_GYP_MODULE_NAME=${name}`.split(' '),
+        `-I${join(nodeApi, 'include')}`,
+        ...sources,
+        '-o',
+        join(folder, `lib/${name}.node`),
+        ...rest,
+      ]);
+    await addon('stderr', [join(HERE, 'binding/stderr.cc')]);
+    await addon(
+      'tfjs_binding',
+      ['tfjs_backend.cc', 'tfjs_binding.cc'].map((file) => join(folder, 'js/binding', file)),
       `-I${join(folder, 'include')}`,
-      join(folder, 'js/binding/tfjs_backend.cc'),
-      join(folder, 'js/binding/tfjs_binding.cc'),
-      '-o',
-      join(folder, 'lib/tfjs_binding.node'),
       ...libraries,
       '-Wl,-rpath,$ORIGIN',
-    ]);
+    );
 
     rmSync(work, { recursive: true, force: true });
     writeFileSync(

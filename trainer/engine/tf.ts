@@ -25,7 +25,7 @@ export interface OpAttribute {
   type: number;
   value: unknown;
 }
-interface OutputTensor {
+export interface OutputTensor {
   id: number;
   dtype: number;
   shape: number[];
@@ -49,6 +49,17 @@ Object.assign(util, {
 });
 
 const stock = process.env.PLUMB_ENGINE === 'stock';
+
+/** TensorFlow greets on stderr as it loads; everything else that is said meanwhile is passed on. */
+function quietly<T>(stderr: { hold(): void; release(): string }, work: () => T): T {
+  stderr.hold();
+  try {
+    return work();
+  } finally {
+    const greetings = /absl::InitializeLog|oneDNN custom operations/;
+    for (const line of stderr.release().split('\n')) if (line && !greetings.test(line)) console.error(line);
+  }
+}
 
 function load(): typeof Tf {
   if (stock) {
@@ -77,7 +88,7 @@ function load(): typeof Tf {
   if (tf.findBackendFactory('tensorflow')) return tf;
   js('./dist/register_all_kernels.js');
   const { NodeJSKernelBackend } = js('./dist/nodejs_kernel_backend.js');
-  const native = js(join(folder, 'lib/tfjs_binding.node'));
+  const native = quietly(js(join(folder, 'lib/stderr.node')), () => js(join(folder, 'lib/tfjs_binding.node')));
   tf.registerBackend('tensorflow', () => new NodeJSKernelBackend(native, 'tfjs-node'), 3);
   if (!tf.setBackend('tensorflow')) throw new EngineError('TensorFlow did not load: run plumb engine');
   return tf;

@@ -56,7 +56,14 @@ describe('what would be frozen by mistake is an error that names the line', () =
     ['random tensors', (x) => tf.add(x, tf.randomNormal([2])), /calls randomNormal/],
     ['random tensors with a seed', (x) => tf.add(x, tf.randomUniform([2], 0, 1, 'float32', 7)), /calls randomUniform/],
     ['dropout', (x) => tf.dropout(x, 0.5), /calls dropout/],
-    ['a variable that is changed', (x) => (counter.assign(tf.scalar(2)), x), /changes the variable counter/],
+    [
+      'a variable that is changed',
+      (x) => {
+        counter.assign(tf.scalar(2));
+        return x;
+      },
+      /changes the variable counter/,
+    ],
     ['a variable that is read', (x) => tf.mul(x, counter), /reads the variable counter/],
     [
       'an op without a gradient',
