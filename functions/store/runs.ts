@@ -5,7 +5,19 @@ import { ACTIVE, feedback, releases, runMetrics, runs, snapshots } from '../../s
 import { LEARNT_FROM } from '../../schema/wire-feedback.ts';
 import type { Run } from '../../schema/wire-runs.ts';
 import { ApiError } from '../error.ts';
-import { type Database, database, dbIn, listing, now, type Paging, page, raw, type Statement, seq, takeSeq } from './db.ts';
+import {
+  type Database,
+  database,
+  dbIn,
+  listing,
+  now,
+  type Paging,
+  page,
+  raw,
+  type Statement,
+  seq,
+  takeSeq,
+} from './db.ts';
 
 export type RunRow = typeof runs.$inferSelect;
 type Released = { id: string; channel: 'stable' | 'canary' } | null;
