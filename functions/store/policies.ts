@@ -169,7 +169,8 @@ export async function rollBack(d1: D1Database, by: string, channel: Channel, rem
   const release = wireRelease(row);
   // another release, or another rollback, may have come between: then nothing is done
   const still = sql`(SELECT id FROM releases WHERE channel = ${channel} ORDER BY seq DESC LIMIT 1) = ${current.id}
-    AND (${channel} = 'stable' OR ${stable} <> ${current.policy})`;
+    AND (${channel} = 'stable' OR ${stable} <> ${current.policy})
+    AND EXISTS (SELECT 1 FROM policies WHERE id = ${before.policy} AND withdrawn_at IS NULL)`;
   const results = await db.batch([
     takeSeq(db),
     raw(

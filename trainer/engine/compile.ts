@@ -13,7 +13,6 @@
 // State, such as weights and moments, is the first argument of a function compiled with `state`, and comes back changed as `state`.
 // While a call runs it lies in resource variables that nobody else holds, and XLA writes the new values over the old: there is no second copy.
 
-import { inBfloat16 } from './bf16.ts';
 import { boolAttribute, graphDef, nodeOf, reachable, shapeAttribute, stringAttribute, typeAttribute } from './graph.ts';
 import { backend, type OutputTensor, type Tensor, tf } from './tf.ts';
 import { callersLine, record } from './trace.ts';
@@ -75,7 +74,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
     const { binding } = backend;
     const results = binding.executeOp(
       traced.name,
-      process.env.PLUMB_PRECISION === 'bf16' || process.env.NOXLA ? [] : [boolAttribute('_XlaMustCompile', true)],
+      [boolAttribute('_XlaMustCompile', true)],
       [...traced.variables.map(({ id }) => id), ...ids.slice(kept), ...traced.captures],
       traced.outputs,
     );
@@ -138,12 +137,7 @@ function trace<Arguments extends Tree[]>(
   };
   const from = [...handles, ...captures.map(({ reference }) => reference)];
   const needed = reachable(nodes, [...outputs, ...from, ...writes]);
-  backend.binding.addGraphFunction!(
-    traced.name,
-    graphDef(process.env.PLUMB_PRECISION === 'bf16' ? inBfloat16(needed) : needed),
-    from.join(),
-    outputs.join(),
-  );
+  backend.binding.addGraphFunction!(traced.name, graphDef(needed), from.join(), outputs.join());
   return traced;
 }
 
