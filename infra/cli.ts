@@ -86,13 +86,18 @@ plumb
       console.log('engine   the stock tfjs-node package, for PLUMB_ENGINE=stock: slow, no compiled calls');
     } else if (engineReady()) {
       const { compile } = await import('../trainer/engine/compile.ts');
-      const { tf } = await import('../trainer/engine/tf.ts');
+      const { hasBfloat16, tf } = await import('../trainer/engine/tf.ts');
       const twice = compile('check', (x: ReturnType<typeof tf.scalar>) => tf.mul(x, 2));
       const works = twice(tf.scalar(21)).dataSync()[0] === 42;
       console.log(
         works
           ? 'engine   TensorFlow 2.21, compiled calls work'
           : 'engine   computes wrongly: remove the folder and run plumb engine --install',
+      );
+      console.log(
+        hasBfloat16
+          ? 'products bfloat16 for models of four million weights or more, float32 below (PLUMB_PRECISION changes it)'
+          : 'products float32 (this processor does not multiply bfloat16)',
       );
       if (!works) process.exitCode = 1;
     } else {

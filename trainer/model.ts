@@ -5,10 +5,12 @@
 // Left out: dropout (never used in RL), biases.
 
 import type { ModelConfig } from '../schema/manifest.ts';
+import type { Precision } from './engine/compile.ts';
 import { gatherRows } from './engine/ops.ts';
-import { type Tensor, tf } from './engine/tf.ts';
+import { hasBfloat16, type Tensor, tf } from './engine/tf.ts';
 import type { Batch, Predictions } from './pack.ts';
 import type { Random } from './random.ts';
+import { UserError } from './user-error.ts';
 
 type Layer = {
   attentionNorm: Tensor; // (D)
@@ -30,6 +32,24 @@ export type Head = {
   weight: Tensor; // (D)
   bias: Tensor; // ()
 };
+
+/** From so many weights on, products in bfloat16 save more than their longer compilation takes (LOG.md). */
+const WORTH_BFLOAT16 = 4e6;
+
+/** What a model's products are computed in: bfloat16 where the processor multiplies it and the model is large, or what PLUMB_PRECISION says. */
+export function precisionFor(config: ModelConfig): Precision {
+  const { hidden_size: D, intermediate_size: F, head_dim: hd, num_attention_heads: H, num_key_value_heads: K } = config;
+  const weights = config.num_hidden_layers * D * ((2 * H + 2 * K) * hd + 3 * F) + config.vocab_size * D;
+  const asked = process.env.PLUMB_PRECISION ?? '';
+  if (asked === '') return hasBfloat16 && weights >= WORTH_BFLOAT16 ? 'bfloat16' : 'float32';
+  if (asked !== 'float32' && asked !== 'bfloat16')
+    throw new UserError(`PLUMB_PRECISION=${asked} cannot be: float32 or bfloat16`);
+  if (asked === 'bfloat16' && !hasBfloat16)
+    throw new UserError(
+      'PLUMB_PRECISION=bfloat16: this processor has no products in bfloat16 (avx512_bf16 or amx_bf16)',
+    );
+  return asked;
+}
 
 /** Fresh weights: normal(0, .02), the projections back into the residual stream smaller by √(2 layers) (GPT-2's scheme). */
 export function initialParameters(config: ModelConfig, rng: Random): Parameters {

@@ -1,7 +1,7 @@
 // AdamW over a tree of tensors, inside compiled calls: parameters and moments in, new ones out, in the same memory. A batch comes in parts of
 // one fixed shape, as pack.ts packs it, and the parts' gradients are summed before the step.
 
-import { compile, dispose, flatten, type Tree, unflatten } from './engine/compile.ts';
+import { compile, dispose, flatten, type Precision, type Tree, unflatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 
 export type AdamState = {
@@ -78,12 +78,14 @@ function adamStep<P extends Tree>(
  * Compiles the training of a loss. A batch that is one part is one call: forward, backward, clipping, Adam. A batch of several
  * is a call for each part, which adds to the gradient's sum, and one for Adam's step; parameters, moments and sums stay where they are in memory.
  * @param loss of one part, () ; the parts' losses, and whatever else it returns, sum to those of the batch
+ * @param precision of the products of forward and backward; weights, sums and Adam's step are float32
  * @returns a function from parameters, moments and a batch's parts to what they become. It frees all that it is given.
  */
 export function trainer<P extends Tree, Part extends Tree, Values extends { loss: Tensor } & Record<string, Tensor>>(
   name: string,
   loss: (parameters: P, part: Part) => Values,
   options: AdamOptions,
+  precision: Precision = 'float32',
 ) {
   type State = { parameters: P; adam: AdamState };
   const whole = compile(
@@ -93,7 +95,7 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
       const { norm, ...state } = adamStep(parameters, grads, adam, rate, options);
       return { state, norm, values };
     },
-    { state: true },
+    { state: true, precision },
   );
   const accumulate = compile(
     `${name} gradient`,
@@ -101,7 +103,7 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
       const { grads, values } = gradients(parameters, (p) => loss(p, part));
       return { state: sums.map((sum, i) => tf.add(sum, grads[i]!)), values };
     },
-    { state: true },
+    { state: true, precision },
   );
   const update = compile(
     `${name} update`,

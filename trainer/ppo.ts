@@ -13,7 +13,15 @@ import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { DivergedError, type Report, requireFinite } from './metrics.ts';
-import { type Head, hiddenStates, type Parameters, readOut, statesBefore, tokenLogprobs } from './model.ts';
+import {
+  type Head,
+  hiddenStates,
+  type Parameters,
+  precisionFor,
+  readOut,
+  statesBefore,
+  tokenLogprobs,
+} from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import {
   type Batch,
@@ -73,8 +81,10 @@ export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoCo
       entropy: tf.sum(tf.mul(entropy, weight)), // ()
     };
   };
-  const step = trainer('ppo', loss, { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 });
-  return { score: compile('policy score', read), step, shape };
+  const precision = precisionFor(model);
+  const adam = { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 };
+  const step = trainer('ppo', loss, adam, precision);
+  return { score: compile('policy score', read, { precision }), step, shape };
 }
 
 const noValue = (model: ModelConfig): Head => ({ weight: tf.zeros([model.hidden_size]), bias: tf.scalar(0) });

@@ -13,7 +13,7 @@ import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { type Judgement, pairsOf } from './judgements.ts';
 import { type Report, requireFinite } from './metrics.ts';
-import { type Head, hiddenStates, type Parameters } from './model.ts';
+import { type Head, hiddenStates, type Parameters, precisionFor } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Shape } from './pack.ts';
 import { type Random, random } from './random.ts';
@@ -57,14 +57,10 @@ export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<Rewar
     const ups = tf.sum(tf.mul(thumbs.weight, tf.softplus(tf.neg(tf.mul(thumbs.sign, logit))))); // ()
     return { loss: tf.add(choices, ups) };
   };
-  const step = trainer('reward', likelihood, {
-    beta1: 0.9,
-    beta2: 0.99,
-    epsilon: 1e-8,
-    weightDecay: config.weightDecay,
-    clipNorm: 1,
-  });
-  return { score: compile('reward score', score), step, shape, config };
+  const precision = precisionFor(model);
+  const adam = { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1 };
+  const step = trainer('reward', likelihood, adam, precision);
+  return { score: compile('reward score', score, { precision }), step, shape, config };
 }
 
 /** A head's weights before training, N(0, 1/√(D+1)) as lm-human-preferences has it. */

@@ -10,7 +10,7 @@ import type { Row } from './data.ts';
 import { compile, dispose } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
-import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from './model.ts';
+import { hiddenStates, type Parameters, precisionFor, statesBefore, tokenLogprobs } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf } from './pack.ts';
 import { random } from './random.ts';
@@ -44,20 +44,16 @@ export async function sft(
     const { logprobs } = tokenLogprobs(weights, before, predictions.target); // (N)
     return { loss: tf.neg(tf.sum(tf.mul(logprobs, predictions.weight))) };
   };
-  const trainStep = trainer('sft', lossOf, {
-    beta1: 0.9,
-    beta2: 0.95,
-    epsilon: 1e-8,
-    weightDecay: config.weightDecay,
-    clipNorm: 1,
-  });
+  const precision = precisionFor(model);
+  const adamW = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1 };
+  const trainStep = trainer('sft', lossOf, adamW, precision);
   /** A batch in the calls that it needs; the weights make its loss nats a token. */
   const partsOf = (batch: Row[]): Part[] => {
     const packs = pack(batch, byPrompt(batch, shape), shape, model.pad_token_id);
     const tokens = packs.flatMap(({ placed }) => placed).reduce((sum, { length }) => sum + length, 0);
     return packs.map((part) => ({ batch: batchOf(part, shape), predictions: predictionsOf(part, 1 / tokens) }));
   };
-  const evaluate = compile('sft loss', lossOf);
+  const evaluate = compile('sft loss', lossOf, { precision });
   const heldLoss = (weights: Parameters): number => {
     const parts = partsOf(held);
     const losses = parts.map((part) => evaluate(weights, part).loss);

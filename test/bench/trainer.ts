@@ -4,7 +4,7 @@
 import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
-import { backend, tf } from '../../trainer/engine/tf.ts';
+import { tf } from '../../trainer/engine/tf.ts';
 import { stagesOf } from '../../trainer/judgements.ts';
 import type { Head } from '../../trainer/model.ts';
 import { adamState } from '../../trainer/optimizer.ts';
@@ -14,23 +14,13 @@ import { evidence, type RewardModel, rewardCalls } from '../../trainer/reward.ts
 import { startSampler } from '../../trainer/rollout.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { readWeights } from '../../trainer/weights.ts';
+import { eagerly } from '../support/eagerly.ts';
 import { seedPolicy } from '../support/seed.ts';
 import { type Pair, pair } from './pair.ts';
 
 const ANSWERS = 64;
 const ANSWERS_A_PROMPT = 4;
 const MAX_TOKENS = 40;
-
-/** Runs the work with a binding that cannot take graphs, so that compile() lets its function run op by op. */
-async function eagerly<T>(work: () => Promise<T>): Promise<T> {
-  const real = backend.binding;
-  backend.binding = Object.create(real, { addGraphFunction: { value: undefined } });
-  try {
-    return await work();
-  } finally {
-    backend.binding = real;
-  }
-}
 
 export async function* trainer(): AsyncGenerator<Pair> {
   const { folder, policy } = seedPolicy();

@@ -13,6 +13,7 @@
 // State, such as weights and moments, is the first argument of a function compiled with `state`, and comes back changed as `state`.
 // While a call runs it lies in resource variables that nobody else holds, and XLA writes the new values over the old: there is no second copy.
 
+import { inBfloat16 } from './bf16.ts';
 import { boolAttribute, graphDef, nodeOf, reachable, shapeAttribute, stringAttribute, typeAttribute } from './graph.ts';
 import { backend, type OutputTensor, type Tensor, tf } from './tf.ts';
 import { callersLine, record } from './trace.ts';
@@ -20,8 +21,11 @@ import { callersLine, record } from './trace.ts';
 /** Tensors, nested in arrays and plain objects. */
 export type Tree = Tensor | Tree[] | { [key: string]: Tree };
 
+/** What products are computed in; the rest is float32 in any case. */
+export type Precision = 'float32' | 'bfloat16';
+
 /** What was compiled in this process, with the seconds that tracing and compiling took. */
-export const compilations: { name: string; seconds: number }[] = [];
+export const compilations: { name: string; precision: Precision; seconds: number }[] = [];
 
 interface Variable {
   id: number;
@@ -46,7 +50,7 @@ let serial = 0;
 export function compile<Arguments extends Tree[], Result extends Tree>(
   name: string,
   fn: (...args: Arguments) => Result,
-  { state = false } = {},
+  { state = false, precision = 'float32' as Precision } = {},
 ): (...args: Arguments) => Result {
   const traces = new Map<string, Traced>();
   return (...args) => {
@@ -60,7 +64,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
     const key = inputs.map((tensor) => `${tensor.dtype}[${tensor.shape}]`).join();
     const known = traces.get(key);
     const started = performance.now();
-    const traced = known ?? trace(name, fn, args, inputs, kept);
+    const traced = known ?? trace(name, fn, args, inputs, kept, precision);
     used.delete(traced);
     used.add(traced);
 
@@ -74,7 +78,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
     const { binding } = backend;
     const results = binding.executeOp(
       traced.name,
-      [boolAttribute('_XlaMustCompile', true)],
+      precision === 'float32' ? [boolAttribute('_XlaMustCompile', true)] : [],
       [...traced.variables.map(({ id }) => id), ...ids.slice(kept), ...traced.captures],
       traced.outputs,
     );
@@ -82,7 +86,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
     if (!known) {
       traces.set(key, traced);
       traced.forget = () => traces.delete(key);
-      compilations.push({ name, seconds: (performance.now() - started) / 1000 });
+      compilations.push({ name, precision, seconds: (performance.now() - started) / 1000 });
       if (used.size > MOST_TRACES) free(used.values().next().value!);
     }
     return traced.rebuild(tensors(results), tensors(traced.variables.map(take))) as Result;
@@ -95,6 +99,7 @@ function trace<Arguments extends Tree[]>(
   args: Arguments,
   inputs: Tensor[],
   kept: number,
+  precision: Precision,
 ): Traced {
   const { nodes, captures, result } = record(
     name,
@@ -137,7 +142,12 @@ function trace<Arguments extends Tree[]>(
   };
   const from = [...handles, ...captures.map(({ reference }) => reference)];
   const needed = reachable(nodes, [...outputs, ...from, ...writes]);
-  backend.binding.addGraphFunction!(traced.name, graphDef(needed), from.join(), outputs.join());
+  backend.binding.addGraphFunction!(
+    traced.name,
+    graphDef(precision === 'bfloat16' ? inBfloat16(needed) : needed),
+    from.join(),
+    outputs.join(),
+  );
   return traced;
 }
 

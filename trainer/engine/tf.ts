@@ -2,6 +2,7 @@
 // so whoever may run without an engine imports it late. PLUMB_ENGINE=stock takes the tfjs-node package as it installs itself
 // (slow: no traced calls; for comparison only).
 
+import { readFileSync } from 'node:fs';
 import { createRequire, registerHooks } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -42,6 +43,14 @@ interface NodeBackend {
 // A fixed thread count repeats bit for bit; TensorFlow reads these once, when the binding loads.
 process.env.TF_NUM_INTRAOP_THREADS ??= String(availableParallelism());
 process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
+
+/** What products can be computed in, beside float32: bfloat16 where the processor multiplies it. */
+export const hasBfloat16 =
+  process.platform === 'linux' && /\b(avx512_bf16|amx_bf16)\b/.test(readFileSync('/proc/cpuinfo', 'utf8'));
+// A graph with such products is not compiled as a whole; these let XLA take what lies between them (bf16.ts).
+if (hasBfloat16)
+  process.env.TF_XLA_FLAGS ??=
+    '--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit=true --tf_xla_ops_to_cluster=FUSIBLE --tf_xla_min_cluster_size=2';
 // Node 23 dropped what tfjs-node still calls.
 Object.assign(util, {
   isNullOrUndefined: (value: unknown) => value === null || value === undefined,

@@ -136,7 +136,8 @@ export async function simulate(s: Simulation): Promise<Totals> {
     else console.log(`seed ${seed}  ${seconds.toFixed(0)} s`);
   }
   if (!s.quiet)
-    for (const { name, seconds } of compilations) console.log(`compiled ${name} in ${seconds.toFixed(1)} s`);
+    for (const { name, precision, seconds } of compilations)
+      console.log(`compiled ${name} in ${seconds.toFixed(1)} s, products in ${precision}`);
   await sampler.close();
   return totals;
 }

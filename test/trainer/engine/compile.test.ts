@@ -92,6 +92,15 @@ describe('what would be frozen by mistake is an error that names the line', () =
   });
 });
 
+test('in bfloat16 what is multiplied is rounded, and nothing else', () => {
+  const fn = (x: Tensor, w: Tensor) => tf.add(tf.matMul(x, w), 2 ** -12) as Tensor;
+  const fast = compile('rounded', fn, { precision: 'bfloat16' });
+  const x = tf.tensor2d([[1 + 2 ** -6, 1 + 2 ** -12]]); // 8 bits of mantissa hold the first, and make 1 of the second
+  expect(value(fast(x, tf.tensor2d([[1], [0]])))).toEqual([1 + 2 ** -6 + 2 ** -12]);
+  expect(value(fast(x, tf.tensor2d([[0], [1]])))).toEqual([1 + 2 ** -12]);
+  expect(value(fn(x, tf.tensor2d([[0], [1]])))).toEqual([1 + 2 ** -11]);
+});
+
 test('state comes back changed, in the memory that it was in, and what was given is gone', () => {
   const step = compile(
     'state',
