@@ -4,6 +4,7 @@
 //   decoder   answers' tokens a second of the seed policy in Node, the wasm decoder beside the plain one
 //   edge      votes a second over HTTP beside a bare insert into D1; cold starts
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
+//   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
 //   demo      one round of the demo, stage by stage, beside what each is meant to take
 import { parseArgs } from 'node:util';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
@@ -16,6 +17,10 @@ const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
   trainer: async () => {
     await setUpEngine();
     return (await import('./trainer.ts')).trainer();
+  },
+  torch: async () => {
+    await setUpEngine();
+    return (await import('./torch.ts')).torch();
   },
   demo: async () => {
     await setUpEngine();

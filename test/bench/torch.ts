@@ -1,0 +1,107 @@
+// A training step of 5.8 million weights on 2,048 tokens, beside the same model in PyTorch, plain and compiled, in float32 and bfloat16. Two
+// threads each.
+import type { ModelConfig } from '../../schema/manifest.ts';
+import { mapTree } from '../../trainer/engine/compile.ts';
+import { hasBfloat16, tf } from '../../trainer/engine/tf.ts';
+import { hiddenStates, initialParameters, type Parameters, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
+import { adamState, trainer } from '../../trainer/optimizer.ts';
+import { type Batch, batchOf, type Predictions, pack, predictionsOf } from '../../trainer/pack.ts';
+import { random } from '../../trainer/random.ts';
+import { type Pair, pair, ROUNDS } from './pair.ts';
+import { startPeer } from './peers.ts';
+
+const MODEL: ModelConfig = {
+  architectures: ['LlamaForCausalLM'],
+  model_type: 'llama',
+  vocab_size: 4096,
+  hidden_size: 256,
+  num_hidden_layers: 6,
+  num_attention_heads: 4,
+  num_key_value_heads: 4,
+  head_dim: 64,
+  intermediate_size: 688,
+  max_position_embeddings: 128,
+  rms_norm_eps: 1e-5,
+  rope_theta: 10_000,
+  tie_word_embeddings: true,
+  bos_token_id: null,
+  eos_token_id: 1,
+  pad_token_id: 0,
+};
+const [B, T] = [16, 128];
+const ADAM = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, clipNorm: 1 };
+/** Multiplications and additions a token: six for each weight of a product, and attention's scores and mixtures. */
+const { hidden_size: D, num_hidden_layers: L, intermediate_size: F, vocab_size: V } = MODEL;
+const FLOP_A_TOKEN = 6 * (L * (4 * D * D + 3 * D * F) + V * D) + 12 * L * T * D;
+
+/** Steps of ours in the given precision, and how fast they were. */
+function ours(precision: 'float32' | 'bfloat16'): (steps: number) => number {
+  const rng = random(1);
+  const rows = Array.from({ length: B }, () => {
+    const tokens = Array.from({ length: T }, () => rng.int(2, V));
+    return { prompt: tokens.slice(0, 1), answer: tokens.slice(1) };
+  });
+  const shape = { rows: B, columns: T };
+  const [packed] = pack(rows, [rows.map((_, i) => i)], shape, 0);
+  const part = { batch: batchOf(packed!, shape), predictions: predictionsOf(packed!, 1 / (B * T)) };
+  const step = trainer(
+    `step in ${precision}`,
+    (weights: Parameters, { batch, predictions }: { batch: Batch; predictions: Predictions }) => {
+      const before = statesBefore(hiddenStates(MODEL, weights, batch), predictions); // (B T, D) → (N, D)
+      const { logprobs } = tokenLogprobs(weights, before, predictions.target); // (N)
+      return { loss: tf.neg(tf.sum(tf.mul(logprobs, predictions.weight))) };
+    },
+    ADAM,
+    precision,
+  );
+  let parameters = initialParameters(MODEL, rng);
+  let adam = adamState(parameters);
+  const run = (steps: number) => {
+    const started = performance.now();
+    for (let i = 0; i < steps; i++)
+      ({ parameters, adam } = step(parameters, adam, 1e-3, [mapTree(part, (tensor) => tf.clone(tensor))]));
+    return (1000 * steps * B * T) / (performance.now() - started);
+  };
+  run(2); // traces and compiles
+  return run;
+}
+
+/** What products of this size run at, at best. GFLOP/s */
+function peak(): number {
+  const [a, b] = [tf.randomNormal([2048, 2048]), tf.randomNormal([2048, 2048])];
+  const once = () => tf.tidy(() => void tf.matMul(a as never, b as never).dataSync());
+  once();
+  const times = Array.from({ length: ROUNDS }, () => {
+    const started = performance.now();
+    once();
+    return performance.now() - started;
+  });
+  tf.dispose([a, b]);
+  return (2 * 2048 ** 3) / 1e6 / Math.min(...times);
+}
+
+export async function* torch(): AsyncGenerator<Pair> {
+  const most = peak();
+  const fast = hasBfloat16 ? ours('bfloat16') : null;
+  const plain = ours('float32');
+  const contests = [
+    ['compile', 'bfloat16', 1.5, fast ?? plain],
+    ['eager', 'float32', 3.5, fast ?? plain],
+    ['compile', 'float32', 2, plain],
+  ] as const;
+  for (const [mode, dtype, goal, step] of contests) {
+    const peer = await startPeer('step.py', mode, dtype);
+    const precision = step === plain ? 'float32' : 'bfloat16';
+    const row = await pair({
+      name: `torch/train step 5.8M ${precision} vs torch ${mode} ${dtype}`,
+      unit: 'tok/s',
+      more: true,
+      goal,
+      ours: () => step(6),
+      theirs: () => peer.rate(6),
+    });
+    peer.close();
+    const speed = (row.ours * FLOP_A_TOKEN) / 1e9;
+    yield { ...row, note: `${speed.toFixed(0)} GFLOP/s; products alone ${most.toFixed(0)} in float32` };
+  }
+}
