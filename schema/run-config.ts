@@ -35,6 +35,12 @@ export interface PpoConfig {
   gamma: number;
   lambda: number;
   clip: number;
+  /** A loss is no larger than this many times the advantage, where that is negative; Infinity for no such bound. */
+  dualClip: number;
+  /** An iteration's updates end when the policy is this far, in approxkl, from where they began; Infinity for never. */
+  stopKl: number;
+  /** Scores beyond this, in standard deviations, count as this; Infinity for any. */
+  scoreClip: number;
   valueClip: number;
   valueWeight: number;
   whitenRewards: boolean;
@@ -59,6 +65,9 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   gamma: 1,
   lambda: 0.95,
   clip: 0.2,
+  dualClip: Number.POSITIVE_INFINITY,
+  stopKl: Number.POSITIVE_INFINITY,
+  scoreClip: Number.POSITIVE_INFINITY,
   valueClip: 0.2,
   valueWeight: 0.1,
   whitenRewards: false,
@@ -136,6 +145,9 @@ export const RunSettings = z.strictObject({
       gamma: share,
       lambda: share,
       clip: positive,
+      dualClip: z.number().gt(1),
+      stopKl: positive,
+      scoreClip: positive,
       valueClip: positive,
       valueWeight: atLeast0,
       whitenRewards: z.boolean(),

@@ -5,7 +5,7 @@
 // An iteration: sample answers with the image that would be served, score them, add the KL penalty token by token, estimate
 // advantages, then a few epochs of clipped updates. Log-probabilities of the policy that sampled are computed anew by the
 // trainer, for the served image's numbers are rounded; the difference is weighed by truncated importance weights.
-// Left out: dual clip, early stop of an epoch on KL, a separate value model.
+// Left out: a separate value model.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { PpoConfig } from '../schema/run-config.ts';
@@ -41,7 +41,7 @@ import {
   gae,
   mean,
   meanLength,
-  mismatchWeights,
+  mismatch,
   type PerToken,
   penalisedRewards,
   policyLoss,
@@ -67,7 +67,7 @@ export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoCo
   const loss = (actor: Actor, part: MiniBatch) => {
     const { weight } = part.predictions;
     const { logprobs, entropy, values } = read(actor, part.temperature, part.batch, part.predictions); // (N)
-    const policy = policyLoss(logprobs, part.old, part.advantages, part.importance, weight, config.clip);
+    const policy = policyLoss(logprobs, part.old, part.advantages, part.importance, weight, config);
     const critic = valueLoss(values, part.values, part.returns, weight, config.valueClip);
     return {
       loss: tf.add(policy.loss, tf.mul(config.valueWeight, critic.loss)), // ()
@@ -176,8 +176,9 @@ export async function ppo(
     const now = await scoreAnswers(calls, actor, rows, config.temperature, pad);
     const reference = await answerLogprobsOf(model, calls, parent, rows, config.temperature);
     const given = await rewardScores(reward.calls, reward.rm, rows, pad);
-    const scores = given.map((score, i) => (rows[i]!.answer.at(-1) === eos ? score : config.missingEosScore));
-    const { rewards, k1, k3 } = penalisedRewards(now.logprobs, reference, scores, beta, perToken);
+    const clipped = given.map((score) => Math.max(-config.scoreClip, Math.min(config.scoreClip, score)));
+    const scores = clipped.map((score, i) => (rows[i]!.answer.at(-1) === eos ? score : config.missingEosScore));
+    const { rewards, k1, k2, k3 } = penalisedRewards(now.logprobs, reference, scores, beta, perToken);
     const { advantages, returns } = gae(
       config.whitenRewards ? whiten(rewards, false, perToken) : rewards,
       now.values,
@@ -189,7 +190,7 @@ export async function ppo(
     sampled.forEach(({ logprobs }, i) => {
       rolled.set(logprobs, i * columns);
     });
-    const importance = mismatchWeights(now.logprobs, rolled, config.importanceCap, perToken);
+    const importance = mismatch(now.logprobs, rolled, config.importanceCap, perToken);
 
     const kl = sequenceMean(k1, perToken);
     const objective: Record<string, number> = {
@@ -198,17 +199,25 @@ export async function ppo(
       'objective/kl_coef': beta,
       'objective/length': meanLength(perToken),
       'objective/entropy': tokenMean(now.entropy, perToken),
+      'objective/kl_k2': sequenceMean(k2, perToken),
       'objective/kl_k3': sequenceMean(k3, perToken),
       'objective/reward': mean(scores) - beta * kl,
       'objective/eos': rows.filter((row) => row.answer.at(-1) === eos).length / rows.length,
       'ppo/returns/mean': tokenMean(returns, perToken),
       'ppo/val/mean': tokenMean(now.values, perToken),
-      'rollout/importance_mean': tokenMean(importance, perToken),
+      'rollout/importance_mean': importance.mean,
+      'rollout/importance_max': importance.max,
+      'rollout/importance_capped': importance.capped,
+      'rollout/effective_samples': importance.effective,
     };
     requireFinite('ppo', iteration + 1, objective);
     if (kl > config.klLimit)
       throw new DivergedError(
         `ppo: KL to the parent is ${kl.toFixed(1)} nats a sequence at iteration ${iteration + 1}, above ${config.klLimit}`,
+      );
+    if (importance.effective < 0.5)
+      throw new DivergedError(
+        `ppo: what was sampled is not what the trainer trains: at iteration ${iteration + 1} its tokens are worth ${(100 * importance.effective).toFixed(0)} % of their number`,
       );
     if (objective['objective/length']! < 2)
       throw new DivergedError(
@@ -223,11 +232,12 @@ export async function ppo(
     const groups = Array.from({ length: Math.ceil(rows.length / config.answersPerPrompt) }, (_, g) =>
       rows.flatMap((_, i) => (Math.floor(i / config.answersPerPrompt) === g ? [i] : [])),
     );
-    for (let epoch = 0; epoch < config.epochs; epoch++) {
+    let far = false;
+    for (let epoch = 0; epoch < config.epochs && !far; epoch++) {
       const order = random(config.seed, `minibatches ${iteration} ${epoch}`)
         .shuffle([...groups])
         .flat();
-      for (let at = 0; at < order.length; at += config.minibatch) {
+      for (let at = 0; at < order.length && !far; at += config.minibatch) {
         const chosen = order.slice(at, at + config.minibatch);
         const tokens = chosen.reduce((sum, i) => sum + perToken.lengths[i]!, 0);
         const parts = pack(rows, byPrompt(rows, shape, chosen), shape, pad).map((part) => ({
@@ -238,13 +248,14 @@ export async function ppo(
           advantages: gathered(whitened, columns, part),
           returns: gathered(returns, columns, part),
           values: gathered(now.values, columns, part),
-          importance: gathered(importance, columns, part),
+          importance: gathered(importance.weights, columns, part),
         }));
         const result = calls.step(actor, adam, rate, parts);
         ({ parameters: actor, adam } = result);
         steps++;
         for (const [name, value] of Object.entries({ ...result.values, norm: result.norm }))
           sums[name] = (sums[name] ?? 0) + value;
+        far = result.values.approxkl > config.stopKl;
         await new Promise(setImmediate);
       }
     }
@@ -261,6 +272,7 @@ export async function ppo(
       'ppo/val/clipfrac': average('valueClipfrac'),
       'ppo/val/error': average('valueError'),
       'ppo/grad_norm': average('norm'),
+      'ppo/updates': steps,
       'ppo/lr': rate,
     };
     requireFinite('ppo', iteration + 1, metrics);

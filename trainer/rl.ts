@@ -22,7 +22,8 @@ function eachToken({ columns, lengths }: PerToken, visit: (index: number, row: n
  * The reward of each token: −β·k1 for straying from the reference, k1 = log π − log π_ref, and the answer's score on its last
  * token (its EOS where it has one).
  * @param logprobs of the policy that sampled, as the trainer computes them
- * @returns rewards, k1 for each token, and k3 = (r − 1) − log r with r = π_ref/π (Schulman, "Approximating KL divergence")
+ * @returns rewards, k1 for each token, and the other two estimators of Schulman's "Approximating KL divergence": k2 = k1²/2, which is
+ * biased and varies little, and k3 = (r − 1) − log r with r = π_ref/π, which is neither
  */
 export function penalisedRewards(
   logprobs: Float32Array,
@@ -30,16 +31,18 @@ export function penalisedRewards(
   scores: ArrayLike<number>,
   beta: number,
   shape: PerToken,
-): { rewards: Float32Array; k1: Float32Array; k3: Float32Array } {
+): Record<'rewards' | 'k1' | 'k2' | 'k3', Float32Array> {
   const rewards = new Float32Array(logprobs.length);
   const k1 = new Float32Array(logprobs.length);
+  const k2 = new Float32Array(logprobs.length);
   const k3 = new Float32Array(logprobs.length);
   eachToken(shape, (i, row, column) => {
     k1[i] = logprobs[i]! - reference[i]!;
+    k2[i] = k1[i]! ** 2 / 2;
     k3[i] = Math.expm1(-k1[i]!) + k1[i]!;
     rewards[i] = -beta * k1[i]! + (column === shape.lengths[row]! - 1 ? scores[row]! : 0);
   });
-  return { rewards, k1, k3 };
+  return { rewards, k1, k2, k3 };
 }
 
 /**
@@ -126,24 +129,30 @@ export function meanLength({ columns, lengths }: PerToken): number {
 /**
  * The truncated importance weight of each token, min(π_trainer / π_rollout, cap): what was sampled came from the served
  * image, whose numbers are rounded, while the gradient is the trainer's (Yao et al. 2025, "off-policy RL … rollout mismatch").
+ * @returns the weights with their mean and maximum, the share of tokens whose weight was capped, and how many tokens they are worth
+ * (Kish's effective sample size (Σw)²/Σw², as a share of all)
  */
-export function mismatchWeights(
-  trainer: Float32Array,
-  rollout: Float32Array,
-  cap: number,
-  shape: PerToken,
-): Float32Array {
-  const out = new Float32Array(trainer.length);
+export function mismatch(trainer: Float32Array, rollout: Float32Array, cap: number, shape: PerToken) {
+  const weights = new Float32Array(trainer.length);
+  let [count, capped, sum, squares, max] = [0, 0, 0, 0, 0];
   eachToken(shape, (i) => {
-    out[i] = Math.min(cap, Math.exp(trainer[i]! - rollout[i]!));
+    const ratio = Math.exp(trainer[i]! - rollout[i]!);
+    const weight = Math.min(cap, ratio);
+    weights[i] = weight;
+    count++;
+    if (ratio > cap) capped++;
+    sum += weight;
+    squares += weight ** 2;
+    max = Math.max(max, weight);
   });
-  return out;
+  return { weights, mean: sum / count, max, capped: capped / count, effective: sum ** 2 / squares / count };
 }
 
 const weighed = (x: Tensor, weight: Tensor): Tensor => tf.sum(tf.mul(x, weight)); // (N) → ()
 
 /**
- * PPO's clipped policy loss (Schulman et al. 2017, eq. 7). All (N); the results ().
+ * PPO's clipped policy loss (Schulman et al. 2017, eq. 7), with a second bound where the advantage is negative: a token that became
+ * far more likely would otherwise pull without limit (dual clip, Ye et al. 2020, eq. 6). All (N); the results ().
  * @param importance truncated importance weights, 1 where sampler and trainer agree
  * @param weight of each token in the means: 1 / count where it counts, else 0
  */
@@ -153,14 +162,18 @@ export function policyLoss(
   advantages: Tensor,
   importance: Tensor,
   weight: Tensor,
-  clip: number,
+  { clip, dualClip }: { clip: number; dualClip: number },
 ) {
   const logRatio = tf.sub(logprobs, old); // (N)
   const ratio = tf.exp(logRatio); // (N)
   const plain = tf.neg(tf.mul(advantages, ratio)); // (N)
   const clipped = tf.neg(tf.mul(advantages, tf.clipByValue(ratio, 1 - clip, 1 + clip))); // (N)
+  const single = tf.maximum(plain, clipped); // (N)
+  const bounded = Number.isFinite(dualClip)
+    ? tf.where(tf.less(advantages, 0), tf.minimum(single, tf.mul(advantages, -dualClip)), single) // (N)
+    : single;
   return {
-    loss: weighed(tf.mul(tf.maximum(plain, clipped), importance), weight),
+    loss: weighed(tf.mul(bounded, importance), weight),
     clipfrac: weighed(tf.cast(tf.greater(clipped, plain), 'float32'), weight),
     approxkl: weighed(tf.mul(tf.square(logRatio), 0.5), weight),
     ratio: weighed(ratio, weight),

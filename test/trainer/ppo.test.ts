@@ -92,6 +92,29 @@ test('rollouts are drawn at the temperature at which they are scored: the traine
   }
 });
 
+test('an iteration’s updates end once the policy is far from where they began', async () => {
+  const updates = async (stopKl: number) =>
+    (await run({ episodes: 32, learningRate: 0.05, stopKl })).history[0]!.metrics['ppo/updates'];
+  expect(await updates(Number.POSITIVE_INFINITY)).toBe((CONFIG.epochs * CONFIG.rollout) / CONFIG.minibatch);
+  expect(await updates(1e-4)).toBe(2); // the first is at distance 0, the second beyond it
+});
+
+test('scores beyond the clip count as the clip', async () => {
+  const score = async (scoreClip: number) =>
+    (await run({ episodes: 32, scoreClip, missingEosScore: 0 })).history[0]!.metrics['objective/score']!;
+  expect(Math.abs(await score(1e-3))).toBeLessThanOrEqual(1e-3);
+  expect(Math.abs(await score(Number.POSITIVE_INFINITY))).toBeGreaterThan(1e-3);
+});
+
+test('a batch whose tokens are worth less than half their number ends the run', async () => {
+  const other: Sampler = async (...args) =>
+    (await sampler.sample(...args)).map(({ ids, logprobs }) => ({
+      ids,
+      logprobs: logprobs.map((logprob, i) => logprob + (i % 4 > 0 ? 9 : 0)),
+    }));
+  await expect(run({}, null, () => {}, other)).rejects.toThrow(/its tokens are worth \d+ % of their number/);
+});
+
 test('the KL coefficient is moved after every iteration', async () => {
   const { history } = await run({ klTarget: 0.05, horizon: 100 });
   const of = (name: string) => history.map(({ metrics }) => metrics[name]!);

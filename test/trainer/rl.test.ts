@@ -4,7 +4,7 @@ import { random } from '../../trainer/random.ts';
 import {
   adaptedBeta,
   gae,
-  mismatchWeights,
+  mismatch,
   penalisedRewards,
   policyLoss,
   sequenceMean,
@@ -20,7 +20,7 @@ const close = (actual: ArrayLike<number>, expected: number[], digits = 4) =>
 
 test('rewards carry the KL penalty on every token and the score on the last one of each answer', () => {
   const shape = { columns: 3, lengths: [2, 3] };
-  const { rewards, k1, k3 } = penalisedRewards(
+  const { rewards, k1, k2, k3 } = penalisedRewards(
     Float32Array.from([-1, -2, 9, -1, -1, -1]),
     Float32Array.from([-1.5, -2, 9, -1, -3, -1]),
     [10, 20],
@@ -29,6 +29,7 @@ test('rewards carry the KL penalty on every token and the score on the last one 
   );
   close(rewards, [-0.05, 10, 0, 0, -0.2, 20]);
   close(k1, [0.5, 0, 0, 0, 2, 0]);
+  close(k2, [0.125, 0, 0, 0, 2, 0]);
   close(k3, [Math.exp(-0.5) - 1 + 0.5, 0, 0, 0, Math.exp(-2) - 1 + 2, 0]);
   expect(sequenceMean(k1, shape)).toBeCloseTo(1.25);
   expect(tokenMean(k1, shape)).toBeCloseTo(0.5);
@@ -80,22 +81,26 @@ test('the KL coefficient rises above the target and falls below it, by a fifth o
   expect(adaptedBeta(0.2, 4, { target: 4, horizon: 1280 }, 128)).toBe(0.2);
 });
 
-test('importance weights are the ratio of trainer to sampler, truncated', () => {
-  close(
-    mismatchWeights(Float32Array.from([-1, -1, -1]), Float32Array.from([-1, -3, -0.5]), 2, {
-      columns: 3,
-      lengths: [3],
-    }),
-    [1, 2, Math.exp(-0.5)],
-  );
+test('importance weights are the ratio of trainer to sampler, truncated, and say what the tokens are worth', () => {
+  const trainer = Float32Array.from([-1, -1, -1, 7]);
+  const { weights, mean, max, capped, effective } = mismatch(trainer, Float32Array.from([-1, -3, -0.5, 0]), 2, {
+    columns: 4,
+    lengths: [3],
+  });
+  const half = Math.exp(-0.5);
+  close(weights, [1, 2, half, 0]);
+  close([mean, max, capped], [(3 + half) / 3, 2, 1 / 3]);
+  expect(effective).toBeCloseTo((3 + half) ** 2 / (1 + 4 + half ** 2) / 3);
 });
+
+const CLIP = { clip: 0.2, dualClip: Number.POSITIVE_INFINITY };
 
 test('before any step the ratio is 1 and nothing is clipped; the loss is minus the mean advantage', () => {
   const logprobs = tf.tensor1d([-1, -2, -3]);
   const advantages = tf.tensor1d([1, -2, 50]);
   const weight = tf.tensor1d([0.5, 0.5, 0]);
   const ones = tf.onesLike(weight);
-  const { loss, clipfrac, approxkl, ratio } = policyLoss(logprobs, logprobs, advantages, ones, weight, 0.2);
+  const { loss, clipfrac, approxkl, ratio } = policyLoss(logprobs, logprobs, advantages, ones, weight, CLIP);
   close(
     [loss, clipfrac, approxkl, ratio].map((x) => x.dataSync()[0] as number),
     [0.5, 0, 0, 1],
@@ -106,10 +111,23 @@ test('the policy loss clips gains, not losses', () => {
   const old = tf.tensor1d([0, 0]);
   const now = tf.tensor1d([Math.log(1.5), Math.log(1.5)]);
   const weight = tf.tensor1d([0.5, 0.5]);
-  const { loss, clipfrac } = policyLoss(now, old, tf.tensor1d([1, -1]), tf.onesLike(old), weight, 0.2);
+  const { loss, clipfrac } = policyLoss(now, old, tf.tensor1d([1, -1]), tf.onesLike(old), weight, CLIP);
   // Better than before and already 1.5 times likelier: counted as 1.2. Worse: counted in full.
   expect(loss.dataSync()[0]).toBeCloseTo((-1.2 + 1.5) / 2);
   expect(clipfrac.dataSync()[0]).toBeCloseTo(0.5);
+});
+
+test('with a dual clip a bad token that became much likelier pulls no harder than so many times its advantage', () => {
+  const [old, weight] = [tf.zeros([3]), tf.fill([3], 1)] as [
+    ReturnType<typeof tf.tensor>,
+    ReturnType<typeof tf.tensor>,
+  ];
+  const now = tf.tensor1d([5, 2, 5].map(Math.log));
+  const lossOf = (advantages: number[], dualClip: number) =>
+    policyLoss(now, old, tf.tensor1d(advantages), weight, weight, { clip: 0.2, dualClip }).loss.dataSync()[0];
+  expect(lossOf([-1, -1, 0], Number.POSITIVE_INFINITY)).toBeCloseTo(5 + 2);
+  expect(lossOf([-1, -1, 0], 3)).toBeCloseTo(3 + 2);
+  expect(lossOf([0, 0, 1], 3)).toBeCloseTo(-1.2); // where the advantage is positive, the first clip holds already
 });
 
 test('the value loss is half the worse of plain and clipped error', () => {
