@@ -168,10 +168,9 @@ plumb
       throw new UserError(`${options.release} is not a channel: stable or canary`);
     const { importFolder } = await import('../trainer/import/folder.ts');
     const { importPolicy } = await import('../functions/store/policies.ts');
-    const { openHome, withStore } = await import('./local.ts');
+    const { withStore } = await import('./local.ts');
     const folder = resolve(path);
     const { manifest, files } = importFolder(folder, options.name ?? folder.split('/').at(-1)!);
-    await openHome(homeFolder());
     await withStore(homeFolder(), ({ DB, BUCKET }) =>
       importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), options.release),
     );

@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto';
 import {
   chmodSync,
   existsSync,
+  readdirSync,
   readFileSync,
   realpathSync,
   rmSync,
@@ -99,7 +100,6 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
   reaper.unref();
   (reaper.stdin as unknown as Socket).unref();
   const secrets = await readSecrets(home);
-  await migrate(home);
   const { policy, publicKey } = await bootstrap(home, port, secrets);
 
   const url = `http://127.0.0.1:${port}`;
@@ -216,50 +216,14 @@ async function readSecrets(home: string): Promise<Secrets> {
   return secrets;
 }
 
-/** Makes the data folder what a Worker or an import needs. */
-export async function openHome(home: string): Promise<void> {
-  prepareHome(home);
-  await migrate(home);
-}
-
-async function migrate(home: string): Promise<void> {
-  const wrangler = join(ROOT, 'node_modules/wrangler/bin/wrangler.js');
-  const args = [
-    'd1',
-    'migrations',
-    'apply',
-    'plumb',
-    '--local',
-    '--persist-to',
-    join(home, 'state'),
-    '--config',
-    join(ROOT, 'wrangler.jsonc'),
-  ];
-  await new Promise<void>((resolve, reject) => {
-    const child = spawn(process.execPath, [wrangler, ...args], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      cwd: ROOT,
-      env: { ...process.env, CI: 'true' },
-    });
-    let output = '';
-    child.stdout.on('data', (data) => (output += data));
-    child.stderr.on('data', (data) => (output += data));
-    child.on('error', reject);
-    child.on('close', (code) =>
-      code === 0
-        ? resolve()
-        : reject(new UserError(`the database could not be brought up to date: ${output.trim().split('\n').at(-1)}`)),
-    );
-  });
-}
-
 interface Bindings {
   DB: D1Database;
   BUCKET: R2Bucket;
 }
 
-/** D1 and R2 of this machine, for as long as `use` takes. */
+/** D1 and R2 of this machine, made and brought up to date, for as long as `use` takes. */
 export async function withStore<T>(home: string, use: (env: Bindings) => Promise<T>): Promise<T> {
+  prepareHome(home);
   const proxy = await getPlatformProxy<Bindings>({
     configPath: join(ROOT, 'wrangler.jsonc'),
     persist: { path: join(home, 'state/v3') },
@@ -267,9 +231,28 @@ export async function withStore<T>(home: string, use: (env: Bindings) => Promise
     remoteBindings: false,
   });
   try {
+    await migrate(proxy.env.DB);
     return await use(proxy.env);
   } finally {
     await proxy.dispose();
+  }
+}
+
+/** Applies what is new in schema/migrations, and notes it where `wrangler d1 migrations apply` does, which takes seconds to start. */
+async function migrate(DB: D1Database): Promise<void> {
+  await DB.prepare(
+    'CREATE TABLE IF NOT EXISTS d1_migrations (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP NOT NULL)',
+  ).run();
+  const { results } = await DB.prepare('SELECT name FROM d1_migrations').all<{ name: string }>();
+  const applied = new Set(results.map(({ name }) => name));
+  const folder = join(ROOT, 'schema/migrations');
+  const fresh = readdirSync(folder).filter((name) => name.endsWith('.sql') && !applied.has(name));
+  for (const name of fresh.sort()) {
+    const statements = readFileSync(join(folder, name), 'utf8').split('--> statement-breakpoint');
+    await DB.batch([
+      ...statements.map((statement) => DB.prepare(statement)),
+      DB.prepare('INSERT INTO d1_migrations (name) VALUES (?)').bind(name),
+    ]);
   }
 }
 
