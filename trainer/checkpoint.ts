@@ -7,7 +7,7 @@ import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../
 import type { Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import { writing } from './folder.ts';
-import type { Parameters } from './model.ts';
+import { type Parameters, trunkOf } from './model.ts';
 import type { AdamState } from './optimizer.ts';
 import type { PpoState } from './ppo.ts';
 import type { FitState, RewardModel } from './reward.ts';
@@ -65,7 +65,7 @@ export function inFormOf<T extends Tree>(form: T, tree: Tree): T {
 }
 
 const rewardOf = ({ parameters, head, thumbs }: RewardModel, like: Parameters): RewardModel => ({
-  parameters: inFormOf(like, parameters),
+  parameters: inFormOf(trunkOf(like), parameters),
   head: { weight: head.weight, bias: head.bias },
   thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
 });

@@ -27,6 +27,9 @@ export type Parameters = {
   /** The output matrix where it is not the embedding. */
   head?: Tensor; // (V, D)
 };
+/** A policy's weights but for its output matrix, of which a reward model has no use. */
+export const trunkOf = ({ embedding, layers, norm }: Parameters): Parameters => ({ embedding, layers, norm });
+
 /** A linear read-out of a hidden state: a value, or a reward. */
 export type Head = {
   weight: Tensor; // (D)

@@ -13,7 +13,7 @@ import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { type Judgement, pairsOf } from './judgements.ts';
 import { type Report, requireFinite } from './metrics.ts';
-import { type Head, hiddenStates, type Parameters, precisionFor } from './model.ts';
+import { type Head, hiddenStates, type Parameters, precisionFor, trunkOf } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Shape } from './pack.ts';
 import { type Random, random } from './random.ts';
@@ -92,7 +92,7 @@ export async function fitReward(
   if (from) rm = from.rm;
   else {
     rm = tf.tidy(() => ({
-      parameters: mapTree(base, tf.clone) as Parameters,
+      parameters: mapTree(trunkOf(base), tf.clone),
       head: { weight: tf.tensor1d(head), bias: tf.scalar(0) },
       thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
     })) as never;

@@ -5,6 +5,7 @@
 //   edge      votes a second over HTTP beside a bare insert into D1; cold starts
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
 //   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
+//   trl       the stages beside TRL's
 //   demo      one round of the demo, stage by stage, beside what each is meant to take
 import { parseArgs } from 'node:util';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
@@ -21,6 +22,10 @@ const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
   torch: async () => {
     await setUpEngine();
     return (await import('./torch.ts')).torch();
+  },
+  trl: async () => {
+    await setUpEngine();
+    return (await import('./trl.ts')).trl();
   },
   demo: async () => {
     await setUpEngine();

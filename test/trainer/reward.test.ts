@@ -1,10 +1,11 @@
 import { expect, test } from 'vitest';
 import { REWARD_DEFAULTS } from '../../schema/run-config.ts';
-import { fitStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
+import { fitStateFromFile, rewardFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import type { Row } from '../../trainer/data.ts';
 import { flatten } from '../../trainer/engine/compile.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import type { Progress } from '../../trainer/metrics.ts';
+import { initialParameters } from '../../trainer/model.ts';
 import { random } from '../../trainer/random.ts';
 import {
   accuracy,
@@ -75,6 +76,16 @@ test('it learns from thumbs alone, and P(up) is high where people clicked up', a
   };
   expect(mean(true)).toBeGreaterThan(0.65);
   expect(mean(false)).toBeLessThan(0.35);
+});
+
+test('of a policy with an output matrix of its own the reward model takes the rest, and is read back from its file', async () => {
+  const model = { ...TINY, tie_word_embeddings: false };
+  const policy = initialParameters(model, random(1));
+  const calls = rewardCalls(model, SHAPE, { ...REWARD_DEFAULTS, epochs: 1 });
+  const rm = await fitReward(model, calls, policy, compared(4), normaliseOn, 3, 'reward', () => {});
+  const again = rewardFromFile(treeToFile(rm), policy);
+  const rows = [row(), row()];
+  expect(await scores(calls, again, rows, 0)).toEqual(await scores(calls, rm, rows, 0));
 });
 
 test('one thumb changes the fit: its weight in the loss is above 0', async () => {
