@@ -8,7 +8,8 @@ export interface Env {
   [name: `PLUMB_${string}`]: string | undefined;
 }
 
-const Seconds = (seconds: number) => z.coerce.number().positive().default(seconds);
+const number = () => z.coerce.number('not a number');
+const Seconds = (seconds: number) => number().positive('not above 0').default(seconds);
 
 const Settings = z.object({
   /** "kid:secret,kid:secret": the first signs, all are accepted. */
@@ -38,10 +39,10 @@ const Settings = z.object({
     .default(''),
   PLUMB_TOKEN_TTL: Seconds(30 * 24 * 3600),
   /** So many new judgements start a run, or any at all after so many seconds. */
-  PLUMB_MIN_FEEDBACK: z.coerce.number().int().positive().default(200),
+  PLUMB_MIN_FEEDBACK: number().int('not a whole number').positive('not above 0').default(200),
   PLUMB_MAX_WAIT: Seconds(24 * 3600),
   /** Requests that a key may make in a minute, a public one for each visitor's address; 0: as many as it likes. */
-  PLUMB_RATE_LIMIT: z.coerce.number().int().nonnegative().default(0),
+  PLUMB_RATE_LIMIT: number().int('not a whole number').nonnegative('below 0').default(0),
   PLUMB_LEASE: Seconds(60),
   PLUMB_LAUNCH_PATIENCE: Seconds(600),
 });

@@ -138,10 +138,11 @@ plumb
       clearInterval(beats);
     }
     const { Gone, workJob } = await import('../trainer/job.ts');
+    const { compilations } = await import('../trainer/engine/compile.ts');
     const { toFile, toTerminal } = await import('../trainer/metrics.ts');
     const runs = join(homeFolder(), 'runs');
     makeFolder(runs);
-    const [file, lines] = [toFile(join(runs, `${run}.jsonl`)), toTerminal(process.stdout)];
+    const [file, lines] = [toFile(join(runs, `${run}.jsonl`)), toTerminal(process.stdout, compilations)];
     const local: Report = async (progress) => {
       await file(progress);
       await lines(progress);
@@ -194,7 +195,9 @@ async function api<T>(method: string, path: string, body?: object): Promise<T> {
     throw new UserError(`Plumb at ${url} cannot be reached (${error.cause?.code ?? error.message}): is it running?`);
   });
   if (response.status === 204) return undefined as T;
-  const answer = (await response.json()) as T & { detail?: string; title?: string };
+  const answer = (await response.json().catch(() => {
+    throw new UserError(`what answers at ${url} is not Plumb: check PLUMB_URL`);
+  })) as T & { detail?: string; title?: string };
   if (!response.ok) throw new UserError(`${answer.title ?? response.status}: ${answer.detail ?? ''}`);
   return answer;
 }

@@ -123,6 +123,8 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
           .map(([stage, seconds]) => `${stage} ${seconds.toFixed(0)}`)
           .join(', ')}`,
       );
+      const compiled = (run.report?.compilations ?? []) as { name: string; seconds: number }[];
+      say(`    compiled: ${compiled.map(({ name, seconds }) => `${name} ${seconds.toFixed(1)}`).join(', ')}`);
     }
 
     const rose = last.gold.low > first.gold.high;

@@ -5,7 +5,7 @@ import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 
 export const ROOT = join(import.meta.dirname, '..');
-export const homeFolder = (): string => process.env.PLUMB_HOME ?? join(ROOT, '.plumb');
+export const homeFolder = (): string => process.env.PLUMB_HOME || join(ROOT, '.plumb');
 export const DEFAULT_PORT = 8787;
 
 export interface DevFile {

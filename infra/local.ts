@@ -17,11 +17,12 @@ import {
 import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { getPlatformProxy, unstable_startWorker } from 'wrangler';
+import { z } from 'zod';
 import { settingFault } from '../functions/env.ts';
 import { insertKey, isValid, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
 import { tryLock } from '../trainer/engine/lock.ts';
-import { makeFolder } from '../trainer/folder.ts';
+import { makeFolder, writeWhole } from '../trainer/folder.ts';
 import { importFolder } from '../trainer/import/folder.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { type DevFile, devFile, ROOT } from './home.ts';
@@ -142,7 +143,7 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
   };
   try {
     await worker.ready;
-    await until(async () => (await fetch(`${url}/readyz`)).status === 200, 60_000);
+    await until(async () => isReady(await fetch(`${url}/readyz`)), 60_000);
   } catch (error) {
     await close();
     throw error;
@@ -210,7 +211,15 @@ function prepareHome(home: string): void {
 /** Secrets are made once and kept: tokens and raters' hashes must survive a restart. */
 async function readSecrets(home: string): Promise<Secrets> {
   const path = join(home, 'secrets.json');
-  if (existsSync(path)) return JSON.parse(readFileSync(path, 'utf8'));
+  if (existsSync(path)) {
+    const Kept = z.object({
+      token: z.string().min(16),
+      pepper: z.string().min(16),
+      side: z.string().min(16),
+      key: z.string(),
+    });
+    return readKept(path, Kept);
+  }
   const secret = () => randomBytes(24).toString('base64url');
   const secrets: Secrets = { token: secret(), pepper: secret(), side: secret(), key: '' };
   return secrets;
@@ -231,7 +240,9 @@ export async function withStore<T>(home: string, use: (env: Bindings) => Promise
     remoteBindings: false,
   });
   try {
-    await migrate(proxy.env.DB);
+    await migrate(proxy.env.DB).catch((error) => {
+      throw new UserError(`the database in ${home} cannot be brought up to date: ${error.message}`);
+    });
     return await use(proxy.env);
   } finally {
     await proxy.dispose();
@@ -263,7 +274,7 @@ async function bootstrap(home: string, port: number, secrets: Secrets): Promise<
       const key = await makeKey('sk', undefined, [], 'made at a start');
       await insertKey(DB, key.row);
       secrets.key = key.plain;
-      saveSecrets(home, secrets);
+      keep(join(home, 'secrets.json'), secrets);
     }
     const publicKey = await publicKeyOf(DB, home, port);
     const stable = await DB.prepare(
@@ -279,18 +290,27 @@ async function bootstrap(home: string, port: number, secrets: Secrets): Promise<
 /** The public key names its origins, and they hold the port: each port has its own. */
 async function publicKeyOf(DB: D1Database, home: string, port: number): Promise<string> {
   const path = join(home, 'public-keys.json');
-  const known: Record<string, string> = existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : {};
+  const known = existsSync(path) ? readKept(path, z.record(z.string(), z.string())) : {};
   const own = known[port];
   if (own && (await isValid(DB, own))) return own;
   const origins = [`http://127.0.0.1:${port}`, `http://localhost:${port}`];
   const { plain, row } = await makeKey('pk', undefined, origins, `pages of port ${port}`);
   await insertKey(DB, row);
-  writeFileSync(path, JSON.stringify({ ...known, [port]: plain }), { mode: 0o600 });
+  keep(path, { ...known, [port]: plain });
   return plain;
 }
 
-const saveSecrets = (home: string, secrets: Secrets) =>
-  writeFileSync(join(home, 'secrets.json'), JSON.stringify(secrets, null, 2), { mode: 0o600 });
+/** A file of ours beside the database, for its owner alone. */
+const keep = (path: string, value: object) =>
+  writeWhole(path, new TextEncoder().encode(JSON.stringify(value, null, 2)), 0o600);
+
+function readKept<T>(path: string, schema: z.ZodType<T>): T {
+  try {
+    return schema.parse(JSON.parse(readFileSync(path, 'utf8')));
+  } catch {
+    throw new UserError(`${path} is damaged: put it back from a copy, or set PLUMB_HOME to another folder`);
+  }
+}
 
 const portFree = (port: number): Promise<boolean> =>
   new Promise((resolve) => {
@@ -299,6 +319,18 @@ const portFree = (port: number): Promise<boolean> =>
     probe.listen(port, '127.0.0.1', () => probe.close(() => resolve(true)));
   });
 
+/** False while the Worker starts; what it says is wrong with its data would stay so. */
+async function isReady(answer: Response): Promise<boolean> {
+  if (answer.status === 200) return true;
+  const parts = (await answer.json().catch(() => ({}))) as Record<string, { ok: boolean; detail: string } | boolean>;
+  for (const [name, part] of Object.entries(parts))
+    if (typeof part === 'object' && !part.ok)
+      throw new UserError(
+        `the Worker is not ready: ${name}: ${part.detail}; mend the data folder, or set PLUMB_HOME to another`,
+      );
+  return false;
+}
+
 async function until(done: () => Promise<boolean>, milliseconds: number): Promise<void> {
   const end = Date.now() + milliseconds;
   let last: unknown = 'not ready';
@@ -306,6 +338,7 @@ async function until(done: () => Promise<boolean>, milliseconds: number): Promis
     try {
       if (await done()) return;
     } catch (error) {
+      if (error instanceof UserError) throw error;
       last = error;
     }
     await new Promise((resolve) => setTimeout(resolve, 100));

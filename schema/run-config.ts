@@ -159,7 +159,7 @@ export const RunSettings = z.strictObject({
     .partial()
     .refine(
       ({ episodes = PPO_DEFAULTS.episodes, rollout = PPO_DEFAULTS.rollout }) => episodes >= rollout,
-      'fewer episodes than one iteration (rollout) has: ask for more',
+      `fewer episodes than one iteration has (rollout: ${PPO_DEFAULTS.rollout} unless set): ask for more`,
     )
     .optional(),
   gate: z

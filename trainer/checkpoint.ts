@@ -1,12 +1,10 @@
 // Trees of tensors as safetensors files (float32, nothing rounded), so that a run that was cut off goes on where it was.
 
-import { closeSync, fsyncSync, openSync, renameSync, writeSync } from 'node:fs';
 import { z } from 'zod';
 import { MalformedFile } from '../schema/malformed.ts';
 import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
 import type { Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
-import { writing } from './folder.ts';
 import { type Parameters, trunkOf } from './model.ts';
 import type { AdamState } from './optimizer.ts';
 import type { PpoState } from './ppo.ts';
@@ -101,16 +99,4 @@ export function ppoStateFromFile(file: Uint8Array, scalars: unknown, like: Param
   const parameters = inFormOf(like, actor.parameters);
   const value = { weight: actor.value.weight, bias: actor.value.bias };
   return { actor: { parameters, value }, adam: adamOf(adam), ...PpoScalars.parse(scalars) };
-}
-
-/** Writes so that a reader sees the whole file or none: another name, synced, renamed. */
-export function writeWhole(path: string, bytes: Uint8Array): void {
-  const part = `${path}.part`;
-  const file = openSync(part, 'w');
-  writing(path, () => {
-    for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
-  });
-  fsyncSync(file);
-  closeSync(file);
-  renameSync(part, path);
 }

@@ -6,20 +6,13 @@ import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
-import {
-  fitStateFromFile,
-  ppoStateFromFile,
-  rewardFromFile,
-  sftStateFromFile,
-  treeToFile,
-  writeWhole,
-} from './checkpoint.ts';
+import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig, SFT_DEFAULTS } from './config.ts';
 import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
-import { dispose, type Tree } from './engine/compile.ts';
+import { compilations, dispose, type Tree } from './engine/compile.ts';
 import { tryLock } from './engine/lock.ts';
 import { evaluate } from './evaluate.ts';
-import { makeFolder } from './folder.ts';
+import { makeFolder, writeWhole } from './folder.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
 import { sha256 } from './manifest.ts';
 import { DivergedError, type Report, toFile, toTerminal } from './metrics.ts';
@@ -227,7 +220,16 @@ export async function evaluateOnFiles(options: {
   };
   const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 3);
   const on = await drawn(policy, root, prompts, maxTokens, options.seed);
-  const judge = await fitReward(model, calls.reward, root, fitted, on, options.seed, 'judge', toTerminal());
+  const judge = await fitReward(
+    model,
+    calls.reward,
+    root,
+    fitted,
+    on,
+    options.seed,
+    'judge',
+    toTerminal(process.stderr, compilations),
+  );
   const sampler = startSampler(model);
   try {
     const gate = await evaluate(model, calls, { root, parent, candidate }, judge, held, prompts, sampler, maxTokens, {
@@ -262,7 +264,7 @@ async function reportTo(out: string): Promise<Report> {
   if (!(await tryLock(`out ${realpathSync(out)}`)))
     throw new UserError(`another plumb train writes to ${out}: wait for it, or give another --out`);
   const file = toFile(join(out, 'metrics.jsonl'));
-  const terminal = toTerminal();
+  const terminal = toTerminal(process.stderr, compilations);
   return async (progress) => {
     await file(progress);
     await terminal(progress);
@@ -278,7 +280,12 @@ function savepoint(stage: string, options: { out: string }, inputs: string[]) {
   const settings = JSON.stringify([options, ...inputs.map((path) => sha256(readFileSync(path)))]);
   const place = join(options.out, `${stage}.state.json`);
   const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);
-  const last = existsSync(place) ? Saved.parse(JSON.parse(readFileSync(place, 'utf8'))) : null;
+  let last: z.infer<typeof Saved> | null = null;
+  try {
+    if (existsSync(place)) last = Saved.parse(JSON.parse(readFileSync(place, 'utf8')));
+  } catch {
+    throw new UserError(`${place} is damaged: remove it, and the stage begins anew`);
+  }
   if (last && last.settings !== settings)
     throw new UserError(
       `${options.out} holds the unfinished work of a call with other settings or data: give it the same ones to go on, another --out, or remove ${place}`,

@@ -1,6 +1,6 @@
 // Folders and files that are written to.
 
-import { existsSync, mkdirSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, writeSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 
 /** Makes a folder and those above it, one by one: Node's recursive mkdir never ends where the kernel refuses one (/proc). */
@@ -25,4 +25,16 @@ export function writing<T>(path: string, write: () => T): T {
     if (code === 'ENOSPC' && !message.includes(path)) (error as Error).message = `${path}: ${message}`;
     throw error;
   }
+}
+
+/** Writes so that a reader sees the whole file or none: another name, synced, renamed. */
+export function writeWhole(path: string, bytes: Uint8Array, mode = 0o666): void {
+  const part = `${path}.part`;
+  const file = openSync(part, 'w', mode);
+  writing(path, () => {
+    for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
+  });
+  fsyncSync(file);
+  closeSync(file);
+  renameSync(part, path);
 }

@@ -53,8 +53,15 @@ function forget(path: string, what: string, from: number): void {
   renameSync(`${path}.part`, path);
 }
 
-/** Shows progress: one line that is overwritten on a terminal, else a line every tenth of the way. */
-export function toTerminal(stream: NodeJS.WriteStream = process.stderr): Report {
+/**
+ * Shows progress: one line that is overwritten on a terminal, else a line every tenth of the way.
+ * @param compiled grows with what is compiled, of which each is told
+ */
+export function toTerminal(
+  stream: NodeJS.WriteStream = process.stderr,
+  compiled: { name: string; precision: string; seconds: number }[] = [],
+): Report {
+  let told = compiled.length;
   let began = performance.now();
   let last = '';
   let first = 0; // a stage that goes on begins further along
@@ -63,6 +70,12 @@ export function toTerminal(stream: NodeJS.WriteStream = process.stderr): Report 
       began = performance.now();
       last = stage;
       first = step;
+    }
+    for (; told < compiled.length; told++) {
+      const { name, precision, seconds } = compiled[told]!;
+      stream.write(
+        `${stream.isTTY ? '\r\x1b[K' : ''}compiled ${name} in ${seconds.toFixed(1)} s, products in ${precision}\n`,
+      );
     }
     const seconds = (performance.now() - began) / 1000;
     const rate = step > first ? (step - first) / seconds : 0;

@@ -79,7 +79,7 @@ export async function vote(
   const rater = judge.rater ? sql`${judge.rater}` : sql`(SELECT min("user") FROM samples WHERE ${these})`;
   const unchanged = sql`(text = ${body.kind === 'correction' ? body.text : null})`;
 
-  const [, , first, , , , seen, votes] = await db.batch([
+  const [, , first, , , , seen, , votes] = await db.batch([
     takeSeq(db),
     raw(
       db,
@@ -127,6 +127,13 @@ export async function vote(
     raw<{ id: string; prompt: string; user: string | null; same: number | null }>(
       db,
       sql`SELECT id, prompt, "user", ${unchanged} AS same FROM samples WHERE ${these}`,
+    ),
+    // a page that says again what stands may take it back
+    raw(
+      db,
+      sql`UPDATE feedback SET session = ${judge.session}
+          WHERE rater = ${rater} AND kind = ${body.kind} AND facet = ${facet} AND target = ${target}
+            AND body = ${json} AND undone_at IS NULL AND ${judge.session} <> '' AND NOT ${used}`,
     ),
     raw<Record<string, unknown>>(
       db,

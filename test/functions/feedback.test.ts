@@ -208,8 +208,11 @@ describe('pages', () => {
       (await ask('DELETE', `/v1/feedback/${id}`, { key: pk, headers: { 'Feedback-Token': token } })).status;
     const { id } = await byServer(1);
     expect(await undo(id)).toBe(404);
-    expect((await inPage(-1)).id).toBe(id);
-    expect((await byServer(1)).revision).toBe(3);
+    expect(await inPage(1)).toMatchObject({ id, revision: 1 });
+    expect(await undo(id)).toBe(204);
+    expect((await byServer(-1)).revision).toBe(2);
+    expect((await inPage(1)).revision).toBe(3);
+    expect((await byServer(-1)).revision).toBe(4);
     expect(await undo(id)).toBe(204);
   });
 

@@ -2,9 +2,10 @@ import { existsSync, mkdtempSync, readFileSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { fileToTree, inFormOf, treeToFile, writeWhole } from '../../trainer/checkpoint.ts';
+import { fileToTree, inFormOf, treeToFile } from '../../trainer/checkpoint.ts';
 import { flatten } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
+import { writeWhole } from '../../trainer/folder.ts';
 
 const tree = () => ({
   zeta: tf.scalar(0.1) as Tensor,

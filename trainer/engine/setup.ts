@@ -199,7 +199,11 @@ const offlineHint = 'a download failed: check the network, then run plumb engine
 /** Unpacks a package of the npm registry without running anything of it; checks it against the lock file where that names it. */
 async function npmPackage(spec: string, work: string): Promise<string> {
   const name = spec.slice(0, spec.lastIndexOf('@'));
-  const packed = await run('npm', ['pack', '--silent', '--pack-destination', work, spec], offlineHint);
+  const packed = await run(
+    'npm',
+    ['pack', '--silent', '--fetch-retries=1', '--fetch-retry-mintimeout=1000', '--pack-destination', work, spec],
+    offlineHint,
+  );
   const tarball = join(work, packed.trim().split('\n').at(-1)!);
   const locked = JSON.parse(readFileSync(join(ROOT, 'package-lock.json'), 'utf8')).packages[`node_modules/${name}`]
     ?.integrity;
@@ -325,7 +329,7 @@ function run(command: string, args: string[], hint?: string): Promise<string> {
     child.on('close', (code) => {
       if (code === 0) return resolve(out);
       const last = err.trim().split('\n').at(-1) ?? '';
-      reject(new EngineError(hint ? `${hint} (${command}: ${last})` : `${command} failed: ${last}`));
+      reject(new EngineError(hint ? `${hint}${last && ` (${command}: ${last})`}` : `${command} failed: ${last}`));
     });
   });
 }

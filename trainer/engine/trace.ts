@@ -9,7 +9,7 @@ import { constantProto, type Node, shapeAttribute, TENSOR_ATTRIBUTE, typeAttribu
 import { type Binding, backend, type OpAttribute, type Tensor, tf } from './tf.ts';
 
 /** What goes into a traced function. */
-export interface Input {
+interface Input {
   dtype: string;
   shape: number[];
   /** It comes in a resource variable, from which it is read. */
@@ -17,7 +17,7 @@ export interface Input {
 }
 
 /** The graph as it grows, to those who add to it while the function's tensors live. */
-export interface Graph {
+interface Graph {
   add(op: string, from: string[], attributes: OpAttribute[]): string;
   /** "node:output" of a tensor. */
   referenceOf(tensor: Tensor): string;
@@ -27,7 +27,7 @@ export interface Graph {
   refuse(what: string): never;
 }
 
-export interface Recording<Result> {
+interface Recording<Result> {
   nodes: Node[];
   /** Tensors made before, and large constants: inputs, too, that are the same at every call. */
   captures: { id: number; reference: string }[];

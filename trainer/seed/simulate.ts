@@ -59,7 +59,7 @@ export async function simulate(s: Simulation): Promise<Totals> {
   const sampler = startSampler(model);
   const calls = stageCalls(model, shapeFor(TICKET_TOKENS + s.config.maxAnswerTokens), s.config);
   const evaluationTickets = tickets('evaluation', EVALUATION_SEED, s.tickets);
-  const report = s.quiet ? () => {} : toTerminal();
+  const report = s.quiet ? () => {} : toTerminal(process.stderr, compilations);
 
   async function answersTo(parameters: Parameters, asked: Ticket[], seed: number): Promise<string[]> {
     const seeds = asked.map((_, i) => seed * 1_000_000 + i);
@@ -135,9 +135,6 @@ export async function simulate(s: Simulation): Promise<Totals> {
       );
     else console.log(`seed ${seed}  ${seconds.toFixed(0)} s`);
   }
-  if (!s.quiet)
-    for (const { name, precision, seconds } of compilations)
-      console.log(`compiled ${name} in ${seconds.toFixed(1)} s, products in ${precision}`);
   await sampler.close();
   return totals;
 }
