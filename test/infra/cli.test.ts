@@ -63,4 +63,6 @@ test('what cannot be done is said in one line', async () => {
   expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/no Plumb runs here/)]]);
   const gone = await plumb(['runs'], { PLUMB_URL: 'http://127.0.0.1:9', PLUMB_KEY: 'sk_x' }).ended;
   expect([gone.code, lines(gone)]).toEqual([1, [expect.stringMatching(/cannot be reached/)]]);
+  const other = await plumb(['runs'], { PLUMB_URL: `${system.dev.url}/docs#`, PLUMB_KEY: 'sk_x' }).ended;
+  expect([other.code, lines(other)]).toEqual([1, [expect.stringMatching(/is not Plumb: check PLUMB_URL/)]]);
 }, 120_000);

@@ -1,5 +1,15 @@
 // npm start as its user meets it: processes, ports and signals.
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -62,6 +72,12 @@ describe('plumb dev', { timeout: 120_000 }, () => {
     expect([limited.code, lines(limited)]).toEqual([1, [expect.stringMatching(/PLUMB_RATE_LIMIT=abc/)]]);
     const file = await plumb(['dev'], { PLUMB_HOME: PLUMB }).ended;
     expect([file.code, lines(file)]).toEqual([1, [expect.stringMatching(/is a file: PLUMB_HOME wants a folder/)]]);
+
+    const damaged = join(homes, 'damaged');
+    mkdirSync(damaged);
+    writeFileSync(join(damaged, 'secrets.json'), '{"token": ');
+    const broken = await plumb(['dev'], { PLUMB_HOME: damaged }).ended;
+    expect([broken.code, lines(broken)]).toEqual([1, [expect.stringMatching(/secrets\.json is damaged/)]]);
 
     const port = await freePort();
     const first = await started(home, port);

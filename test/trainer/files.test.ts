@@ -125,6 +125,12 @@ test('unfinished work on other data is not gone on with', async () => {
   const { code, out } = await train(ppo('other'));
   expect(code).toBe(1);
   expect(out).toMatch(/unfinished work of a call with other settings or data/);
+  writeFileSync(join(at('other'), 'ppo.state.json'), '{"count":');
+  const damaged = await train(ppo('other'));
+  expect([damaged.code, damaged.out.trim()]).toEqual([
+    1,
+    expect.stringMatching(/ppo\.state\.json is damaged: remove it/),
+  ]);
 }, 120_000);
 
 test('files of another model, or a folder that another writes to, are said in one line', async () => {
