@@ -220,7 +220,7 @@ const keys = plumb.command('keys').description('who may call the API');
 keys
   .command('create')
   .description('make a key; it is shown this once')
-  .option('--kind <kind>', 'sk (servers), pk (browsers) or ek (evaluators)', 'sk')
+  .option('--kind <kind>', 'sk (servers) or pk (browsers)', 'sk')
   .option('--scopes <list>', 'of a secret key, with commas')
   .option('--origins <list>', 'pages that may use a public key, with commas')
   .option('--name <name>', 'for the list', '')
@@ -297,9 +297,20 @@ plumb.addCommand(trainCommand(() => setUpEngine(progressLine())));
 plumb
   .command('sim')
   .description('rounds of the loop on files, without HTTP, in the little world')
-  .usage(
-    '[--rounds n] [--seeds 1,2,3] [--judgements n] [--tickets n] [--mode gold|random|inverted] [--bias] [--no-gate]\n' +
-      '                 [--config json] [--policy folder] [--json] [--quiet]',
+  .usage('[options]')
+  .addHelpText(
+    'after',
+    `  --rounds n       rounds a seed (2)
+  --seeds 1,2,3    one simulation each, as many at once as there are cores (1)
+  --judgements n   votes a round (400)
+  --tickets n      of the evaluation (1000)
+  --mode mode      gold: raters go by gold, and err; random: they toss coins; inverted: they prefer the worse (gold)
+  --bias           a cohort casts most of dialect B's votes, and prefers curt answers there
+  --no-gate        what the gate rejects is served none the less
+  --config json    of the runs, such as '{"ppo": {"learningRate": 0}}'
+  --policy folder  what to start from (the seed policy)
+  --json           a line of JSON a seed
+  --quiet          no progress`,
   )
   .allowUnknownOption()
   .allowExcessArguments()
