@@ -33,6 +33,9 @@ interface DemoOptions {
   bias?: boolean;
   json?: boolean;
 }
+/** What the demo's exit says: the intervals do not touch. */
+export const goldRose = (before: Measured, after: Measured): boolean => after.gold.low > before.gold.high;
+
 interface Answered {
   choices: { message: { content: string }; sample_id?: string }[];
 }
@@ -125,7 +128,7 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
       );
     }
 
-    const rose = last.gold.low > first.gold.high;
+    const rose = goldRose(first, last);
     const way = (last.gold.mean - first.gold.mean) / (best - first.gold.mean);
     const seconds = (performance.now() - began) / 1000;
     say(
