@@ -33,6 +33,9 @@ interface DemoOptions {
   bias?: boolean;
   json?: boolean;
 }
+/** What the demo's exit says: the intervals do not touch. */
+export const goldRose = (before: Measured, after: Measured): boolean => after.gold.low > before.gold.high;
+
 interface Answered {
   choices: { message: { content: string }; sample_id?: string }[];
 }
@@ -127,7 +130,7 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
       say(`    compiled: ${compiled.map(({ name, seconds }) => `${name} ${seconds.toFixed(1)}`).join(', ')}`);
     }
 
-    const rose = last.gold.low > first.gold.high;
+    const rose = goldRose(first, last);
     const way = (last.gold.mean - first.gold.mean) / (best - first.gold.mean);
     const seconds = (performance.now() - began) / 1000;
     say(

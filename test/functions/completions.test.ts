@@ -251,6 +251,13 @@ describe('what is refused, in OpenAI’s words', () => {
       { model: stable },
     ])
       expect((await chat(body, pk)).status, JSON.stringify(body)).toBe(403);
+    // of tokens 1024: what is asked beyond is not counted
+    for (const limit of ['max_tokens', 'max_completion_tokens'])
+      for (const [key, counted] of [
+        [sk, 5000],
+        [pk, 1024],
+      ] as const)
+        expect((await chat({ [limit]: 5000 }, key)).json.error.message).toMatch(`${counted} and a prompt of`);
   });
 });
 
@@ -355,7 +362,10 @@ describe('models and releases', () => {
     const broken = await tinyPolicy(3);
     await importPolicy(env.DB, env.BUCKET, broken.manifest, broken.files);
     const edge = broken.manifest.files.find(({ name }) => name === 'edge.bin')!;
-    await env.BUCKET.put(`blobs/sha256/${edge.sha256}`, 'damaged');
+    // one bit of a weight, which any decoder would take
+    const damaged = new Uint8Array(broken.files['edge.bin']!);
+    damaged[damaged.length - 1]! ^= 1;
+    await env.BUCKET.put(`blobs/sha256/${edge.sha256}`, damaged);
     await makeRelease(env.DB, 'test', { channel: 'stable', policy: broken.manifest.id }, () => []);
     await new Promise((resolve) => setTimeout(resolve, 1200));
     const { status, json } = await chat();

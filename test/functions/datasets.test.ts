@@ -116,6 +116,23 @@ describe('datasets', () => {
     expect(await rows('unpaired', 'policy=many&since=2100-01-01T00:00:00Z')).toEqual([]);
   });
 
+  test('hold a vote once that was changed while they were read', async () => {
+    const [a] = await draw(['a'], 'moving');
+    const thumb = (value: number, rater: number) => judge({ kind: 'thumb', sample_id: a, value }, `rater ${rater}`);
+    const votes = [];
+    for (let i = 0; i < 220; i++) votes.push((await thumb(1, i)).id);
+    const response = await respond('GET', '/v1/datasets/unpaired?policy=moving', { key: sk });
+    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+    let text = (await reader.read()).value!;
+    for (const i of [0, 150, 219]) await thumb(-1, i);
+    for (let step = await reader.read(); !step.done; step = await reader.read()) text += step.value;
+    const ids = text
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line).id);
+    expect(ids).toEqual(votes);
+  });
+
   test('need the scope; unknown filters and cursors are 400', async () => {
     expect((await ask('GET', '/v1/datasets/rating', { key: await keyOf('sk', ['read']) })).status).toBe(403);
     for (const query of ['limit=3', 'after=fb_1', 'shape=odd', 'since=now'])

@@ -158,6 +158,10 @@ describe('one vote', () => {
     const choice = { kind: 'choice', sample_ids: [one, two], winner: one };
     for (const name of ['bob', 'cat']) expect((await judge({ ...choice, rater: { id: name } })).status).toBe(201);
     expect((await judge(choice)).status).toBe(422);
+    const nobodys = (await draw(1, { prompt })).ids[0]!;
+    const half = { kind: 'choice', sample_ids: [one, nobodys], winner: one };
+    expect((await judge(half)).status).toBe(422);
+    expect((await ask('GET', `/v1/samples/${nobodys}`, { key: sk })).json.feedback).toEqual([]);
     const stored = await env.DB.prepare('SELECT * FROM raters').all();
     expect(JSON.stringify(stored.results)).not.toContain('bob');
   });
@@ -178,6 +182,21 @@ describe('pages', () => {
     expect((await judge({ ...thumb, sample_id: outside.ids[0], token }, pk)).status).toBe(422);
   });
 
+  test('need tokens for all that they judge', async () => {
+    const prompt = 'drawn twice';
+    const [one, two] = [await draw(1, { prompt }), await draw(1, { prompt })];
+    const choice = { kind: 'choice', sample_ids: [...one.ids, ...two.ids], winner: 'tie' };
+    for (const { token } of [one, two]) expect((await judge({ ...choice, token }, pk)).status).toBe(422);
+    expect((await judge({ ...choice, token: [one.token, two.token] }, pk)).status).toBe(201);
+  });
+
+  test('without an origin are not those of the listed origin "null"', async () => {
+    const sandboxed = await keyOf('pk', undefined, ['null']);
+    const headers = { Authorization: `Bearer ${sandboxed}` };
+    expect((await ask('POST', '/v1/sessions', { headers })).status).toBe(403);
+    expect((await ask('POST', '/v1/sessions', { headers: { ...headers, Origin: 'null' } })).status).toBe(201);
+  });
+
   test('change and undo their own votes by Feedback-Token, and see no others', async () => {
     const { ids, token } = await draw(1);
     const { json } = await judge({ kind: 'thumb', sample_id: ids[0], value: 1, token }, pk);
@@ -194,6 +213,8 @@ describe('pages', () => {
       expect((await as(method)).status).toBe(404);
       expect((await as(method, foreign)).status).toBe(404);
     }
+    const sample = await ask('GET', `/v1/samples/${ids[0]}`, { key: sk });
+    expect(sample.json.feedback).toEqual([json]);
     expect((await as('PUT', token)).json).toMatchObject({ value: -1, revision: 2 });
     expect((await as('DELETE', token)).status).toBe(204);
   });
@@ -301,6 +322,20 @@ describe('Idempotency-Key', () => {
     expect((await keyed('x'.repeat(256), up)).status).toBe(400);
   });
 
+  test('is free for another vote after 24 hours', async () => {
+    const { ids } = await draw(1);
+    const up = { kind: 'thumb', sample_id: ids[0], value: 1, rater };
+    const aged = (hours: number) =>
+      env.DB.prepare('UPDATE revisions SET at = ? WHERE idempotency IS NOT NULL')
+        .bind(new Date(Date.now() - hours * 3600 * 1000).toISOString())
+        .run();
+    await keyed('a day', up);
+    await aged(23.9);
+    expect((await keyed('a day', { ...up, value: -1 })).status).toBe(422);
+    await aged(24.1);
+    expect((await keyed('a day', { ...up, value: -1 })).json).toMatchObject({ value: -1, revision: 2 });
+  });
+
   test('on samples it stores once', async () => {
     const body = { prompt: 'once', choices: [{ text: 'a' }], model: 'elsewhere' };
     const post = (body: unknown) =>
@@ -309,6 +344,10 @@ describe('Idempotency-Key', () => {
     const again = await post(body);
     expect([again.status, again.text, again.headers.get('Idempotent-Replayed')]).toEqual([201, first.text, 'true']);
     expect((await post({ ...body, prompt: 'twice' })).status).toBe(422);
+    const headers = { 'Idempotency-Key': 'sample' };
+    const others = await ask('POST', '/v1/samples', { key: await keyOf('sk'), body, headers });
+    expect([others.status, others.headers.get('Idempotent-Replayed')]).toEqual([201, null]);
+    expect(others.json.choices).not.toEqual(first.json.choices);
     const both = await Promise.all(
       [1, 2, 3].map(() => ask('POST', '/v1/samples', { key: sk, body, headers: { 'Idempotency-Key': 'race' } })),
     );
@@ -316,7 +355,7 @@ describe('Idempotency-Key', () => {
     const { results } = await env.DB.prepare(
       "SELECT s.id FROM samples s JOIN prompts p ON p.hash = s.prompt WHERE p.body LIKE '%once%'",
     ).all();
-    expect(results).toHaveLength(2);
+    expect(results).toHaveLength(3);
   });
 });
 

@@ -4,7 +4,7 @@ import { sha256 } from '../../functions/crypto.ts';
 import { type Env, settings } from '../../functions/env.ts';
 import { lost, tick } from '../../functions/jobs/schedule.ts';
 import { forget } from '../../functions/store/keys.ts';
-import { importPolicy } from '../../functions/store/policies.ts';
+import { importPolicy, readManifest, rollBack } from '../../functions/store/policies.ts';
 import { activeRun } from '../../functions/store/runs.ts';
 import { jobToken } from '../../functions/token.ts';
 import worker from '../../functions/worker.ts';
@@ -153,6 +153,25 @@ describe('the cron', () => {
     }
     await tick(env);
     expect(await runs()).toEqual([]);
+  });
+
+  test('votes that were undone start no run', async () => {
+    const [undone] = await judgements(3);
+    await ask('DELETE', `/v1/feedback/${undone.id}`, { key: sk, env });
+    await tick(env);
+    expect(await runs()).toEqual([]);
+    await judgements(1);
+    await tick(env);
+    expect(await runs()).toMatchObject([{ reason: '3 new judgements' }]);
+  });
+
+  test('keeps what was counted in this minute, and forgets older minutes', async () => {
+    const minute = Math.floor(Date.now() / 60_000);
+    for (const one of [minute - 5, minute, minute + 1]) // the minute may end meanwhile
+      await env.DB.prepare("INSERT INTO rates (minute, caller, count) VALUES (?, 'cron', 1)").bind(one).run();
+    await tick(env);
+    const { results } = await env.DB.prepare("SELECT minute FROM rates WHERE caller = 'cron' ORDER BY minute").all();
+    expect(results.map((row) => row.minute)).toEqual([minute, minute + 1]);
   });
 
   test('starts for any that has waited for long, and not twice for the same ones', async () => {
@@ -428,7 +447,7 @@ describe('the job protocol', () => {
     expect(Date.parse(first.json.lease_until) - Date.now()).toBeGreaterThan(55_000);
     expect(first.json.cancel).toBe(false);
     await run.beat(1, { stage: 'evaluate', metrics: [metric(2, 2)] });
-    expect((await run.beat(9)).status).toBe(410);
+    expect((await run.beat(9, { metrics: [metric(2, 9), metric(3, 9)] })).status).toBe(410);
     expect((await run.beat(1, { metrics: [{ ...metric(3, 0), value: null }] })).status).toBe(400);
     expect((await get(`/v1/runs/${run.id}`)).json).toMatchObject({
       status: 'evaluating',
@@ -620,6 +639,11 @@ describe('publishing', () => {
   });
 });
 
+test('a manifest that is there stays as it is: a policy is immutable', async () => {
+  await importPolicy(env.DB, env.BUCKET, { ...tiny.manifest, name: 'another' }, tiny.files);
+  expect(await readManifest(env.BUCKET, base)).toEqual(tiny.manifest);
+});
+
 describe('rollback', () => {
   test('of the canary never withdraws what is stable', async () => {
     const next = await tinyPolicy(7);
@@ -628,7 +652,33 @@ describe('rollback', () => {
     const back = await post('/v1/releases/rollback', { channel: 'canary' });
     expect([back.status, back.json.detail]).toEqual([409, expect.stringContaining('roll stable back')]);
     expect((await get('/v1/models/stable')).status).toBe(200);
+    expect((await get('/v1/models/canary')).status).toBe(200);
     expect((await post('/v1/releases/rollback', { channel: 'stable' })).status).toBe(201);
+    // what was withdrawn is served by no channel
+    expect((await get('/v1/models/canary')).status).toBe(404);
+    const chat = { model: 'canary', messages: [{ role: 'user', content: 'hi' }], max_tokens: 1 };
+    expect((await post('/v1/chat/completions', chat)).status).toBe(404);
+  });
+
+  test('does not go back to what another rollback withdraws meanwhile', async () => {
+    for (const [seed, channel] of [
+      [7, 'stable'],
+      [8, 'canary'],
+    ] as const) {
+      const { manifest, files } = await tinyPolicy(seed);
+      await importPolicy(env.DB, env.BUCKET, manifest, files, channel);
+    }
+    const meanwhile = new Proxy(env.DB, {
+      get(d1, name) {
+        if (name !== 'batch') return Reflect.get(d1, name).bind(d1);
+        return async (statements: D1PreparedStatement[]) => {
+          expect((await post('/v1/releases/rollback', { channel: 'stable' })).status).toBe(201);
+          return d1.batch(statements);
+        };
+      },
+    });
+    await expect(rollBack(meanwhile, 'test', 'canary', () => [])).rejects.toThrow('came between');
+    expect((await get('/v1/releases?channel=canary')).json.data).toHaveLength(1);
   });
 
   test('goes back to the last that was not rolled back itself, and withdraws the other for good', async () => {

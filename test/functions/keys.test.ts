@@ -52,6 +52,16 @@ describe('keys', () => {
     await env.DB.prepare('DELETE FROM keys WHERE id = ?').bind(all.at(-1)).run();
     const gone = await ask('GET', `/v1/keys?after=${all.at(-1)}`, { key: sk });
     expect(gone.json.data).toEqual([]);
+    // downwards too, whether others were made since or not
+    const below = async () =>
+      (await ask('GET', `/v1/keys?order=desc&after=${all.at(-1)}`, { key: sk })).json.data.map(
+        (row: { id: string }) => row.id,
+      );
+    for (let since = 0; since < 3; since++) {
+      expect(await below()).toEqual(all.slice(0, -1).toReversed());
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      await keyOf('sk');
+    }
   });
 });
 

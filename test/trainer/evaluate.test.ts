@@ -118,6 +118,41 @@ test('what must be above one half is the 5 % quantile of the bootstrap', async (
   expect(metrics['gate/judge_accuracy_low']).toBeLessThan(0.54);
 });
 
+test('several answers to one prompt are one piece of evidence: the win rate is resampled by prompt', async () => {
+  const few = prompts.slice(0, 2);
+  const texts = [
+    [5, 6, 1],
+    [9, 3, 1],
+  ];
+  const rows = few.flatMap((prompt) => texts.map((answer) => ({ prompt, answer })));
+  const scored = await scores(calls.reward, judge, rows, TINY.pad_token_id);
+  // the candidate has all the better answers to one prompt and none to the other
+  let drawing = 0;
+  const sampleImage: typeof sampler.sampleImage = async (_, asked) => {
+    const candidate = drawing++;
+    return asked.map((prompt) => {
+      const p = few.indexOf(prompt);
+      const better = scored[2 * p]! > scored[2 * p + 1]! ? 0 : 1;
+      const wins = candidate === p;
+      return { ids: texts[wins ? better : 1 - better]!, logprobs: [-3, -3, -3] };
+    });
+  };
+  const config = { ...GATE_DEFAULTS, comparisons: 40, seed: 1 };
+  const { metrics } = await evaluate(
+    TINY,
+    calls,
+    { root, parent: root, candidate: root },
+    judge,
+    await judgements(0.9),
+    few,
+    { ...sampler, sampleImage },
+    MAX_TOKENS,
+    config,
+  );
+  expect(metrics['gate/win_rate']).toBe(0.5);
+  expect(metrics['gate/win_rate_low']).toBe(0); // a quarter of the resamples hold the lost prompt alone
+});
+
 test('the same inputs give the same report', async () => {
   expect(await gate(root, 0.7)).toEqual(await gate(root, 0.7));
 });

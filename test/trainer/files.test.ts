@@ -46,7 +46,15 @@ const asked = tickets('tests', 8, 24).map(({ text }) => text);
 const jsonl = (rows: object[]) => rows.map((row) => JSON.stringify(row)).join('\n');
 writeFileSync(
   at('pairs.jsonl'),
-  jsonl(asked.map((prompt) => ({ prompt, chosen: 'We are sorry. It is on its way.', rejected: 'No. Go away now.' }))),
+  jsonl(
+    asked.flatMap((prompt) =>
+      ['No. Go away now.', 'What order?'].map((rejected) => ({
+        prompt,
+        chosen: 'We are sorry. It is on its way.',
+        rejected,
+      })),
+    ),
+  ),
 );
 writeFileSync(at('prompts.jsonl'), jsonl(asked.map((prompt) => ({ prompt }))));
 const ppo = (out: string) => [
@@ -58,6 +66,8 @@ const ppo = (out: string) => [
 test('plumb train ppo that was killed goes on where it was, and ends with the same weights', async () => {
   const reward = await train(['reward', '--data', at('pairs.jsonl'), '--base', SEED_FOLDER, '--out', at('reward')]);
   expect(reward.out).toContain('reward model written');
+  // every tenth conversation is held out whole: of its two rows none is fitted to
+  expect(reward.out).toContain('of the pairs in 2 held-out conversations');
   const whole = await train(ppo('whole'));
   expect(whole.out).toContain('policy written');
 

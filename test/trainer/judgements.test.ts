@@ -60,9 +60,10 @@ test('a choice beats each other and orders no two of the others', () => {
   expect(weightOf(judgement)).toBeCloseTo(1);
 });
 
-test('both bad is a tie and a thumb down for each, with the weight of one vote', () => {
+test('both bad is a tie and a thumb down for each, which weigh alike and together as one vote', () => {
   const judgement = judgementOf(policy, vote(['x', 'y'], { kind: 'choice', winner: 'both_bad' }))!;
-  expect(judgement.thumbs.map((thumb) => thumb.up)).toEqual([false, false]);
+  expect(judgement.thumbs).toEqual([0, 1].map((row) => ({ row, up: false, weight: 1 / 3 })));
+  expect(judgement.stages.map(({ weight }) => weight)).toEqual([1 / 6, 1 / 6]); // a third for the tie, half of it each way
   expect(pairsOf(judgement)).toEqual([]);
   expect(weightOf(judgement)).toBeCloseTo(1);
 });

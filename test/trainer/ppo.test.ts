@@ -3,6 +3,7 @@ import { PPO_DEFAULTS, type PpoConfig, REWARD_DEFAULTS } from '../../schema/run-
 import { dispose, flatten, mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { DivergedError, type Progress } from '../../trainer/metrics.ts';
+import { adamState } from '../../trainer/optimizer.ts';
 import { type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
 import { type RewardModel, rewardCalls } from '../../trainer/reward.ts';
 import { adaptedBeta } from '../../trainer/rl.ts';
@@ -44,6 +45,7 @@ async function run(
   from: PpoState | null = null,
   save: (state: PpoState) => void = () => {},
   draw: Sampler = sampler.sample,
+  asked = prompts,
 ) {
   const settings = { ...CONFIG, ...config };
   const history: Progress[] = [];
@@ -52,7 +54,7 @@ async function run(
     calls.policy,
     { calls: calls.reward, rm },
     parent,
-    prompts,
+    asked,
     draw,
     MAX_TOKENS,
     settings,
@@ -162,10 +164,63 @@ test('the value head begins at 0, and the learning rate falls in a line', async 
   expect(history.map(({ metrics }) => metrics['ppo/lr']! / CONFIG.learningRate)).toEqual([1, 0.75, 0.5, 0.25]);
 });
 
+const cut: Sampler = async (...args) =>
+  (await sampler.sample(...args)).map(() => ({ ids: [5, 6, 7], logprobs: [-3, -3, -3] }));
+/** One update of a policy that is the parent, values every token at `value`, and is rewarded for the answer's score alone. */
+async function updateOnce(value: number, score: number, config: Partial<PpoConfig>) {
+  const actor = {
+    parameters: mapTree(parent, tf.clone),
+    value: { weight: tf.zeros([TINY.hidden_size]) as Tensor, bias: tf.scalar(value) as Tensor },
+  };
+  const from = { actor, adam: adamState(actor), beta: 0, iteration: 0 };
+  const once = { episodes: 32, minibatch: 32, epochs: 1, lambda: 1, missingEosScore: score, ...config };
+  const after: Record<string, number> = {};
+  const { history } = await run(
+    once,
+    from,
+    ({ actor, adam }) => {
+      const { bias } = actor.value;
+      const at = flatten(actor).indexOf(bias);
+      for (const [name, tensor] of Object.entries({ bias, m: adam.m[at]!, v: adam.v[at]! }))
+        after[name] = tensor.dataSync()[0]!;
+    },
+    cut,
+  );
+  return { after, metrics: history[0]!.metrics };
+}
+
+test('values are fitted to returns, which are advantages and values together', async () => {
+  const { metrics } = await updateOnce(2, -7, { learningRate: 0 });
+  expect(metrics['ppo/returns/mean']).toBeCloseTo(-7, 4);
+  expect(metrics['ppo/val/error']).toBeCloseTo((2 - -7) ** 2, 3);
+});
+
+test('Adam is lm-human-preferences’: ε of 1e-5 in TensorFlow 1’s form, and β₂ of .95 with which it tunes fast enough', async () => {
+  const value = 1e-3;
+  const gradient = CONFIG.valueWeight * value; // of the value's bias, where every return is 0
+  const { after } = await updateOnce(value, 0, { learningRate: 0.5 });
+  expect(after.m! / gradient).toBeCloseTo(1 - 0.9, 4);
+  expect(after.v! / gradient ** 2).toBeCloseTo(1 - 0.95, 4);
+  const corrected = Math.sqrt(1 - 0.95) * gradient;
+  expect(after.bias).toBeCloseTo(value - (0.5 * corrected) / (corrected + 1e-5), 4);
+});
+
+test('each iteration asks the prompts that come next: every prompt once before any comes again', async () => {
+  const ten = Array.from({ length: 10 }, (_, i) => [2 + i, 3]);
+  const asked: number[][] = [];
+  const noting: Sampler = (parameters, prompts, ...rest) => {
+    asked.push(...prompts);
+    return sampler.sample(parameters, prompts, ...rest);
+  };
+  await run({ episodes: 40, rollout: 8, answersPerPrompt: 2, epochs: 1 }, null, () => {}, noting, ten);
+  const distinct = asked.filter((_, i) => i % 2 === 0).map(String);
+  expect(asked.filter((_, i) => i % 2 === 1).map(String)).toEqual(distinct);
+  for (const pass of [distinct.slice(0, 10), distinct.slice(10)])
+    expect(pass.toSorted()).toEqual(ten.map(String).toSorted());
+});
+
 test('an answer that was cut before its end has the score for that, whatever the reward model says', async () => {
   const history: Progress[] = [];
-  const cut: typeof sampler.sample = async (...args) =>
-    (await sampler.sample(...args)).map(() => ({ ids: [5, 6, 7], logprobs: [-3, -3, -3] }));
   const config = { ...CONFIG, episodes: 32, missingEosScore: -7 };
   const reward = { calls: calls.reward, rm };
   await ppo(TINY, calls.policy, reward, parent, prompts, cut, 3, config, (p) => void history.push(p));

@@ -2,7 +2,8 @@ import { expect, test } from 'vitest';
 import { REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import { fitStateFromFile, rewardFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import type { Row } from '../../trainer/data.ts';
-import { flatten } from '../../trainer/engine/compile.ts';
+import { flatten, mapTree } from '../../trainer/engine/compile.ts';
+import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import type { Progress } from '../../trainer/metrics.ts';
 import { initialParameters } from '../../trainer/model.ts';
@@ -57,6 +58,30 @@ test('it learns a planted preference from rankings, and scores the answers given
   const mean = on.reduce((a, b) => a + b, 0) / on.length;
   expect(mean).toBeCloseTo(0, 4);
   expect(on.reduce((sum, x) => sum + (x - mean) ** 2, 0) / on.length).toBeCloseTo(1, 3);
+});
+
+test('a score is the sum of the readings over the answer’s length and twenty more, and the bias', async () => {
+  // without its layers a model reads each token by itself
+  const parameters = { ...base, layers: mapTree(base.layers, tf.zerosLike) };
+  const weight = random(6);
+  const direction = Array.from({ length: TINY.hidden_size }, () => weight.normal());
+  const rm: RewardModel = {
+    parameters,
+    head: { weight: tf.tensor1d(direction), bias: tf.scalar(-0.7) },
+    thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
+  };
+  const embedding = Array.from(base.embedding.dataSync());
+  const reading = (id: number) => {
+    const e = embedding.slice(id * TINY.hidden_size, (id + 1) * TINY.hidden_size);
+    const rms = Math.sqrt(e.reduce((sum, x) => sum + x * x, 0) / e.length + TINY.rms_norm_eps);
+    return e.reduce((sum, x, i) => sum + (x / rms) * direction[i]!, 0);
+  };
+  const rows = [row(), row(), ...[1, 30].map((length) => ({ prompt: [3], answer: Array<number>(length).fill(5) }))];
+  const scored = await scores(compiled, rm, rows, TINY.pad_token_id);
+  for (const [i, { answer }] of rows.entries())
+    expect(scored[i]).toBeCloseTo(answer.reduce((sum, id) => sum + reading(id), 0) / (answer.length + 20) - 0.7, 4);
+  const [short, long] = scored.slice(2).map((score) => Math.abs(score + 0.7)); // the same token, once and often
+  expect(short).toBeLessThan(long! / 5);
 });
 
 const probability = (rm: RewardModel, r: number) =>

@@ -217,7 +217,7 @@ async function npmPackage(spec: string, work: string): Promise<string> {
 }
 
 /** Downloads a wheel, going on where an earlier try stopped, and checks its hash. pip says where it lies, so its index settings hold. */
-async function download(
+export async function download(
   python: string,
   wheel: { requirement: string; sha256: string },
   work: string,

@@ -2,7 +2,7 @@
 // leaves or asks too much gets.
 import { readFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { ContextOverflow, completer, DecoderBusy } from '../../../functions/policy/complete.ts';
 import type { DecoderOptions } from '../../../functions/policy/decoder.ts';
 import { generate } from '../../../functions/policy/generate.ts';
@@ -236,6 +236,36 @@ test('when no slot comes free the request is refused as busy, and a waiting one 
   await expect(refused).rejects.toBeInstanceOf(DecoderBusy);
   await holder.return!();
   expect((await collect(complete(request(), never))).answers).toHaveLength(1);
+});
+
+test('what stood still for a minute loses its slot, and does not free it for a third by ending', async () => {
+  const { complete } = setUp({ slots: 1 });
+  const started = async () => {
+    const chunks = complete(request(), never)[Symbol.asyncIterator]();
+    await chunks.next();
+    return chunks;
+  };
+  vi.useFakeTimers({ toFake: ['Date'] });
+  try {
+    const former = await started();
+    vi.setSystemTime(Date.now() + 61_000);
+    const owner = await started();
+    await expect(former.next()).rejects.toThrow('lost its slot');
+    const third = started();
+    vi.setSystemTime(Date.now() + 6000);
+    await expect(third).rejects.toBeInstanceOf(DecoderBusy);
+    await owner.return!();
+    await (await started()).return!();
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
+test('a prompt that fills the context is refused; where it leaves a token, that is the answer', async () => {
+  const full = setUp({ context: prompt.length }).complete(request(), never);
+  await expect(collect(full)).rejects.toBeInstanceOf(ContextOverflow);
+  const { answers } = await collect(setUp({ context: prompt.length + 1 }).complete(request(), never));
+  expect(answers[0]!.completionTokens).toBe(1);
 });
 
 test('an aborted signal starts nothing; a prompt beyond the context is a typed error; the context ends an answer', async () => {
