@@ -68,15 +68,16 @@ describe('plumb dev', { timeout: 120_000 }, () => {
 
   test('a setting or a folder that cannot be is said in one line; keys that were revoked are made anew', async () => {
     const home = join(homes, 'mended');
-    const limited = await plumb(['dev'], { PLUMB_HOME: home, PLUMB_RATE_LIMIT: 'abc' }).ended;
+    const dev = ['dev', '--port', String(await freePort())];
+    const limited = await plumb(dev, { PLUMB_HOME: home, PLUMB_RATE_LIMIT: 'abc' }).ended;
     expect([limited.code, lines(limited)]).toEqual([1, [expect.stringMatching(/PLUMB_RATE_LIMIT=abc/)]]);
-    const file = await plumb(['dev'], { PLUMB_HOME: PLUMB }).ended;
+    const file = await plumb(dev, { PLUMB_HOME: PLUMB }).ended;
     expect([file.code, lines(file)]).toEqual([1, [expect.stringMatching(/is a file: PLUMB_HOME wants a folder/)]]);
 
     const damaged = join(homes, 'damaged');
     mkdirSync(damaged);
     writeFileSync(join(damaged, 'secrets.json'), '{"token": ');
-    const broken = await plumb(['dev'], { PLUMB_HOME: damaged }).ended;
+    const broken = await plumb(dev, { PLUMB_HOME: damaged }).ended;
     expect([broken.code, lines(broken)]).toEqual([1, [expect.stringMatching(/secrets\.json is damaged/)]]);
 
     const port = await freePort();
