@@ -40,7 +40,7 @@ const HEADERS: [applies: (r: AnyRoute) => boolean, name: string, description: st
   [
     (r) => r.idempotent === true || (r.method === 'post' && r.path === '/v1/feedback'),
     'Idempotency-Key',
-    'the same key and body are applied once',
+    'the same key and body are applied once, and answered alike for 24 hours; not where store is false, nor with an answer above 1.9 MB',
   ],
   [(r) => r.path.endsWith('completions'), 'Plumb-Session', "a browser's session token"],
   [

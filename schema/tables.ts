@@ -70,6 +70,8 @@ export const feedback = sqliteTable(
     facet: text().notNull(),
     target: text().notNull(),
     body: text({ mode: 'json' }).$type<Record<string, unknown>>().notNull(),
+    /** The body with equals in one order: two that say the same are equal here. */
+    said: text().notNull().default(''),
     policy: text().notNull(),
     /** Session of the token it came with: whoever holds that session may change it. '' without a token. */
     session: text().notNull(),

@@ -85,7 +85,7 @@ export async function sftOnFiles(options: {
       seed: options.seed,
     },
     report,
-    cut.saved && sftStateFromFile(cut.saved.tensors, cut.saved.scalars, weights),
+    cut.saved((tensors, scalars) => sftStateFromFile(tensors, scalars, weights)),
     ({ parameters, adam, step }) => cut.save({ parameters, adam }, { step }),
   ).catch(cut.giveUp);
   writePolicy(options.out, policy, parameters);
@@ -129,7 +129,7 @@ export async function rewardOnFiles(options: {
     options.seed,
     'reward',
     report,
-    cut.saved && fitStateFromFile(cut.saved.tensors, cut.saved.scalars, weights),
+    cut.saved((tensors, scalars) => fitStateFromFile(tensors, scalars, weights)),
     ({ rm, adam, step }) => cut.save({ rm, adam }, { step }),
   ).catch(cut.giveUp);
   const tallies = await accuracy(calls, rm, held, policy.config.pad_token_id);
@@ -184,7 +184,7 @@ export async function ppoOnFiles(options: {
       maxTokens,
       config,
       report,
-      cut.saved && ppoStateFromFile(cut.saved.tensors, cut.saved.scalars, parent),
+      cut.saved((tensors, scalars) => ppoStateFromFile(tensors, scalars, parent)),
       ({ actor, adam, ...scalars }) => cut.save({ actor, adam }, scalars),
     ).catch(cut.giveUp);
     writePolicy(options.out, policy, optimised);
@@ -277,14 +277,17 @@ const Saved = z.object({ count: z.int(), settings: z.string(), scalars: z.unknow
 
 /** Where a stage that is cut off goes on: tensors in a file, and a place that names them once they are whole. */
 function savepoint(stage: string, options: { out: string }, inputs: string[]) {
-  const settings = JSON.stringify([options, ...inputs.map((path) => sha256(readFileSync(path)))]);
+  // What the files hold counts, not how they are called.
+  const numbers = Object.entries(options).filter(([, value]) => typeof value !== 'string');
+  const settings = JSON.stringify([...numbers.sort(), ...inputs.map((path) => sha256(readFileSync(path)))]);
   const place = join(options.out, `${stage}.state.json`);
   const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);
+  const damaged = () => new UserError(`${place} is damaged: remove it, and the stage begins anew`);
   let last: z.infer<typeof Saved> | null = null;
   try {
     if (existsSync(place)) last = Saved.parse(JSON.parse(readFileSync(place, 'utf8')));
   } catch {
-    throw new UserError(`${place} is damaged: remove it, and the stage begins anew`);
+    throw damaged();
   }
   if (last && last.settings !== settings)
     throw new UserError(
@@ -304,7 +307,15 @@ function savepoint(stage: string, options: { out: string }, inputs: string[]) {
       if (error instanceof DivergedError) remove();
       throw error;
     },
-    saved: last && { tensors: readFileSync(tensorsOf(count)), scalars: last.scalars },
+    /** Reads what there is to go on from; null where there is nothing. */
+    saved: <T>(read: (tensors: Uint8Array, scalars: unknown) => T): T | null => {
+      if (!last) return null;
+      try {
+        return read(readFileSync(tensorsOf(count)), last.scalars);
+      } catch {
+        throw damaged();
+      }
+    },
     save: (tensors: Tree, scalars: object) => {
       if (performance.now() - at < 1000 * SAVE_EVERY) return;
       at = performance.now();

@@ -79,12 +79,12 @@ export function toTerminal(
     }
     const seconds = (performance.now() - began) / 1000;
     const rate = step > first ? (step - first) / seconds : 0;
-    const left = rate > 0 ? `${Math.ceil((steps - step) / rate)} s left` : '';
+    const pace = rate > 0 ? `${rate.toFixed(1)} steps/s  ${Math.ceil((steps - step) / rate)} s left` : '';
     const shown = Object.entries(metrics)
       .slice(0, 5)
       .map(([name, value]) => `${name} ${value.toPrecision(4)}`)
       .join('  ');
-    const line = `${stage} ${step}/${steps}  ${rate.toFixed(1)} steps/s  ${left}  ${shown}`;
+    const line = `${stage} ${step}/${steps}  ${pace}  ${shown}`;
     if (stream.isTTY) stream.write(`\r\x1b[K${line}${step === steps ? '\n' : ''}`);
     else if (step === 1 || step === steps || step % Math.ceil(steps / 10) === 0) stream.write(`${line}\n`);
   };

@@ -39,8 +39,8 @@ interface Answering {
 }
 
 type Text = Extract<CompletionChunk, { type: 'text' }>;
-/** Longer answers (log-probabilities of everything) are not kept for their Idempotency-Key: a row of D1 holds 2 MB. */
-const MOST_KEPT = 500_000;
+/** Bytes. Longer answers (log-probabilities of everything) are not kept for their Idempotency-Key: a row of D1 holds 2 MB. */
+const MOST_KEPT = 1_900_000;
 const EVENTS = 'text/event-stream; charset=utf-8';
 
 async function beginning({ call, spelling, request, policy, session }: Answering) {
@@ -97,7 +97,7 @@ async function store(
   texts: string[],
   kept?: [status: number, type: string, response: string],
 ): Promise<void> {
-  const keep = kept && kept[2].length < MOST_KEPT ? kept : undefined;
+  const keep = kept && new TextEncoder().encode(kept[2]).length < MOST_KEPT ? kept : undefined;
   if (!call.body.store || !keep) await call.release();
   if (!call.body.store) return;
   const { temperature, topP: top_p, seed, stop } = request;

@@ -46,6 +46,14 @@ const stored = (body: NewFeedback): Record<string, unknown> => {
   return rest;
 };
 
+/** What a body says, whatever order it names equals in. */
+const saidBy = (body: Record<string, unknown>): string =>
+  JSON.stringify(body, (key, value) => {
+    if (key === 'sample_ids') return value.toSorted();
+    if (key === 'order') return value.map((group: string[]) => group.toSorted());
+    return value;
+  });
+
 const targetOf = (body: NewFeedback) => sha256(judged(body).toSorted().join(' '));
 
 /** Logs the vote that this batch has just written. */
@@ -69,6 +77,7 @@ export async function vote(
   const db = database(d1);
   const ids = judged(body);
   const json = JSON.stringify(stored(body));
+  const said = saidBy(stored(body));
   const target = await targetOf(body);
   const facet = facetOf(body);
   const time = now();
@@ -83,18 +92,18 @@ export async function vote(
     takeSeq(db),
     raw(
       db,
-      sql`INSERT INTO feedback (id, seq, created_seq, rater, rater_kind, kind, facet, target, body, policy, session, revision, created_at, updated_at)
-          SELECT ${newId('feedback')}, ${seq()}, ${seq()}, ${rater}, ${judge.kind}, ${body.kind}, ${facet}, ${target}, ${json},
+      sql`INSERT INTO feedback (id, seq, created_seq, rater, rater_kind, kind, facet, target, body, said, policy, session, revision, created_at, updated_at)
+          SELECT ${newId('feedback')}, ${seq()}, ${seq()}, ${rater}, ${judge.kind}, ${body.kind}, ${facet}, ${target}, ${json}, ${said},
                  (SELECT policy FROM samples WHERE id = ${ids[0]}), ${judge.session}, 1, ${time}, ${time}
           WHERE NOT ${used} AND (
             SELECT count(*) = ${ids.length} AND count(DISTINCT prompt) = 1 AND coalesce(sum(${unchanged}), 0) = 0
                AND (${judge.rater ? 1 : 0} OR (count("user") = count(*) AND count(DISTINCT "user") = 1))
             FROM samples WHERE ${these})
           ON CONFLICT (rater, kind, facet, target) DO UPDATE
-          SET seq = excluded.seq, rater_kind = excluded.rater_kind, body = excluded.body,
+          SET seq = excluded.seq, rater_kind = excluded.rater_kind, body = excluded.body, said = excluded.said,
               session = CASE excluded.session WHEN '' THEN session ELSE excluded.session END,
               revision = revision + 1, updated_at = excluded.updated_at, undone_at = NULL
-          WHERE body <> excluded.body OR undone_at IS NOT NULL`,
+          WHERE said <> excluded.said OR undone_at IS NOT NULL`,
     ),
     // the use of this key before now, if there was one
     raw<Record<string, unknown>>(
@@ -111,7 +120,7 @@ export async function vote(
       idempotency?.key ?? null,
       idempotency?.body ?? null,
       sql`${idempotency ? 1 : 0} AND rater = ${rater} AND kind = ${body.kind} AND facet = ${facet} AND target = ${target}
-          AND body = ${json} AND undone_at IS NULL AND NOT ${used}`,
+          AND said = ${said} AND undone_at IS NULL AND NOT ${used}`,
     ),
     raw(
       db,
@@ -133,7 +142,7 @@ export async function vote(
       db,
       sql`UPDATE feedback SET session = ${judge.session}
           WHERE rater = ${rater} AND kind = ${body.kind} AND facet = ${facet} AND target = ${target}
-            AND body = ${json} AND undone_at IS NULL AND ${judge.session} <> '' AND NOT ${used}`,
+            AND said = ${said} AND undone_at IS NULL AND ${judge.session} <> '' AND NOT ${used}`,
     ),
     raw<Record<string, unknown>>(
       db,
@@ -179,6 +188,7 @@ export async function changeVote(d1: D1Database, id: string, body: NewFeedback, 
   const db = database(d1);
   const time = now();
   const json = JSON.stringify(stored(body));
+  const said = saidBy(stored(body));
   const same = sql`kind = ${body.kind} AND facet = ${facetOf(body)} AND target = ${await targetOf(body)}`;
   const original =
     body.kind === 'correction'
@@ -188,8 +198,8 @@ export async function changeVote(d1: D1Database, id: string, body: NewFeedback, 
     takeSeq(db),
     raw(
       db,
-      sql`UPDATE feedback SET seq = ${seq()}, body = ${json}, revision = revision + 1, updated_at = ${time}, undone_at = NULL
-          WHERE ${owned(id, session)} AND ${same} AND (body <> ${json} OR undone_at IS NOT NULL) AND NOT ${original}`,
+      sql`UPDATE feedback SET seq = ${seq()}, body = ${json}, said = ${said}, revision = revision + 1, updated_at = ${time}, undone_at = NULL
+          WHERE ${owned(id, session)} AND ${same} AND (said <> ${said} OR undone_at IS NOT NULL) AND NOT ${original}`,
     ),
     logging(db, sql`'change'`, time, null, null),
     raw<Record<string, unknown>>(

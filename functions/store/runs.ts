@@ -76,6 +76,10 @@ export async function activeRun(d1: D1Database): Promise<RunRow | undefined> {
   )[0];
 }
 
+/** A vote on an answer that was broken off, from which nothing is learnt. */
+const ofBrokenOff = sql`EXISTS (SELECT 1 FROM samples s WHERE s.finish_reason = 'abort' AND s.id IN (SELECT value FROM json_each(
+  coalesce(${feedback.body} ->> '$.sample_ids', json_array(${feedback.body} ->> '$.sample_id')))))`;
+
 /** How many judgements stand that were written after `after`, counted no further than `most`; and since when. */
 export async function newJudgements(
   d1: D1Database,
@@ -86,7 +90,14 @@ export async function newJudgements(
   const rows = await db
     .select({ at: feedback.updated_at })
     .from(feedback)
-    .where(and(gt(feedback.seq, after), isNull(feedback.undone_at), inArray(feedback.kind, [...LEARNT_FROM])))
+    .where(
+      and(
+        gt(feedback.seq, after),
+        isNull(feedback.undone_at),
+        inArray(feedback.kind, [...LEARNT_FROM]),
+        sql`NOT ${ofBrokenOff}`,
+      ),
+    )
     .orderBy(feedback.seq)
     .limit(most);
   return { count: rows.length, since: rows[0]?.at ?? null };

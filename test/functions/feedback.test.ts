@@ -237,6 +237,20 @@ describe('pages', () => {
     expect(await undo(id)).toBe(204);
   });
 
+  test('that say the same in another order change nothing; another winner or order does', async () => {
+    const { ids } = await draw(3);
+    const [a, b, c] = ids as [string, string, string];
+    const revision = async (body: object) => (await judge({ ...body, rater })).json.revision;
+    const choice = (sample_ids: string[], winner: string) => ({ kind: 'choice', sample_ids, winner });
+    expect(await revision(choice([a, b], 'tie'))).toBe(1);
+    expect(await revision(choice([b, a], 'tie'))).toBe(1);
+    expect(await revision(choice([b, a], a))).toBe(2);
+    const ranking = (order: string[][]) => ({ kind: 'ranking', sample_ids: ids, order });
+    expect(await revision(ranking([[a, b], [c]]))).toBe(1);
+    expect(await revision(ranking([[b, a], [c]]))).toBe(1);
+    expect(await revision(ranking([[c], [a, b]]))).toBe(2);
+  });
+
   test('a bad token is 401, an expired one 410, whatever the key; the old secret still counts', async () => {
     const { ids, token } = await draw(1);
     const set = settings(env);
@@ -246,11 +260,15 @@ describe('pages', () => {
     const old = await feedbackToken({ ...set, PLUMB_TOKEN_SECRETS: set.PLUMB_TOKEN_SECRETS.toReversed() }, claims);
     const unknownKid = token.replace('v1.new.', 'v1.none.');
     const forged = `${token.slice(0, -4)}AAAA`;
+    // the last letter of a MAC has two bits that mean nothing
+    const letters = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_';
+    const respelt = token.slice(0, -1) + letters[letters.indexOf(token.at(-1)!) + 1];
     for (const key of [pk, sk]) {
       const status = async (token: string) =>
         (await judge({ kind: 'thumb', sample_id: ids[0], value: 1, token, ...(key === sk ? { rater } : {}) }, key))
           .status;
-      for (const bad of [forged, unknownKid, foreign, 'x', 'v1.new..']) expect(await status(bad), bad).toBe(401);
+      for (const bad of [forged, respelt, unknownKid, foreign, 'x', 'v1.new..'])
+        expect(await status(bad), bad).toBe(401);
       expect(await status(expired)).toBe(410);
       expect(await status(old)).toBe(201);
     }

@@ -145,6 +145,18 @@ describe('the cron', () => {
     expect((await launches()).filter((l) => l.run === run.id)).toHaveLength(1);
   });
 
+  test('votes on answers that were broken off start no run', async () => {
+    await judgements(2);
+    const [sample] = await draw();
+    await thumb(sample!);
+    await env.DB.prepare("UPDATE samples SET finish_reason = 'abort' WHERE id = ?").bind(sample).run();
+    await tick(env);
+    expect(await runs()).toEqual([]);
+    await judgements(1);
+    await tick(env);
+    expect(await runs()).toHaveLength(1);
+  });
+
   test('ratings, from which nothing is learnt yet, start no run', async () => {
     for (let i = 0; i < 4; i++) {
       const [sample_id] = await draw();
