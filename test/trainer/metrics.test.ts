@@ -13,7 +13,7 @@ test('rate and time left are of the steps made here, where a stage goes on in it
       report({ stage: 'ppo', step, steps: 60, metrics: { 'objective/kl': 1 } });
       vi.advanceTimersByTime(500);
     }
-    expect(written[0]).toContain('ppo 50/60  0.0 steps/s');
+    expect(written[0]).toContain('ppo 50/60    ');
     expect(written[2]).toContain('ppo 52/60  2.0 steps/s  4 s left  objective/kl 1.000');
   } finally {
     vi.useRealTimers();
