@@ -158,7 +158,7 @@
 
   const style = new CSSStyleSheet();
   style.replaceSync(`
-    :host { display: block; font: inherit; line-height: 1.4; container-type: inline-size;
+    :host { display: block; margin-block: .5rem; font: inherit; line-height: 1.4; container-type: inline-size;
       --accent: var(--plumb-accent, light-dark(#0b6b54, #6fd3b5)); }
     :host([hidden]) { display: none; }
     .bar { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; min-height: 2.75rem; }

@@ -1,4 +1,6 @@
+import { createExecutionContext, waitOnExecutionContext } from 'cloudflare:test';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { app } from '../../functions/app.ts';
 import { forget } from '../../functions/store/keys.ts';
 import { importPolicy, makeRelease } from '../../functions/store/policies.ts';
 import { ask, env, keyOf, respond } from './support.ts';
@@ -143,6 +145,42 @@ describe('completions', () => {
     expect((await other).json.usage.completion_tokens).toBe(30);
     // every slot is free again
     expect((await chat({ n: 16, max_tokens: 2 })).status).toBe(200);
+  });
+
+  test('a client that leaves while its answer is being stored finds it there', async () => {
+    const begun = Promise.withResolvers<void>();
+    const held = Promise.withResolvers<void>();
+    let decoding = false;
+    const DB = new Proxy(env.DB, {
+      get: (target, name) =>
+        name === 'batch' && decoding
+          ? async (statements: D1PreparedStatement[]) => {
+              begun.resolve();
+              await held.promise;
+              return target.batch(statements);
+            }
+          : Reflect.get(target, name).bind(target),
+    });
+    const context = createExecutionContext();
+    const request = new Request('http://plumb.test/v1/chat/completions', {
+      method: 'POST',
+      headers: { Authorization: `Bearer ${sk}`, 'Content-Type': 'application/json' },
+      body: JSON.stringify({ model: 'stable', messages, stream: true, max_tokens: 3 }),
+    });
+    const response = await app.fetch(request, { ...env, DB }, context);
+    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+    decoding = true;
+    const id = events((await reader.read()).value!)[0].choices[0].sample_id;
+    const rest = (async () => {
+      while (!(await reader.read()).done);
+    })();
+    await begun.promise;
+    await reader.cancel();
+    await rest;
+    setTimeout(held.resolve, 100);
+    // the Worker lives on as long as this, and no longer
+    await waitOnExecutionContext(context);
+    expect((await stored(id)).finish_reason).toMatch(/stop|length/);
   });
 
   test('store: false stores nothing and gives neither id nor token', async () => {
@@ -305,6 +343,20 @@ describe('a key that is in use', () => {
     await reader.cancel();
     const status = async () => (await ask('POST', '/v1/chat/completions', { key: sk, body, headers })).status;
     await expect.poll(status).toBe(200);
+  });
+
+  test('is free again five minutes after its Worker died', async () => {
+    const headers = { 'Idempotency-Key': 'died' };
+    await chat({}, sk, headers);
+    const claimed = (secondsAgo: number) =>
+      env.DB.prepare('UPDATE requests SET status = NULL, type = NULL, response = NULL, created_at = ?')
+        .bind(new Date(Date.now() - secondsAgo * 1000).toISOString())
+        .run();
+    await claimed(270);
+    expect((await chat({}, sk, headers)).status).toBe(409);
+    await claimed(301);
+    const next = await chat({}, sk, headers);
+    expect([next.status, next.headers.get('Idempotent-Replayed')]).toEqual([200, null]);
   });
 
   test('is free again after 24 hours', async () => {

@@ -133,6 +133,15 @@ describe('datasets', () => {
     expect(ids).toEqual(votes);
   });
 
+  test('go on after a row whose vote is gone, and give none twice', async () => {
+    const [a] = await draw(['a'], 'left');
+    const votes = [];
+    for (const rater of ['x', 'y', 'z']) votes.push((await judge({ kind: 'thumb', sample_id: a, value: 1 }, rater)).id);
+    const [, gone, last] = votes;
+    await env.DB.prepare('DELETE FROM feedback WHERE id = ?').bind(gone).run();
+    expect((await rows('unpaired', `policy=left&after=${gone}`)).map((row) => row.id)).toEqual([last]);
+  });
+
   test('need the scope; unknown filters and cursors are 400', async () => {
     expect((await ask('GET', '/v1/datasets/rating', { key: await keyOf('sk', ['read']) })).status).toBe(403);
     for (const query of ['limit=3', 'after=fb_1', 'shape=odd', 'since=now'])

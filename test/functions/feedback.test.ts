@@ -136,6 +136,19 @@ describe('one vote', () => {
     expect(results.map((row) => row.op)).toEqual(['create', 'change', 'undo', 'change', 'change']);
   });
 
+  test('without cohorts leaves its rater in those that are known', async () => {
+    const { ids } = await draw(1);
+    const up = { kind: 'thumb', sample_id: ids[0], value: 1 };
+    const cohorts = async (vote: object) => {
+      const { json } = await judge({ ...up, ...vote });
+      const row = await env.DB.prepare('SELECT cohorts FROM raters WHERE id = ?').bind(json.rater).first();
+      return JSON.parse(row!.cohorts as string);
+    };
+    expect(await cohorts({ rater: { id: 'zoe', cohorts: { team: 'red' } } })).toEqual({ team: 'red' });
+    expect(await cohorts({ value: -1, rater: { id: 'zoe' } })).toEqual({ team: 'red' });
+    expect(await cohorts({ rater: { id: 'zoe', cohorts: { team: 'blue' } } })).toEqual({ team: 'blue' });
+  });
+
   test('aspects are votes of their own, and so is the same set in another order not', async () => {
     const { ids } = await draw(2);
     const rate = (aspect: string) => judge({ kind: 'rating', sample_id: ids[0], aspect, value: 3, rater });

@@ -329,6 +329,21 @@ describe('snapshots', () => {
     expect(votes.map((vote) => [vote.feedback, vote.value])).toEqual([changed, ...rest].map((vote) => [vote.id, 1]));
   });
 
+  test('hold nothing of a vote on an answer that was broken off', async () => {
+    const [whole, broken, other] = await judgements(3);
+    await env.DB.prepare("UPDATE samples SET finish_reason = 'abort' WHERE id = ?").bind(broken.sample_id).run();
+    await tick(env);
+    const [{ id }] = await runs();
+    const job = Job.parse((await (await trainer(id)).send('GET', '')).json);
+    const votes = await rows(job.snapshot.parts, await jobToken(settings(env), id));
+    expect(votes.map((vote) => [vote.feedback, vote.kind])).toEqual([
+      [whole.id, 'thumb'],
+      [broken.id, 'gone'],
+      [other.id, 'thumb'],
+    ]);
+    expect(votes[1]).not.toHaveProperty('samples');
+  });
+
   test('sides are a half, three tenths and two tenths of the conversations, which keep theirs', async () => {
     const chat = (turn: string) => ({
       messages: [
@@ -419,7 +434,9 @@ describe('runs', () => {
     const run = await started();
     await run.beat();
     await post(`/v1/runs/${run.id}/cancel`, undefined);
-    expect((await run.beat()).json.cancel).toBe(true);
+    const late = await run.beat(1, { metrics: [{ step: 2, name: 'ppo/kl', value: 1 }] });
+    expect(late.json.cancel).toBe(true);
+    expect((await get(`/v1/runs/${run.id}/metrics`)).json.data).toEqual([]);
     expect(
       (await run.send('PUT', '/checkpoint', { fence: 1, stage: 'ppo', step: 1, files: [], state: {} })).status,
     ).toBe(410);

@@ -27,19 +27,21 @@ const ask = (body: unknown, headers: Record<string, string> = {}, path = '/launc
       resolve(response.statusCode!);
     })
       .on('error', reject)
-      .end(typeof body === 'string' ? body : JSON.stringify(body));
+      // bytes: a string would be sent in one with the headers, and those as UTF-8
+      .end(Buffer.from(typeof body === 'string' ? body : JSON.stringify(body)));
   });
 
 test.each([
   ['no bearer', 401, launch, { authorization: '' }],
   ['another bearer', 401, launch, { authorization: 'Bearer x' }],
   ['another bearer as long as the right one', 401, launch, { authorization: `Bearer ${'x'.repeat(43)}` }],
+  ['a bearer as long as the right one, but in more bytes', 401, launch, { authorization: `Bearer ${'é'.repeat(43)}` }],
   ['another Host, as a page behind a name that points here would send', 403, launch, { host: 'evil.example' }],
   ['what is not JSON', 400, 'run it', {}],
   ['a path for a run id', 400, { ...launch, run: '../../etc/passwd' }, {}],
   ['a command beside the run id', 400, { ...launch, command: 'rm' }, {}],
   ['another Worker', 400, { ...launch, url: 'http://evil.example' }, {}],
-  ['a long body', 400, 'x'.repeat(20_000), {}],
+  ['a launch in a long body', 400, JSON.stringify(launch) + ' '.repeat(20_000), {}],
 ])('refuses %s', async (_, status, body, headers) => {
   expect(await ask(body, headers as Record<string, string>)).toBe(status);
   expect(launcher.children.size).toBe(0);
@@ -53,9 +55,9 @@ test('takes nothing but launches', async () => {
 test('starts one trainer a run, the old one ended by the new, and ends with it', async () => {
   expect(await ask(launch)).toBe(202);
   const first = launcher.children.get(launch.run)!;
-  const ended = new Promise((resolve) => first.once('exit', resolve));
+  const ended = new Promise((resolve) => first.once('exit', (_, signal) => resolve(signal)));
   expect(await ask({ ...launch, fence: 2 })).toBe(202);
-  await ended;
+  expect(await ended).toBe('SIGTERM');
   const second = launcher.children.get(launch.run)!;
   expect(second.pid).not.toBe(first.pid);
   await launcher.close();

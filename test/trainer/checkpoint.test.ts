@@ -20,6 +20,12 @@ test('a tree comes back from its file bit for bit, its arrays in order, its keys
   expect(Object.keys(back)).toEqual(Object.keys(form));
 });
 
+test('tensors of another shape are those of another model, even if they hold as many numbers', () => {
+  const form = { w: tf.zeros([2, 3]) as Tensor };
+  for (const shape of [[3, 2], [6], [2, 4]])
+    expect(() => inFormOf(form, fileToTree(treeToFile({ w: tf.zeros(shape) })))).toThrow(/another model/);
+});
+
 test('a file is there whole or not at all', () => {
   const path = join(mkdtempSync(join(tmpdir(), 'plumb-')), 'state.safetensors');
   writeWhole(path, treeToFile(tree()));
