@@ -10,7 +10,8 @@ import { random } from '../../trainer/random.ts';
 import { type Pair, pair, ROUNDS } from './pair.ts';
 import { startPeer } from './peers.ts';
 
-const MODEL: ModelConfig = {
+/** 5.8 million weights. */
+export const MODEL: ModelConfig = {
   architectures: ['LlamaForCausalLM'],
   model_type: 'llama',
   vocab_size: 4096,

@@ -1,7 +1,6 @@
 // The stages beside TRL's on 6.84 million weights and random tokens, two threads each: whole steps as the stages make them, and PPO's iterations
 // with their rollouts. TRL's better precision counts.
 
-import type { ModelConfig } from '../../schema/manifest.ts';
 import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
@@ -15,24 +14,15 @@ import { startSampler } from '../../trainer/rollout.ts';
 import { sft } from '../../trainer/sft.ts';
 import { type Pair, pair } from './pair.ts';
 import { type Peer, startPeer } from './peers.ts';
+import { MODEL as TIED } from './torch.ts';
 
-const MODEL: ModelConfig = {
-  architectures: ['LlamaForCausalLM'],
-  model_type: 'llama',
-  vocab_size: 4096,
-  hidden_size: 256,
-  num_hidden_layers: 6,
-  num_attention_heads: 4,
-  num_key_value_heads: 4,
-  head_dim: 64,
-  intermediate_size: 688,
+/** With an output matrix of its own, as TRL's classifiers want it: 6.84 million. */
+const MODEL = {
+  ...TIED,
   max_position_embeddings: 1024,
-  rms_norm_eps: 1e-5,
-  rope_theta: 10_000,
   tie_word_embeddings: false,
   bos_token_id: 1,
   eos_token_id: 2,
-  pad_token_id: 0,
 };
 const WARM_UP = 2;
 const MANY = 100_000;
