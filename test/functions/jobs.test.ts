@@ -330,7 +330,7 @@ describe('snapshots', () => {
   });
 
   test('hold nothing of a vote on an answer that was broken off', async () => {
-    const [whole, broken, other] = await judgements(3);
+    const [whole, broken, other, last] = await judgements(4);
     await env.DB.prepare("UPDATE samples SET finish_reason = 'abort' WHERE id = ?").bind(broken.sample_id).run();
     await tick(env);
     const [{ id }] = await runs();
@@ -340,6 +340,7 @@ describe('snapshots', () => {
       [whole.id, 'thumb'],
       [broken.id, 'gone'],
       [other.id, 'thumb'],
+      [last.id, 'thumb'],
     ]);
     expect(votes[1]).not.toHaveProperty('samples');
   });
