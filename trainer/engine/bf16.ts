@@ -4,12 +4,12 @@
 //   a ──┐                     a ──Cast──┐
 //       MatMul ── c    ──▶              MatMul (bf16) ──Cast── c
 //   b ──┘                     b ──Cast──┘
+//
+// What it gains is measured in LOG.md. TensorFlow's own product in bfloat16 (oneDNN) is what is fast on a processor, XLA's is not: so such a
+// graph runs as it is, and XLA compiles what lies between the products, in clusters (TF_XLA_FLAGS in tf.ts).
 
 import { boolAttribute, type Node, typeAttribute } from './graph.ts';
 import { backend } from './tf.ts';
-
-// What it gains is measured in LOG.md. TensorFlow's own product in bfloat16 (oneDNN) is what is fast on a processor, XLA's is not: so such a
-// graph runs as it is, and XLA compiles what lies between the products, in clusters (TF_XLA_FLAGS in tf.ts).
 
 const BFLOAT16 = 14; // DT_BFLOAT16, which the binding does not name
 const PRODUCTS = new Set(['MatMul', 'BatchMatMul', 'BatchMatMulV2']);

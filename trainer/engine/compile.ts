@@ -70,10 +70,11 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
 
     const ids = backend.getInputTensorIds(inputs);
     if (kept > 0) {
-      if (inputs.some((tensor, i) => inputs.indexOf(tensor) !== i && inputs.indexOf(tensor) < kept))
+      const own = new Set(inputs.slice(0, kept));
+      if (own.size < kept || inputs.slice(kept).some((tensor) => own.has(tensor)))
         throw new Error(`compile(${name}): ${callersLine()} gives a tensor of the state a second time`);
       for (const [i, variable] of traced.variables.entries()) put(variable, ids[i]!);
-      tf.dispose(inputs.slice(0, kept)); // now the variables alone hold them
+      tf.dispose([...own]); // now the variables alone hold them
     }
     const { binding } = backend;
     const results = binding.executeOp(

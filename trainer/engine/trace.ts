@@ -148,14 +148,10 @@ export function record<Result>(
           if (id !== ids[i]) real.deleteTensor(id);
         });
         return results.map((result, index) => {
-          if (!depends) named(result.id, `${node}:${index}`, result.dtype);
-          else {
-            real.deleteTensor(result.id);
-            const id = stranger(result.dtype, result.shape);
-            named(id, `${node}:${index}`, result.dtype);
-            return { ...result, id };
-          }
-          return result;
+          const id = depends ? stranger(result.dtype, result.shape) : result.id;
+          if (depends) real.deleteTensor(result.id);
+          named(id, `${node}:${index}`, result.dtype);
+          return { ...result, id };
         });
       },
     },
