@@ -1,10 +1,10 @@
-// Idempotency-Key: the first request claims its key, does its work and keeps its answer in the same batch as the work;
+// Idempotency-Key: the first request claims its key as it is let in, does its work and keeps its answer in the same batch as the work;
 // the same again within 24 hours is given that answer. Feedback has its own, on the rows of its revisions.
 import { and, eq, isNull, type SQL, sql } from 'drizzle-orm';
 import { requests } from '../schema/tables.ts';
 import { sha256 } from './crypto.ts';
 import { ApiError } from './error.ts';
-import { database, now, type Statement } from './store/db.ts';
+import { database, now, raw, type Statement } from './store/db.ts';
 
 const KEPT = 24 * 3600;
 /** A claim whose Worker died is free again after this. */
@@ -12,8 +12,6 @@ const ABANDONED = 300;
 
 /** Statements that keep an answer, for the batch that does the work; with `provided`, only if that holds in it by then. */
 export type Remember = (status: number, type: string, response: string, provided?: SQL) => Statement[];
-
-type Claim = { replay: Response } | { remember: Remember; release(): Promise<unknown> };
 
 export const anotherBody = () => new ApiError(422, 'this Idempotency-Key was used with another body');
 const replayed = (status: number, type: string, response: string) =>
@@ -24,31 +22,50 @@ export const before = (seconds: number) => new Date(Date.now() - seconds * 1000)
 /** What a key is kept under: bound to who asks, and what for. */
 export const boundKey = (...parts: string[]) => sha256(parts.join('\n'));
 
-export async function claim(d1: D1Database, bound: string[], body: string): Promise<Claim> {
+/** A claim to be made: its statements go into the batch that also reads who asks. */
+export interface Claim {
+  statements: Statement[];
+  /** From the statements' results, whether the claim was made now: then it must be kept or released. */
+  isMade(results: unknown[][]): boolean;
+  /** What was answered before. Throws an ApiError where that was to another body, or is still under way. */
+  replay(results: unknown[][]): Response | undefined;
+  remember: Remember;
+  release(): Promise<unknown>;
+}
+
+/**
+ * Nobody whose key is not known claims anything.
+ * @param callerHash of the key that asks
+ * @param what the claim is for, besides
+ * @param body SHA-256 of the body
+ */
+export async function claiming(d1: D1Database, callerHash: string, what: string[], body: string): Promise<Claim> {
   const db = database(d1);
-  const key = await boundKey(...bound);
-  const [claimed, rows] = await db.batch([
-    db
-      .insert(requests)
-      .values({ key, body, created_at: now() })
-      .onConflictDoUpdate({
-        target: requests.key,
-        set: { body, status: null, type: null, response: null, created_at: now() },
-        setWhere: sql`created_at <= ${before(KEPT)} OR (status IS NULL AND created_at <= ${before(ABANDONED)})`,
-      })
-      .returning({ key: requests.key }),
-    db.select().from(requests).where(eq(requests.key, key)),
-  ]);
-  if (claimed.length === 0) {
-    const first = rows[0]!;
-    if (first.body !== body) throw anotherBody();
-    if (first.status === null)
-      throw new ApiError(409, 'the first request with this Idempotency-Key is under way', {
-        headers: { 'Retry-After': '1' },
-      });
-    return { replay: replayed(first.status, first.type!, first.response!) };
-  }
+  const key = await boundKey(callerHash, ...what);
+  const time = now();
   return {
+    statements: [
+      raw<{ key: string }>(
+        db,
+        sql`INSERT INTO requests ("key", body, created_at)
+            SELECT ${key}, ${body}, ${time} WHERE EXISTS (SELECT 1 FROM keys WHERE hash = ${callerHash} AND revoked_at IS NULL)
+            ON CONFLICT ("key") DO UPDATE SET body = ${body}, status = NULL, type = NULL, response = NULL, created_at = ${time}
+            WHERE created_at <= ${before(KEPT)} OR (status IS NULL AND created_at <= ${before(ABANDONED)})
+            RETURNING "key"`,
+      ),
+      db.select().from(requests).where(eq(requests.key, key)),
+    ],
+    isMade: ([made]) => made!.length > 0,
+    replay([, rows]) {
+      const first = (rows as (typeof requests.$inferSelect)[])[0];
+      if (!first) return undefined;
+      if (first.body !== body) throw anotherBody();
+      if (first.status === null)
+        throw new ApiError(409, 'the first request with this Idempotency-Key is under way', {
+          headers: { 'Retry-After': '1' },
+        });
+      return replayed(first.status, first.type!, first.response!);
+    },
     remember: (status, type, response, provided) => [
       db
         .update(requests)

@@ -7,7 +7,8 @@ import type { Scope } from '../schema/wire.ts';
 import { sha256 } from './crypto.ts';
 import { type Env, type Settings, settings } from './env.ts';
 import { ApiError, isOpenAI, malformed } from './error.ts';
-import { claim, type Remember } from './idempotency.ts';
+import { claiming, type Remember } from './idempotency.ts';
+import type { Statement } from './store/db.ts';
 import { type Channels, type KeyRow, lookup } from './store/keys.ts';
 import { counting } from './store/rates.ts';
 import { readJobToken } from './token.ts';
@@ -73,13 +74,26 @@ const forbidden = (detail: string) => new ApiError(403, detail);
 
 const NOBODY: Caller = { id: '', kind: 'sk', scopes: [] };
 
-async function authenticate(
+interface Asking {
+  /** The key that asks; none on open routes, and for a run's trainer. */
+  key?: KeyRow;
+  channels: Channels;
+  /** Requests of this key in this minute. */
+  count: number;
+  /** What the statements that went along gave. */
+  rest: unknown[][];
+}
+
+/** Who asks: read in one round trip, with what else is wanted then. */
+async function identify(
   r: AnyRoute,
   c: Context<App>,
   set: Settings,
-): Promise<{ caller: Caller; channels: Channels }> {
-  if (r.auth === 'none') return { caller: NOBODY, channels: {} };
-  const bearer = /^Bearer +(\S+)$/i.exec(c.req.header('Authorization') ?? '')?.[1];
+  bearer: string | undefined,
+  also: Statement[],
+): Promise<Asking> {
+  const nobody = { channels: {}, count: 0, rest: [] };
+  if (r.auth === 'none') return nobody;
   if (!bearer) throw unauthorized('a key is needed: Authorization: Bearer …');
 
   if (bearer.startsWith('rt_')) {
@@ -87,14 +101,21 @@ async function authenticate(
     if (!run) throw unauthorized('the key is not known');
     if (r.auth !== 'job' || run !== c.req.param('run'))
       throw forbidden('this key is for the job routes of its own run');
-    return { caller: NOBODY, channels: {} };
+    return nobody;
   }
 
   const hash = await sha256(bearer);
   const visitor = bearer.startsWith('pk_') ? (c.req.header('CF-Connecting-IP') ?? '') : '';
-  const counted = set.PLUMB_RATE_LIMIT > 0 ? counting(c.env.DB, hash, visitor) : undefined;
-  const { key, channels, count = 0 } = await lookup(c.env.DB, hash, r.channels === true, counted);
+  const counted = set.PLUMB_RATE_LIMIT > 0 ? [counting(c.env.DB, hash, visitor)] : [];
+  const { key, channels, rest } = await lookup(c.env.DB, hash, r.channels === true, [...counted, ...also]);
   if (!key) throw unauthorized('the key is not known');
+  const [counts] = rest.splice(0, counted.length) as { count: number }[][];
+  return { key, channels, count: counts?.[0]?.count ?? 0, rest };
+}
+
+/** Whether they may. Throws an ApiError. */
+function permit(r: AnyRoute, c: Context<App>, set: Settings, { key, count }: Asking): Caller {
+  if (!key) return NOBODY;
   if (r.auth === 'job') throw forbidden("a run's job routes are its trainer's alone");
   if (key.kind === 'pk') {
     if (!r.browsers) throw forbidden('a public key may not do this');
@@ -111,16 +132,10 @@ async function authenticate(
       code: 'rate_limit_exceeded',
       headers: { 'Retry-After': String(60 - (Math.floor(Date.now() / 1000) % 60)) },
     });
-  return { caller: { id: key.id, kind: key.kind, scopes: key.scopes }, channels };
+  return { id: key.id, kind: key.kind, scopes: key.scopes };
 }
 
-const LIMIT = 256 * 1024;
-const limited = bodyLimit({
-  maxSize: LIMIT,
-  onError: () => {
-    throw new ApiError(413, 'the body is over 256 KB');
-  },
-});
+const limited = bodyLimit({ maxSize: 256 * 1024, onError: () => new Response(null, { status: 413 }) });
 
 /** Nesting that no schema means would overflow the stack of whatever walks it. */
 function tooDeep(json: unknown): boolean {
@@ -137,11 +152,17 @@ function illFormed(json: unknown): boolean {
   return Object.entries(json).some(([key, value]) => illFormed(key) || illFormed(value));
 }
 
-async function readBody(r: AnyRoute, c: Context<App>): Promise<{ body: unknown; bodyHash: string }> {
-  let bytes = new Uint8Array();
+/** The bytes of a body; undefined where it is longer than any may be. */
+async function readBytes(c: Context<App>): Promise<Uint8Array | undefined> {
+  let bytes: Uint8Array | undefined;
   await limited(c, async () => {
     bytes = new Uint8Array(await c.req.arrayBuffer());
   });
+  return bytes;
+}
+
+function readBody(r: AnyRoute, c: Context<App>, bytes: Uint8Array | undefined): unknown {
+  if (!bytes) throw new ApiError(413, 'the body is over 256 KB');
   if (!/^application\/json\s*(;\s*charset\s*=\s*"?utf-8"?\s*)?$/i.test(c.req.header('Content-Type') ?? ''))
     throw new ApiError(415, 'the body must be application/json');
   let json: unknown;
@@ -154,7 +175,7 @@ async function readBody(r: AnyRoute, c: Context<App>): Promise<{ body: unknown; 
   if (illFormed(json)) throw new ApiError(400, 'the body holds half of a surrogate pair, which is no character');
   const parsed = r.body!.safeParse(r.prepare ? r.prepare(json) : json);
   if (!parsed.success) throw malformed(parsed.error, 'the body is malformed');
-  return { body: parsed.data, bodyHash: await sha256(bytes) };
+  return parsed.data;
 }
 
 function readQuery(r: AnyRoute, c: Context<App>): unknown {
@@ -173,41 +194,50 @@ function readQuery(r: AnyRoute, c: Context<App>): unknown {
 async function serve(r: AnyRoute, c: Context<App>): Promise<Response> {
   // what anybody may ask must answer where the configuration is wrong, too
   const set = r.auth === 'none' ? ({} as Settings) : settings(c.env);
-  const { caller, channels } = await authenticate(r, c, set);
-  const { body, bodyHash } = r.body ? await readBody(r, c) : { body: undefined, bodyHash: '' };
-  const query = isOpenAI(c.req.path) ? {} : readQuery(r, c);
-  const call: Call<unknown, unknown> = {
-    c,
-    env: c.env,
-    set,
-    caller,
-    channels,
-    query,
-    body,
-    bodyHash,
-    param: (name) => c.req.param(name) ?? '',
-    remember: () => [],
-    release: async () => undefined,
-  };
-  const idempotencyKey = r.idempotent ? readIdempotencyKey(c) : undefined;
-  if (!idempotencyKey) return r.handle(call);
+  const bearer = /^Bearer +(\S+)$/i.exec(c.req.header('Authorization') ?? '')?.[1];
+  const bytes = r.body ? await readBytes(c) : undefined;
+  const bodyHash = bytes ? await sha256(bytes) : '';
+  const header = r.idempotent ? c.req.header('Idempotency-Key') : undefined;
+  const claim =
+    bearer && bytes && header !== undefined && IDEMPOTENCY_KEY.test(header)
+      ? await claiming(c.env.DB, await sha256(bearer), [r.method, r.path, header], bodyHash)
+      : undefined;
 
-  const held = await claim(c.env.DB, [caller.id, r.method, r.path, idempotencyKey], bodyHash);
-  if ('replay' in held) return held.replay;
+  const asking = await identify(r, c, set, bearer, claim?.statements ?? []);
+  const made = claim?.isMade(asking.rest) === true;
   try {
-    return await r.handle({ ...call, remember: held.remember, release: held.release });
+    const caller = permit(r, c, set, asking);
+    const body = r.body ? readBody(r, c, bytes) : undefined;
+    const query = isOpenAI(c.req.path) ? {} : readQuery(r, c);
+    if (r.idempotent) readIdempotencyKey(c);
+    const replay = made ? undefined : claim?.replay(asking.rest);
+    if (replay) return replay;
+    return await r.handle({
+      c,
+      env: c.env,
+      set,
+      caller,
+      channels: asking.channels,
+      query,
+      body,
+      bodyHash,
+      param: (name) => c.req.param(name) ?? '',
+      remember: claim?.remember ?? (() => []),
+      release: async () => claim?.release(),
+    });
   } catch (error) {
     // A refusal is not kept, even if the client leaves meanwhile.
-    const released = held.release();
-    c.executionCtx.waitUntil(released);
+    const released = made ? claim?.release() : undefined;
+    if (released) c.executionCtx.waitUntil(released);
     await released;
     throw error;
   }
 }
 
+const IDEMPOTENCY_KEY = /^[\x20-\x7e]{1,255}$/;
 export function readIdempotencyKey(c: Context<App>): string | undefined {
   const key = c.req.header('Idempotency-Key');
-  if (key !== undefined && !/^[\x20-\x7e]{1,255}$/.test(key))
+  if (key !== undefined && !IDEMPOTENCY_KEY.test(key))
     throw new ApiError(400, 'Idempotency-Key must be 1 to 255 printable ASCII characters');
   return key;
 }

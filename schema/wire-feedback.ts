@@ -4,6 +4,7 @@ import { idSchema } from './ids.ts';
 import { Cohorts, listQuery, RaterId, Text16K, Time } from './wire.ts';
 
 const SampleId = idSchema('sample');
+const Said = Text16K.refine((text) => text.trim() !== '', 'is empty');
 const Name = z.string().min(1).max(64);
 
 const shared = {
@@ -41,8 +42,8 @@ export const NewFeedback = z.discriminatedUnion('kind', [
     value: z.int().min(1).max(5),
     ...shared,
   }),
-  z.strictObject({ kind: z.literal('correction'), sample_id: SampleId, text: Text16K.min(1), ...shared }),
-  z.strictObject({ kind: z.literal('comment'), sample_id: SampleId, text: Text16K.min(1), ...shared }),
+  z.strictObject({ kind: z.literal('correction'), sample_id: SampleId, text: Said, ...shared }),
+  z.strictObject({ kind: z.literal('comment'), sample_id: SampleId, text: Said, ...shared }),
   z.strictObject({
     kind: z.literal('implicit'),
     sample_id: SampleId,

@@ -37,6 +37,9 @@ export function readLines<T, R>(path: string, schema: z.ZodType<T>, make: (value
   } catch (error) {
     throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
   }
+  if (text.includes('\0')) throw new UserError(`${path} is not text in UTF-8: save it as UTF-8`);
+  if (/^\s*\[/.test(text))
+    throw new UserError(`${path} is one JSON array: write JSON Lines, each object on a line of its own (jq -c '.[]')`);
   const rows: R[] = [];
   const bad: string[] = [];
   text.split('\n').forEach((line, index) => {

@@ -37,6 +37,7 @@ export const keyRoutes = [
     body: NewKey,
     answers: { 201: MadeKey },
     async handle({ c, env, caller, body }) {
+      if (body.kind === 'ek') throw at(422, 'kind', "ek: nothing takes an evaluator's key yet");
       if (body.kind !== 'sk' && body.scopes) throw at(422, 'scopes', 'are for secret keys');
       if (body.kind !== 'pk' && body.origins) throw at(422, 'origins', 'are for public keys');
       // a page's Origin must be listed, so that one without a list could be used nowhere

@@ -18,13 +18,13 @@ export const runRoutes = [
     body: NewRun,
     answers: { 202: Run },
     async handle({ c, env, set, body, channels, remember }) {
+      const { stages, config, reason } = body;
+      if (stages && (stages.includes('sft') || CHAIN.some((stage) => !stages.includes(stage))))
+        throw at(422, 'stages', `must be ${CHAIN.join(', ')}, or left out: a run takes them all`);
       if (!channels.stable) throw new ApiError(422, 'no policy is released to start from');
       const minimum = set.PLUMB_MIN_FEEDBACK;
       const { count } = await newJudgements(env.DB, 0, minimum);
       if (count < minimum) throw new ApiError(422, `too little feedback: ${count} judgements, of ${minimum} at least`);
-      const { stages, config, reason } = body;
-      if (stages && (stages.includes('sft') || CHAIN.some((stage) => !stages.includes(stage))))
-        throw at(422, 'stages', `must be ${CHAIN.join(', ')}, or left out: a run takes them all`);
       const run = { stages: stages ?? null, config: config ?? {}, reason: reason ?? 'asked for' };
       return c.json(await createRun(env.DB, run, channels.stable.policy, remember), 202);
     },

@@ -108,14 +108,14 @@ const channelQuery = (d1: D1Database, channel: 'stable' | 'canary') =>
 
 /**
  * The key of this hash and the channels, read anew (in one batch) where what is held is too old.
- * @param count a statement of rates.ts, done in the same batch
+ * @param also statements for the same round trip; their results come back in `rest`
  */
 export async function lookup(
   d1: D1Database,
   hash: string | undefined,
   wantChannels: boolean,
-  count?: Statement,
-): Promise<{ key?: KeyRow; channels: Channels; count?: number }> {
+  also: Statement[] = [],
+): Promise<{ key?: KeyRow; channels: Channels; rest: unknown[][] }> {
   const held = heldFor(d1);
   const time = Date.now();
   const knownKey = hash ? held.keys.get(hash) : undefined;
@@ -130,9 +130,9 @@ export async function lookup(
   const statements: Statement[] = [
     ...(needKey ? [keyRead] : []),
     ...(needChannels ? [channelQuery(d1, 'stable'), channelQuery(d1, 'canary')] : []),
-    ...(count ? [count] : []),
+    ...also,
   ];
-  let counted: number | undefined;
+  let rest: unknown[][] = [];
   let row = needKey ? undefined : knownKey?.row;
   if (statements.length > 0) {
     const results = (await db.batch(statements as [Statement, ...Statement[]])) as unknown[][];
@@ -150,12 +150,12 @@ export async function lookup(
       }
       held.channels = { value, at: time };
     }
-    if (count) counted = (results.shift() as { count: number }[])[0]?.count;
+    rest = results;
   }
   return {
     ...(row && !row.revoked_at ? { key: row } : {}),
     channels: held.channels?.value ?? {},
-    ...(counted === undefined ? {} : { count: counted }),
+    rest,
   };
 }
 

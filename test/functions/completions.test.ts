@@ -328,6 +328,10 @@ describe('Idempotency-Key', () => {
     expect((await chat({ n: 99 }, sk, { 'Idempotency-Key': 'bad' })).status).toBe(400);
     expect((await chat({ model: 'nobody' }, sk, { 'Idempotency-Key': 'bad' })).status).toBe(404);
     expect((await chat({}, sk, { 'Idempotency-Key': 'bad' })).status).toBe(200);
+    expect((await chat({}, 'sk_unknown', { 'Idempotency-Key': 'nobody' })).status).toBe(401);
+    expect((await chat({}, await keyOf('sk', ['read']), { 'Idempotency-Key': 'nobody' })).status).toBe(403);
+    const { results } = await env.DB.prepare('SELECT status FROM requests').all();
+    expect(results.map((row) => row.status)).toEqual([200, 200, 200]);
   });
 });
 
@@ -338,6 +342,8 @@ describe('a key that is in use', () => {
     const first = await respond('POST', '/v1/chat/completions', { key: sk, body, headers });
     const reader = first.body!.getReader();
     await reader.read();
+    // a request that is refused with the same key frees nothing that is not its own
+    expect((await chat({ n: 99 }, sk, headers)).status).toBe(400);
     const second = await ask('POST', '/v1/chat/completions', { key: sk, body, headers });
     expect([second.status, second.headers.get('Retry-After')]).toEqual([409, '1']);
     await reader.cancel();

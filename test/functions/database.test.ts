@@ -41,6 +41,16 @@ describe('round trips', () => {
     }
   });
 
+  test('an Idempotency-Key is claimed in the trip that reads who asks', async () => {
+    const { env, watched } = isolate();
+    const keyed = (key: string) =>
+      ask('POST', '/v1/chat/completions', { key: sk, env, body: chat, headers: { 'Idempotency-Key': key } });
+    expect((await keyed('one')).status).toBe(200);
+    expect(watched.trips).toBe(2);
+    expect((await keyed('one')).headers.get('Idempotent-Replayed')).toBe('true');
+    expect(watched.trips).toBe(3);
+  });
+
   test('a rate limit costs no round trip of its own: it is counted where the key is read', async () => {
     const { env, watched } = isolate();
     const limited = { ...env, PLUMB_RATE_LIMIT: '2' };

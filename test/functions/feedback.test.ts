@@ -76,6 +76,7 @@ describe('every kind of feedback', () => {
       { kind: 'rating', sample_id: a, aspect: 'ethics', value: 2.5 },
       { kind: 'choice', sample_ids: [a], winner: a },
       { kind: 'comment', sample_id: a, text: 'é'.repeat(8193) },
+      { kind: 'correction', sample_id: a, text: ' \n' },
       { kind: 'thumb', sample_id: a, value: 1, mood: 'good' },
       { kind: 'thumb', sample_id: a, value: 1, comment: null },
       { kind: 'thumb', sample_id: a, value: 1, rater: { id: 'x'.repeat(257) } },

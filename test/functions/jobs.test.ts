@@ -425,8 +425,8 @@ describe('runs', () => {
   });
 
   test('takes every stage: a part of the chain is refused, not ignored', async () => {
-    await judgements(3);
     const part = await post('/v1/runs', { stages: ['reward'] });
+    await judgements(3);
     expect([part.status, part.json.detail]).toEqual([422, expect.stringContaining('stages')]);
     expect((await post('/v1/runs', { stages: ['reward', 'ppo', 'evaluate', 'publish'] })).status).toBe(202);
   });

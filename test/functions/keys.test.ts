@@ -69,6 +69,8 @@ describe('kinds of keys', () => {
   test('an evaluator’s key is for its own routes; HEAD is as GET', async () => {
     const ek = await keyOf('ek');
     expect((await ask('GET', '/v1/keys', { key: ek })).status).toBe(403);
+    // until there are such routes nobody is handed a key that opens nothing
+    expect((await ask('POST', '/v1/keys', { key: sk, body: { kind: 'ek' } })).status).toBe(422);
     const head = await ask('HEAD', '/v1/keys', { key: sk });
     expect([head.status, head.text]).toEqual([200, '']);
   });

@@ -78,6 +78,14 @@ test('a correction is preferred over what it corrected; equal texts say nothing'
   expect(judgementOf(policy, vote(['same', 'same'], { kind: 'choice', winner: ids[0] }))).toBeNull();
 });
 
+test('a file that is no JSON Lines is told as such, not line by line', () => {
+  const path = join(tmpdir(), `no-lines-${process.pid}.jsonl`);
+  writeFileSync(path, '[\n  {"prompt": "Hi"}\n]');
+  expect(() => readJudgements(policy, path)).toThrow(/one JSON array: write JSON Lines/);
+  writeFileSync(path, '{"prompt": "Hi"}', 'utf16le');
+  expect(() => readJudgements(policy, path)).toThrow(/not text in UTF-8/);
+});
+
 test('bad lines are named by number and reason, up to twenty, before anything starts', () => {
   const path = join(tmpdir(), `judgements-${process.pid}.jsonl`);
   const good = JSON.stringify({ prompt: 'q', chosen: 'a', rejected: 'b' });
