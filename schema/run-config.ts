@@ -45,8 +45,12 @@ export interface PpoConfig {
   valueWeight: number;
   whitenRewards: boolean;
   temperature: number;
-  /** The score of an answer that was cut before its end. */
+  /** The score of an answer that was cut before its end, or ended too soon. */
   missingEosScore: number;
+  /** An answer of fewer tokens, its EOS apart, ended too soon. */
+  minTokens: number;
+  /** Values come from a model of their own, which begins as the parent, not from a head on the policy's states. */
+  separateValue: boolean;
   importanceCap: number;
   /** Nats a sequence; a batch beyond it is a blow-up, and ends the run. */
   klLimit: number;
@@ -73,6 +77,8 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   whitenRewards: false,
   temperature: 1,
   missingEosScore: -1,
+  minTokens: 0,
+  separateValue: false,
   importanceCap: 2,
   klLimit: 20,
 };
@@ -153,6 +159,8 @@ export const RunSettings = z.strictObject({
       whitenRewards: z.boolean(),
       temperature: positive,
       missingEosScore: z.number(),
+      minTokens: whole,
+      separateValue: z.boolean(),
       importanceCap: positive,
       klLimit: positive,
     } satisfies Record<keyof typeof PPO_DEFAULTS, z.ZodType>)

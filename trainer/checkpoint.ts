@@ -98,5 +98,6 @@ export function ppoStateFromFile(file: Uint8Array, scalars: unknown, like: Param
   const { actor, adam } = fileToTree(file) as unknown as PpoState;
   const parameters = inFormOf(like, actor.parameters);
   const value = { weight: actor.value.weight, bias: actor.value.bias };
-  return { actor: { parameters, value }, adam: adamOf(adam), ...PpoScalars.parse(scalars) };
+  const critic = actor.critic ? { critic: inFormOf(trunkOf(like), actor.critic) } : {};
+  return { actor: { parameters, value, ...critic }, adam: adamOf(adam), ...PpoScalars.parse(scalars) };
 }

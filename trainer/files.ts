@@ -21,7 +21,7 @@ import { drawingShape, shapeFor } from './pack.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
 import { policyCalls, ppo } from './ppo.ts';
 import { random } from './random.ts';
-import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
+import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare, scores } from './reward.ts';
 import { startSampler } from './rollout.ts';
 import { sft } from './sft.ts';
 import { reading, UserError } from './user-error.ts';
@@ -177,7 +177,7 @@ export async function ppoOnFiles(options: {
     const optimised = await ppo(
       policy.config,
       calls.policy,
-      { calls: calls.reward, rm },
+      (rows) => scores(calls.reward, rm, rows, policy.config.pad_token_id),
       parent,
       prompts,
       sampler.sample,

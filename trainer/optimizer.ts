@@ -79,6 +79,7 @@ function adamStep<P extends Tree>(
  * is a call for each part, which adds to the gradient's sum, and one for Adam's step; parameters, moments and sums stay where they are in memory.
  * @param loss of one part, () ; the parts' losses, and whatever else it returns, sum to those of the batch
  * @param precision of the products of forward and backward; weights, sums and Adam's step are float32
+ * @param peaks which of the values do not sum: their largest is the batch's
  * @returns a function from parameters, moments and a batch's parts to what they become. It frees all that it is given.
  */
 export function trainer<P extends Tree, Part extends Tree, Values extends { loss: Tensor } & Record<string, Tensor>>(
@@ -86,6 +87,7 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
   loss: (parameters: P, part: Part) => Values,
   options: AdamOptions,
   precision: Precision = 'float32',
+  peaks: (keyof Values)[] = [],
 ) {
   type State = { parameters: P; adam: AdamState };
   const whole = compile(
@@ -119,8 +121,11 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
     const rate = tf.scalar(learningRate);
     const values: Record<string, number> = {};
     const sumUp = (of: Tree) => {
-      for (const [key, value] of Object.entries(of as Values))
-        values[key] = (values[key] ?? 0) + (value.dataSync()[0] as number);
+      for (const [key, tensor] of Object.entries(of as Values)) {
+        const value = tensor.dataSync()[0] as number;
+        const before = values[key];
+        values[key] = before === undefined ? value : peaks.includes(key) ? Math.max(before, value) : before + value;
+      }
       dispose(of);
     };
     let result: { state: State; norm: Tensor };

@@ -5,7 +5,7 @@
 // An iteration: sample answers with the image that would be served, score them, add the KL penalty token by token, estimate
 // advantages, then a few epochs of clipped updates. Log-probabilities of the policy that sampled are computed anew by the
 // trainer, for the served image's numbers are rounded; the difference is weighed by truncated importance weights.
-// Left out: a separate value model.
+// PPO.md says where it differs from others, and why.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { PpoConfig } from '../schema/run-config.ts';
@@ -21,6 +21,7 @@ import {
   readOut,
   statesBefore,
   tokenLogprobs,
+  trunkOf,
 } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import {
@@ -35,7 +36,6 @@ import {
   scattered,
 } from './pack.ts';
 import { random } from './random.ts';
-import { type RewardCalls, type RewardModel, scores as rewardScores } from './reward.ts';
 import {
   adaptedBeta,
   gae,
@@ -47,6 +47,7 @@ import {
   policyLoss,
   sequenceMean,
   tokenMean,
+  tokenVariance,
   valueLoss,
   whiten,
 } from './rl.ts';
@@ -54,15 +55,19 @@ import type { Sampler } from './rollout.ts';
 
 /** What an iteration leaves behind, enough to go on from. */
 export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };
-type Actor = { parameters: Parameters; value: Head };
+/** The policy, and what estimates values: a head on the policy's own states, or with `critic` on those of a model of its own. */
+type Actor = { parameters: Parameters; value: Head; critic?: Parameters };
+/** Each answer's score, by a reward model or whatever else judges. */
+export type Scorer = (rows: Row[]) => number[] | Promise<number[]>;
 
 export type PolicyCalls = ReturnType<typeof policyCalls>;
 
 /** The compiled calls: scoring, which policy, reference and root share, and PPO's step. */
 export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoConfig, 'seed'>) {
-  const read = ({ parameters, value }: Actor, temperature: Tensor, batch: Batch, predictions: Predictions) => {
+  const read = ({ parameters, value, critic }: Actor, temperature: Tensor, batch: Batch, predictions: Predictions) => {
     const before = statesBefore(hiddenStates(model, parameters, batch), predictions); // (R W, D) → (N, D)
-    return { ...tokenLogprobs(parameters, before, predictions.target, temperature), values: readOut(value, before) }; // each (N)
+    const seen = critic ? statesBefore(hiddenStates(model, critic, batch), predictions) : before; // (R W, D) → (N, D)
+    return { ...tokenLogprobs(parameters, before, predictions.target, temperature), values: readOut(value, seen) }; // each (N)
   };
   const loss = (actor: Actor, part: MiniBatch) => {
     const { weight } = part.predictions;
@@ -76,6 +81,9 @@ export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoCo
       clipfrac: policy.clipfrac,
       approxkl: policy.approxkl,
       ratio: policy.ratio,
+      ratioError: policy.ratioError,
+      ratioErrorMax: policy.ratioErrorMax,
+      vpred: tf.sum(tf.mul(values, weight)), // ()
       valueClipfrac: critic.clipfrac,
       valueError: critic.error,
       entropy: tf.sum(tf.mul(entropy, weight)), // ()
@@ -83,7 +91,7 @@ export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoCo
   };
   const precision = precisionFor(model);
   const adam = { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 };
-  const step = trainer('ppo', loss, adam, precision);
+  const step = trainer('ppo', loss, adam, precision, ['ratioErrorMax']);
   return { score: compile('policy score', read, { precision }), step, shape };
 }
 
@@ -134,8 +142,11 @@ export async function answerLogprobsOf(
   return logprobs;
 }
 
+/** A critic of its own begins as the parent, without its output matrix. */
+const criticFrom = (parent: Parameters): Parameters => mapTree(trunkOf(parent), tf.clone);
+
 /**
- * Optimises the parent (not disposed) against the reward model.
+ * Optimises the parent (not disposed) against what scores its answers.
  * @param maxTokens where answers are cut
  * @param from goes on after a saved iteration
  * @param save is called after every iteration with all that is needed to go on
@@ -144,7 +155,7 @@ export async function answerLogprobsOf(
 export async function ppo(
   model: ModelConfig,
   calls: PolicyCalls,
-  reward: { calls: RewardCalls; rm: RewardModel },
+  score: Scorer,
   parent: Parameters,
   prompts: number[][],
   sampler: Sampler,
@@ -159,7 +170,8 @@ export async function ppo(
   const eos = model.eos_token_id;
   const iterations = Math.floor(config.episodes / config.rollout);
   const value = noValue(model);
-  let actor: Actor = from?.actor ?? { parameters: mapTree(parent, tf.clone), value };
+  const critic = config.separateValue ? { critic: criticFrom(parent) } : {};
+  let actor: Actor = from?.actor ?? { parameters: mapTree(parent, tf.clone), value, ...critic };
   let adam = from?.adam ?? adamState(actor);
   let beta = from?.beta ?? config.beta;
 
@@ -175,9 +187,11 @@ export async function ppo(
     // Scores, and what policy and parent think of every token.
     const now = await scoreAnswers(calls, actor, rows, config.temperature, pad);
     const reference = await answerLogprobsOf(model, calls, parent, rows, config.temperature);
-    const given = await rewardScores(reward.calls, reward.rm, rows, pad);
-    const clipped = given.map((score) => Math.max(-config.scoreClip, Math.min(config.scoreClip, score)));
-    const scores = clipped.map((score, i) => (rows[i]!.answer.at(-1) === eos ? score : config.missingEosScore));
+    const given = await score(rows);
+    const ended = rows.map(({ answer }) => answer.at(-1) === eos && answer.length > config.minTokens);
+    const scores = given.map((score, i) =>
+      ended[i] ? Math.max(-config.scoreClip, Math.min(config.scoreClip, score)) : config.missingEosScore,
+    );
     const { rewards, k1, k2, k3 } = penalisedRewards(now.logprobs, reference, scores, beta, perToken);
     const { advantages, returns } = gae(
       config.whitenRewards ? whiten(rewards, false, perToken) : rewards,
@@ -195,16 +209,18 @@ export async function ppo(
     const kl = sequenceMean(k1, perToken);
     const objective: Record<string, number> = {
       'objective/score': mean(scores),
+      'objective/score_total': mean(scores) - beta * kl,
       'objective/kl': kl,
       'objective/kl_coef': beta,
-      'objective/length': meanLength(perToken),
-      'objective/entropy': tokenMean(now.entropy, perToken),
       'objective/kl_k2': sequenceMean(k2, perToken),
       'objective/kl_k3': sequenceMean(k3, perToken),
-      'objective/reward': mean(scores) - beta * kl,
-      'objective/eos': rows.filter((row) => row.answer.at(-1) === eos).length / rows.length,
+      'objective/entropy': -sequenceMean(now.logprobs, perToken),
+      'objective/length': meanLength(perToken),
+      'objective/eos': ended.filter(Boolean).length / rows.length,
       'ppo/returns/mean': tokenMean(returns, perToken),
+      'ppo/returns/var': tokenVariance(returns, perToken),
       'ppo/val/mean': tokenMean(now.values, perToken),
+      'ppo/val/var': tokenVariance(now.values, perToken),
       'rollout/importance_mean': importance.mean,
       'rollout/importance_max': importance.max,
       'rollout/importance_capped': importance.capped,
@@ -233,6 +249,7 @@ export async function ppo(
       rows.flatMap((_, i) => (Math.floor(i / config.answersPerPrompt) === g ? [i] : [])),
     );
     let far = false;
+    let ratioErrorMax = 0;
     for (let epoch = 0; epoch < config.epochs && !far; epoch++) {
       const order = random(config.seed, `minibatches ${iteration} ${epoch}`)
         .shuffle([...groups])
@@ -255,6 +272,7 @@ export async function ppo(
         steps++;
         for (const [name, value] of Object.entries({ ...result.values, norm: result.norm }))
           sums[name] = (sums[name] ?? 0) + value;
+        ratioErrorMax = Math.max(ratioErrorMax, result.values.ratioErrorMax);
         far = result.values.approxkl > config.stopKl;
         await new Promise(setImmediate);
       }
@@ -269,18 +287,23 @@ export async function ppo(
       'ppo/policy/approxkl': average('approxkl'),
       'ppo/policy/clipfrac': average('clipfrac'),
       'ppo/policy/ratio': average('ratio'),
+      'ppo/policy/ratio_error': average('ratioError'),
+      'ppo/policy/ratio_error_max': ratioErrorMax,
+      'ppo/val/vpred': average('vpred'),
       'ppo/val/clipfrac': average('valueClipfrac'),
       'ppo/val/error': average('valueError'),
+      'ppo/val/var_explained': 1 - average('valueError') / (objective['ppo/returns/var']! + 1e-8),
       'ppo/grad_norm': average('norm'),
       'ppo/updates': steps,
       'ppo/lr': rate,
+      'elapsed/episodes': (iteration + 1) * config.rollout,
     };
     requireFinite('ppo', iteration + 1, metrics);
     beta = adaptedBeta(beta, kl, { target: config.klTarget, horizon: config.horizon }, rows.length);
     await report({ stage: 'ppo', step: iteration + 1, steps: iterations, metrics });
     await save({ actor, adam, beta, iteration: iteration + 1 });
   }
-  dispose(adam, actor.value);
+  dispose(adam, actor.value, actor.critic ?? []);
   return actor.parameters;
 }
 

@@ -115,6 +115,15 @@ export function tokenMean(x: ArrayLike<number>, shape: PerToken): number {
   return sum / count;
 }
 
+/** Variance over the tokens that count, biased as tf.nn.moments has it. */
+export function tokenVariance(x: ArrayLike<number>, shape: PerToken): number {
+  const mean = tokenMean(x, shape);
+  return tokenMean(
+    Float64Array.from(x, (value) => (value - mean) ** 2),
+    shape,
+  );
+}
+
 /** Mean over rows of the sum over each row's tokens: nats a sequence for k1. */
 export function sequenceMean(x: ArrayLike<number>, shape: PerToken): number {
   return tokenMean(x, shape) * meanLength(shape);
@@ -177,6 +186,8 @@ export function policyLoss(
     clipfrac: weighed(tf.cast(tf.greater(clipped, plain), 'float32'), weight),
     approxkl: weighed(tf.mul(tf.square(logRatio), 0.5), weight),
     ratio: weighed(ratio, weight),
+    ratioError: weighed(tf.abs(tf.sub(ratio, 1)), weight),
+    ratioErrorMax: tf.max(tf.mul(tf.abs(tf.sub(ratio, 1)), tf.cast(tf.greater(weight, 0), 'float32'))),
   };
 }
 

@@ -12,7 +12,7 @@ import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Shape } from './pack.ts';
 import { type PpoState, policyCalls, ppo } from './ppo.ts';
-import { accuracy, type FitState, fitReward, type RewardModel, rewardCalls, rightShare } from './reward.ts';
+import { accuracy, type FitState, fitReward, type RewardModel, rewardCalls, rightShare, scores } from './reward.ts';
 import type { startSampler } from './rollout.ts';
 
 interface RunInput {
@@ -113,7 +113,7 @@ async function stages(
     candidate = await ppo(
       model,
       calls.policy,
-      { calls: calls.reward, rm },
+      (rows) => scores(calls.reward, rm, rows, pad),
       parent,
       prompts.A,
       sampler.sample,

@@ -9,7 +9,7 @@ import { initialParameters, precisionFor } from '../../trainer/model.ts';
 import { shapeFor } from '../../trainer/pack.ts';
 import { policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
-import { fitReward, freshHead, type RewardModel, rewardCalls } from '../../trainer/reward.ts';
+import { fitReward, freshHead, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { sft } from '../../trainer/sft.ts';
 import { type Pair, pair } from './pair.ts';
@@ -81,9 +81,17 @@ const rewardStage = (shared: number) =>
     return fitReward(MODEL, calls, initialParameters(MODEL, rng), judgements, on, 0, 'reward', report);
   });
 
-const ppoStage = (sampler: ReturnType<typeof startSampler>) =>
+const ppoStage = (sampler: ReturnType<typeof startSampler>, separateValue: boolean) =>
   inTurn((report) => {
-    const settings = { ...PPO_DEFAULTS, rollout: 32, minibatch: 8, epochs: 4, answersPerPrompt: 1, seed: 0 };
+    const settings = {
+      ...PPO_DEFAULTS,
+      rollout: 32,
+      minibatch: 8,
+      epochs: 4,
+      answersPerPrompt: 1,
+      separateValue,
+      seed: 0,
+    };
     const config = { ...settings, episodes: 32 * MANY, learningRate: 3e-6, beta: 0.05 };
     const calls = policyCalls(MODEL, shapeFor(64), config);
     const reward = rewardCalls(MODEL, shapeFor(64), REWARD_DEFAULTS);
@@ -95,7 +103,17 @@ const ppoStage = (sampler: ReturnType<typeof startSampler>) =>
     };
     const prompts = Array.from({ length: 32 * 1000 }, () => tokens(16));
     const parent = initialParameters(MODEL, rng);
-    return ppo(MODEL, calls, { calls: reward, rm }, parent, prompts, sampler.sample, 48, config, report);
+    return ppo(
+      MODEL,
+      calls,
+      (rows) => scores(reward, rm, rows, MODEL.pad_token_id),
+      parent,
+      prompts,
+      sampler.sample,
+      48,
+      config,
+      report,
+    );
   });
 
 export async function* trl(): AsyncGenerator<Pair> {
@@ -104,7 +122,8 @@ export async function* trl(): AsyncGenerator<Pair> {
     ['sft 6.84M vs trl', 'sft', 2, 4, sftStage],
     ['reward 6.84M vs trl, unrelated pairs', 'reward', 1.8, 4, () => rewardStage(0)],
     ['reward 6.84M vs trl, prompts shared', 'reward', 2.5, 4, () => rewardStage(32)],
-    ['ppo 6.84M default vs trl', 'ppo', 5, 1, () => ppoStage(sampler)],
+    ['ppo 6.84M default vs trl', 'ppo', 5, 1, () => ppoStage(sampler, false)],
+    ['ppo 6.84M separate value vs trl', 'ppo', 3, 1, () => ppoStage(sampler, true)],
   ];
   for (const [name, stage, goal, steps, start] of rows) {
     const ours = await start();

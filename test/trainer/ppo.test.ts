@@ -1,11 +1,13 @@
 import { afterAll, expect, test } from 'vitest';
 import { PPO_DEFAULTS, type PpoConfig, REWARD_DEFAULTS } from '../../schema/run-config.ts';
+import { ppoStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
+import type { Row } from '../../trainer/data.ts';
 import { dispose, flatten, mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { DivergedError, type Progress } from '../../trainer/metrics.ts';
 import { adamState } from '../../trainer/optimizer.ts';
 import { type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
-import { type RewardModel, rewardCalls } from '../../trainer/reward.ts';
+import { type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
 import { adaptedBeta } from '../../trainer/rl.ts';
 import { type Sampler, startSampler } from '../../trainer/rollout.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
@@ -52,7 +54,7 @@ async function run(
   const trained = await ppo(
     TINY,
     calls.policy,
-    { calls: calls.reward, rm },
+    (rows) => scores(calls.reward, rm, rows, TINY.pad_token_id),
     parent,
     asked,
     draw,
@@ -82,8 +84,13 @@ test('before any step the ratio is 1 and nothing is clipped', async () => {
   const { history } = await run({ rollout: 16, episodes: 16, epochs: 1, learningRate: 0 });
   const { metrics } = history[0]!;
   expect(metrics['ppo/policy/clipfrac']).toBe(0);
-  expect(Math.abs(metrics['ppo/policy/ratio']! - 1)).toBeLessThan(1e-5);
+  expect(metrics['ppo/policy/ratio_error']).toBeLessThan(1e-5);
+  expect(metrics['ppo/policy/ratio_error_max']).toBeLessThan(1e-4);
+  expect(metrics['ppo/policy/ratio_error_max']).toBeGreaterThanOrEqual(metrics['ppo/policy/ratio_error']!);
   expect(metrics['ppo/policy/approxkl']).toBeLessThan(1e-9);
+  // and after steps it isn't
+  const { history: later } = await run({ rollout: 16, episodes: 16, epochs: 2 });
+  expect(later[0]!.metrics['ppo/policy/ratio_error_max']).toBeGreaterThan(1e-3);
 });
 
 test('rollouts are drawn at the temperature at which they are scored: the trainer’s log-probabilities are the sampler’s', async () => {
@@ -219,10 +226,33 @@ test('each iteration asks the prompts that come next: every prompt once before a
     expect(pass.toSorted()).toEqual(ten.map(String).toSorted());
 });
 
+test('an answer that ended too soon has the score of one that was cut', async () => {
+  const { history } = await run({ rollout: 16, episodes: 16, minTokens: MAX_TOKENS, missingEosScore: -7 });
+  expect(history[0]!.metrics).toMatchObject({ 'objective/score': -7, 'objective/eos': 0 });
+  const all = await run({ rollout: 16, episodes: 16, minTokens: 0, missingEosScore: -7 });
+  expect(all.history[0]!.metrics['objective/eos']).toBeGreaterThan(0);
+});
+
+test('with a value model of its own the policy learns, and both are saved and resumed bit for bit', async () => {
+  const states: PpoState[] = [];
+  const keep = ({ actor, adam, ...rest }: PpoState) =>
+    void states.push({ actor: mapTree(actor, tf.clone), adam: mapTree(adam, tf.clone), ...rest } as PpoState);
+  const config = { separateValue: true, rollout: 16, episodes: 32, epochs: 1 };
+  const whole = await run(config, null, keep);
+  const critics = states.map(({ actor }) => numbers(actor.critic!));
+  expect(critics[0]).toEqual(numbers(parent)); // the head begins at 0, and hands nothing back in the first update
+  expect(critics[1]).not.toEqual(critics[0]);
+  expect(whole.history[1]!.metrics['ppo/val/mean']).not.toBe(0);
+  const { actor, adam, ...scalars } = states[0]!;
+  const again = ppoStateFromFile(treeToFile({ actor, adam }), scalars, parent);
+  const resumed = await run(config, again);
+  expect(numbers(resumed.trained)).toEqual(numbers(whole.trained));
+});
+
 test('an answer that was cut before its end has the score for that, whatever the reward model says', async () => {
   const history: Progress[] = [];
   const config = { ...CONFIG, episodes: 32, missingEosScore: -7 };
-  const reward = { calls: calls.reward, rm };
+  const reward = (rows: Row[]) => scores(calls.reward, rm, rows, TINY.pad_token_id);
   await ppo(TINY, calls.policy, reward, parent, prompts, cut, 3, config, (p) => void history.push(p));
   expect(history[0]!.metrics).toMatchObject({ 'objective/score': -7, 'objective/eos': 0 });
 });
@@ -237,7 +267,7 @@ test('a reward that is not a number ends the run with the metric’s name', asyn
   const trained = ppo(
     TINY,
     calls.policy,
-    { calls: calls.reward, rm: broken },
+    (rows) => scores(calls.reward, broken, rows, TINY.pad_token_id),
     parent,
     prompts,
     sampler.sample,
