@@ -202,6 +202,38 @@ test('values are fitted to returns, which are advantages and values together', a
   expect(metrics['ppo/val/error']).toBeCloseTo((2 - -7) ** 2, 3);
 });
 
+test('the loss takes advantages that are whitened over the whole batch, not over a minibatch', async () => {
+  const minibatches: number[][] = [];
+  const step: typeof calls.policy.step = (actor, adam, rate, parts) => {
+    minibatches.push(
+      parts.flatMap(({ advantages, predictions }) => {
+        const weight = predictions.weight.dataSync();
+        return [...(advantages.dataSync() as Float32Array)].filter((_, i) => weight[i]! > 0);
+      }),
+    );
+    return calls.policy.step(actor, adam, rate, parts);
+  };
+  await ppo(
+    TINY,
+    { ...calls.policy, step },
+    (rows) => rows.map(({ answer }) => answer[0]! - answer.length),
+    parent,
+    prompts,
+    sampler.sample,
+    MAX_TOKENS,
+    { ...CONFIG, episodes: 32, minibatch: 8, epochs: 1, learningRate: 0 },
+    () => {},
+  );
+  const moments = (x: number[]) => {
+    const mean = x.reduce((a, b) => a + b, 0) / x.length;
+    return [mean, x.reduce((sum, value) => sum + (value - mean) ** 2, 0) / x.length] as const;
+  };
+  const [mean, variance] = moments(minibatches.flat());
+  expect(mean).toBeCloseTo(0, 4);
+  expect(variance).toBeCloseTo(1, 3);
+  expect(Math.max(...minibatches.map((of) => Math.abs(moments(of)[0])))).toBeGreaterThan(0.05);
+});
+
 test('Adam is lm-human-preferences’: ε of 1e-5 in TensorFlow 1’s form, and β₂ of .95 with which it tunes fast enough', async () => {
   const value = 1e-3;
   const gradient = CONFIG.valueWeight * value; // of the value's bias, where every return is 0

@@ -1,4 +1,6 @@
-import { expect, test } from 'vitest';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
 import { tf } from '../../trainer/engine/tf.ts';
 import { random } from '../../trainer/random.ts';
 import {
@@ -139,4 +141,144 @@ test('the value loss is half the worse of plain and clipped error', () => {
   const one = tf.onesLike(old);
   expect(valueLoss(tf.tensor1d([1]), old, tf.tensor1d([1]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.8 ** 2);
   expect(valueLoss(tf.tensor1d([0.1]), old, tf.tensor1d([1]), one, 0.2).loss.dataSync()[0]).toBeCloseTo(0.5 * 0.9 ** 2);
+});
+
+describe('beside the numbers of others (golden/ppo.py)', () => {
+  type Golden = Record<string, number[] & number>;
+  const golden = JSON.parse(readFileSync(join(import.meta.dirname, '../golden/ppo.json'), 'utf8'));
+  const [rows, columns] = golden.shape as [number, number];
+  const { gamma, lambda, clip, value_clip: valueClip, beta } = golden;
+  const floats = (values: number[]) => Float32Array.from(values);
+
+  /** What ours makes of the same rollouts. */
+  function ours(given: Golden, lengths: number[], whitenRewards: boolean, whitened: boolean) {
+    const shape = { columns, lengths };
+    const values = floats(given.values!);
+    const { rewards, k1 } = penalisedRewards(
+      floats(given.logprobs!),
+      floats(given.reference!),
+      given.scores!,
+      beta,
+      shape,
+    );
+    const estimated = gae(whitenRewards ? whiten(rewards, false, shape) : rewards, values, { gamma, lambda }, shape);
+    const advantages = whitened ? whiten(estimated.advantages, true, shape) : estimated.advantages;
+    const tokens = lengths.reduce((a, b) => a + b);
+    const weight = tf.tensor1d(
+      Array.from({ length: rows * columns }, (_, i) =>
+        i % columns < lengths[Math.floor(i / columns)]! ? 1 / tokens : 0,
+      ),
+    );
+    const policy = policyLoss(
+      tf.tensor1d(given.new_logprobs!),
+      tf.tensor1d(given.logprobs!),
+      tf.tensor1d(advantages),
+      tf.onesLike(weight),
+      weight,
+      { clip, dualClip: Number.POSITIVE_INFINITY },
+    );
+    const value = valueLoss(
+      tf.tensor1d(given.vpred!),
+      tf.tensor1d(values),
+      tf.tensor1d(estimated.returns),
+      weight,
+      valueClip,
+    );
+    return {
+      ...estimated,
+      rewards,
+      kl: sequenceMean(k1, shape),
+      whitened: whiten(estimated.advantages, true, shape),
+      losses: [policy.loss, policy.clipfrac, policy.approxkl, value.loss, value.clipfrac].map((x) => x.dataSync()[0]!),
+    };
+  }
+  const lossesOf = (given: Golden) =>
+    ['policy', 'clipfrac', 'approxkl', 'value', 'value_clipfrac'].map((name) => given[name] as number);
+  const full: number[] = new Array(rows).fill(columns);
+
+  test('ours are lm-human-preferences’: k1, the score on the last token, whitening with the biased variance, the losses, the KL controller', () => {
+    const given: Golden = golden.openai;
+    const we = ours(given, full, true, true);
+    close(we.rewards, given.rewards!, 5);
+    close(we.advantages, given.advantages!, 5);
+    close(we.returns, given.returns!, 5);
+    close(we.whitened, given.whitened!, 5);
+    close(we.losses as number[], lossesOf(given), 5);
+    expect(we.kl).toBeCloseTo(given.kl!, 5);
+    expect(adaptedBeta(beta, we.kl, { target: 6, horizon: 100 }, rows)).toBeCloseTo(given.beta_after!, 6);
+  });
+
+  test('ours are TRL’s where no answer is padded and nothing whitened', () => {
+    const given: Golden = golden.trl;
+    const we = ours(given, full, false, false);
+    close(we.rewards, given.rewards!, 5);
+    close(we.advantages, given.advantages!, 5);
+    close(we.returns, given.returns!, 5);
+    close(we.losses as number[], lossesOf(given), 5);
+  });
+
+  test('TRL whitens by the unbiased variance: its advantages are √((n − 1)/n) of ours', () => {
+    const n = rows * columns;
+    const we = ours(golden.trl, full, false, false).whitened;
+    close(
+      we.map((x) => x * Math.sqrt((n - 1) / n)),
+      golden.trl.whitened,
+      5,
+    );
+    expect(we[0]).not.toBeCloseTo(golden.trl.whitened[0], 3);
+  });
+
+  test('TRL puts the score one past the EOS, where the value of a pad stands in; ours stands on the EOS', () => {
+    const given = golden.trl_padded;
+    const lengths: number[] = given.lengths;
+    const we = ours(given, lengths, false, false);
+    lengths.forEach((length, row) => {
+      const [last, past] = [row * columns + length - 1, row * columns + length];
+      const penalty = -beta * (given.logprobs[last] - given.reference[last]);
+      expect(we.rewards[last]).toBeCloseTo(penalty + given.scores[row], 5);
+      if (length === columns) return;
+      expect(given.rewards[last]).toBeCloseTo(penalty, 5);
+      expect(given.rewards[past]).toBeCloseTo(given.scores[row], 5);
+      // one step further from the score, and an error of the pad's value between
+      const between = gamma * given.values[past] + gamma * lambda * (given.scores[row] - given.values[past]);
+      expect(given.advantages[last]).toBeCloseTo(penalty + between - given.values[last], 5);
+      expect(we.advantages[last]).toBeCloseTo(penalty + given.scores[row] - given.values[last], 5);
+    });
+  });
+
+  test('TRL’s approxkl is a mean over pads too: smaller than ours by the share of tokens that count', () => {
+    const given = golden.trl_padded;
+    const tokens = given.lengths.reduce((a: number, b: number) => a + b);
+    const [, , approxkl] = ours(given, given.lengths, false, false).losses as number[];
+    expect(given.approxkl).toBeCloseTo((approxkl! * tokens) / (rows * columns), 5);
+  });
+
+  test('TRL’s value loss takes in the place after the EOS; ours is over answers’ tokens', () => {
+    const { lengths, vpred, values, returns, value } = golden.trl_padded;
+    // Half the mean of the worse of plain and clipped error, over answers of these lengths.
+    const lossOver = (longer: number) => {
+      let [sum, count] = [0, 0];
+      for (let i = 0; i < rows * columns; i++) {
+        if (i % columns >= lengths[Math.floor(i / columns)] + longer) continue;
+        const near = values[i] + Math.max(-valueClip, Math.min(valueClip, vpred[i] - values[i]));
+        sum += Math.max((vpred[i] - returns[i]) ** 2, (near - returns[i]) ** 2);
+        count++;
+      }
+      return sum / count / 2;
+    };
+    expect(value).toBeCloseTo(lossOver(1), 5);
+    const over = lossOver(0);
+    const weight = (i: number) => (i % columns < lengths[Math.floor(i / columns)] ? 1 : 0);
+    const weights = Array.from({ length: rows * columns }, (_, i) => weight(i));
+    const tokens = weights.reduce((a: number, b: number) => a + b, 0);
+    const ourLoss = valueLoss(
+      tf.tensor1d(vpred),
+      tf.tensor1d(values),
+      tf.tensor1d(returns),
+      tf.div(tf.tensor1d(weights), tokens),
+      valueClip,
+    );
+    expect(ourLoss.loss.dataSync()[0]).toBeCloseTo(over, 5);
+    expect(value).not.toBeCloseTo(over, 3);
+  });
 });
