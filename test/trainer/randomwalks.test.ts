@@ -42,16 +42,13 @@ const MODEL: ModelConfig = {
 const nodes = walks.map((walk) => [...walk].map((letter) => letter.charCodeAt(0) - 97));
 const starts = [...new Set(nodes.map(([start]) => start!))].sort((a, b) => a - b);
 
-/**
- * How near a walk is to the shortest one from its start: 0 where it leaves the graph or never arrives, 1 where it is the shortest. As in the
- * example, the shortest is looked up one place before the start's.
- */
+/** How near a walk is to the shortest one from its start: 0 where it leaves the graph or never arrives, 1 where it is the shortest. */
 function optimality({ prompt, answer }: Row): number {
   const path = [prompt[0]!, ...answer];
   const arrived = path.indexOf(GOAL);
   const valid = arrived > 0 && path.slice(0, arrived).every((node, i) => edges[node]?.includes(path[i + 1]!));
   const length = valid ? Math.min(longest, arrived + 1) : longest;
-  return (longest - length) / (longest - shortest[prompt[0]! - 1]!);
+  return (longest - length) / (longest - shortest[prompt[0]!]!);
 }
 
 const sampler = startSampler(MODEL);
@@ -61,9 +58,9 @@ const config = {
   ...PPO_DEFAULTS,
   rollout: 128,
   episodes: 128 * 20,
-  minibatch: 32,
+  minibatch: 64,
   epochs: 4,
-  learningRate: 5e-4,
+  learningRate: 1e-3,
   beta: 0,
   missingEosScore: 0,
   klLimit: 1000,
@@ -87,7 +84,7 @@ test.each([1, 2, 3])(
       initialParameters(MODEL, random(seed, 'weights')),
       rows,
       [],
-      { steps: 90, batch: 100, shape: SHAPE, learningRate: 3e-3, warmup: 20, weightDecay: 0, seed },
+      { steps: 100, batch: 100, shape: SHAPE, learningRate: 3e-3, warmup: 20, weightDecay: 0, seed },
       () => {},
     );
     const before = await scoreOf(parameters, seed);
