@@ -79,12 +79,23 @@ export const parametersFromFile = (file: Uint8Array, like: Parameters): Paramete
 
 /** The numbers of a stage's state, which stand beside its tensors. */
 const StepScalars = z.object({ step: z.int() });
+/** JSON has no NaN: a loss that was not yet measured is null there. */
+const Loss = z
+  .number()
+  .nullable()
+  .transform((loss) => loss ?? Number.NaN);
+const SftScalars = StepScalars.extend({ loss: z.object({ last: Loss, least: Loss, sinceLeast: z.int() }) });
 const PpoScalars = z.object({ beta: z.number(), iteration: z.int() });
 
 /** What SFT goes on from: its tensors in the file, its numbers beside it. So have the others. */
 export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): SftState {
-  const { parameters, adam } = fileToTree(file) as unknown as SftState;
-  return { parameters: inFormOf(like, parameters), adam: adamOf(adam), ...StepScalars.parse(scalars) };
+  const { parameters, adam, best } = fileToTree(file) as unknown as SftState;
+  return {
+    parameters: inFormOf(like, parameters),
+    adam: adamOf(adam),
+    best: best ? inFormOf(like, best) : null,
+    ...SftScalars.parse(scalars),
+  };
 }
 
 /** What the fitting of a reward model goes on from. */

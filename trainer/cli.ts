@@ -1,9 +1,9 @@
 // The trainer's commands on files, for people who don't run the Worker: plumb train sft | reward | ppo | evaluate. Their options
 // alone: what they do is in files.ts, which loads the training engine when one is asked for.
 
-import { Command, InvalidArgumentError } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
-import { SFT_DEFAULTS } from './config.ts';
+import { SCHEDULES, SFT_DEFAULTS } from './config.ts';
 
 const number = (text: string): number => {
   const value = Number(text);
@@ -39,9 +39,9 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
   train
     .command('sft')
     .description(
-      'initial model training: cross-entropy on answers ({messages}, {prompt, completion}) or on plain {text}',
+      'initial model training: cross-entropy on answers ({messages}, {prompt, completion}, {prompt, chosen}) or on plain text',
     )
-    .requiredOption('--data <file>', 'JSONL')
+    .requiredOption('--data <file>', 'JSONL; or plain text (.txt), which is cut into pieces at blank lines')
     .requiredOption('--base <folder>', 'policy whose configuration, tokenizer and weights to begin with')
     .requiredOption('--out <folder>', 'where the policy goes')
     .option('--from-scratch', 'fresh weights instead of the base’s')
@@ -50,6 +50,15 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .option('--batch <n>', 'rows an update', count, 32)
     .option('--answer-tokens <n>', 'longest answer, or piece of text', count, 96)
     .option('--learning-rate <x>', 'at its peak', positive, SFT_DEFAULTS.learningRate)
+    .addOption(
+      new Option('--schedule <shape>', 'how the learning rate falls').choices(SCHEDULES).default(SFT_DEFAULTS.schedule),
+    )
+    .option(
+      '--patience <n>',
+      'measurements of the held-out loss in a row without a better one that end it, the best weights being kept; 0: never',
+      seed,
+      3,
+    )
     .option('--seed <n>', 'of weights and order', seed, 0)
     .action(async (options) => (await stages()).sftOnFiles(options));
 

@@ -11,12 +11,24 @@ export interface SftConfig {
   batch: number;
   shape: Shape;
   learningRate: number;
+  /** Steps in which the rate rises to its peak; then it falls to a fiftieth, in a line or along half a cosine. */
   warmup: number;
+  schedule: (typeof SCHEDULES)[number];
   weightDecay: number;
+  /** So many measurements of the held-out loss in a row without a better one end the training, and the best weights count; 0: all steps, the last weights. */
+  patience: number;
   seed: number;
 }
+export const SCHEDULES = ['linear', 'cosine'] as const;
 
-export const SFT_DEFAULTS = { learningRate: 1.5e-3, warmup: 100, weightDecay: 0.05, seed: 0 };
+export const SFT_DEFAULTS = {
+  learningRate: 1.5e-3,
+  warmup: 100,
+  schedule: 'linear',
+  weightDecay: 0.05,
+  patience: 0,
+  seed: 0,
+} as const;
 
 /** The defaults with a run's own settings over them; an unknown name is refused with its path. */
 export function runConfig(given: unknown): RunConfig {

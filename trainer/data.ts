@@ -17,20 +17,18 @@ export interface Row {
 const Conversation = z.array(Message).min(1);
 const SftLine = z.union(
   [
-    z.looseObject({ messages: Conversation }),
+    z.looseObject({ messages: z.array(Message.extend({ weight: z.literal([0, 1]).optional() })).min(1) }),
     z.looseObject({ prompt: Conversation, completion: Conversation }),
     z.looseObject({ prompt: z.string(), completion: z.string() }),
+    z.looseObject({ prompt: Conversation, chosen: Conversation }),
+    z.looseObject({ prompt: z.string(), chosen: z.string() }),
     z.looseObject({ text: z.string() }),
   ],
-  'expected {messages}, {prompt, completion} (strings or messages), or {text}',
+  'expected {messages}, {prompt, completion} or {prompt, chosen} (strings or messages), or {text}',
 );
 export type SftLine = z.infer<typeof SftLine>;
 
-/**
- * What is made of each line of a JSONL file that a schema knows. Those that are malformed and those that nothing can be made
- * of are named together by number and reason, up to 20, and nothing is started.
- */
-export function readLines<T, R>(path: string, schema: z.ZodType<T>, make: (value: T, at: number) => R): R[] {
+function readText(path: string): string {
   let text: string;
   try {
     text = readFileSync(path, 'utf8').replace(/^\uFEFF/, '');
@@ -38,6 +36,16 @@ export function readLines<T, R>(path: string, schema: z.ZodType<T>, make: (value
     throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
   }
   if (text.includes('\0')) throw new UserError(`${path} is not text in UTF-8: save it as UTF-8`);
+  if (text.trim() === '') throw new UserError(`${path} has no rows`);
+  return text;
+}
+
+/**
+ * What is made of each line of a JSONL file that a schema knows. Those that are malformed and those that nothing can be made
+ * of are named together by number and reason, up to 20, and nothing is started.
+ */
+export function readLines<T, R>(path: string, schema: z.ZodType<T>, make: (value: T, at: number) => R): R[] {
+  const text = readText(path);
   if (/^\s*\[/.test(text))
     throw new UserError(`${path} is one JSON array: write JSON Lines, each object on a line of its own (jq -c '.[]')`);
   const rows: R[] = [];
@@ -83,7 +91,25 @@ export function requireRoom(policy: Policy, prompt: number[]): number[] {
 }
 
 export const readSftLines = <R>(path: string, make: (line: SftLine, at: number) => R): R[] =>
-  readLines<SftLine, R>(path, SftLine, make);
+  path.endsWith('.txt')
+    ? textPieces(readText(path)).map((text, i) => make({ text }, i))
+    : readLines(path, SftLine, make);
+
+/** Characters from which on a piece of plain text ends with the next blank line. */
+const PIECE = 1000;
+/** Documents of a plain text: paragraphs together, until there is enough of them. */
+export function textPieces(text: string): string[] {
+  const pieces: string[] = [];
+  let open = '';
+  for (const paragraph of text.split(/\n\s*\n/).map((part) => part.trim())) {
+    if (paragraph === '') continue;
+    open = open ? `${open}\n\n${paragraph}` : paragraph;
+    if (open.length < PIECE) continue;
+    pieces.push(open);
+    open = '';
+  }
+  return open ? [...pieces, open] : pieces;
+}
 
 /** Token rows of a line for supervised training; answers are cut at `answerTokens`, long texts become several rows. */
 export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Row[] {
@@ -97,17 +123,20 @@ export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Ro
     return rows;
   }
   if ('messages' in line) {
-    const messages = line.messages as Message[];
-    // Every assistant turn is an answer to what came before it.
-    const rows = messages.flatMap((message, index) =>
-      message.role === 'assistant' && index > 0
-        ? [cut(answerRow(policy, messages.slice(0, index), message.content))]
+    const turns = line.messages as (Message & { weight?: 0 | 1 })[];
+    const messages = turns.map(({ role, content }) => ({ role, content }));
+    // Every assistant turn is an answer to what came before it, but those that OpenAI's weight leaves out.
+    const rows = turns.flatMap(({ role, content, weight }, index) =>
+      role === 'assistant' && index > 0 && weight !== 0
+        ? [cut(answerRow(policy, messages.slice(0, index), content))]
         : [],
     );
     if (rows.length === 0) throw new UserError('messages: no assistant answers anything');
     return rows;
   }
-  const { prompt, completion } = line as { prompt: string | Message[]; completion: string | Message[] };
+  type Said = string | Message[];
+  const { prompt, ...said } = line as { prompt: Said } & ({ completion: Said } | { chosen: Said });
+  const completion = 'completion' in said ? said.completion : said.chosen;
   const answer = typeof completion === 'string' ? completion : completion.map((message) => message.content).join('\n');
   return [cut(answerRow(policy, typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt, answer))];
 }

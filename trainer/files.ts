@@ -7,7 +7,7 @@ import { Message } from '../schema/message.ts';
 import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, treeToFile } from './checkpoint.ts';
-import { runConfig, SFT_DEFAULTS } from './config.ts';
+import { runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
 import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { compilations, dispose, type Tree } from './engine/compile.ts';
 import { tryLock } from './engine/lock.ts';
@@ -37,6 +37,8 @@ export async function sftOnFiles(options: {
   batch: number;
   answerTokens: number;
   learningRate: number;
+  schedule: SftConfig['schedule'];
+  patience: number;
   seed: number;
 }): Promise<void> {
   let policy = readPolicy(options.base);
@@ -82,11 +84,13 @@ export async function sftOnFiles(options: {
       shape,
       warmup,
       learningRate: options.learningRate,
+      schedule: options.schedule,
+      patience: options.patience,
       seed: options.seed,
     },
     report,
     cut.saved((tensors, scalars) => sftStateFromFile(tensors, scalars, weights)),
-    ({ parameters, adam, step }) => cut.save({ parameters, adam }, { step }),
+    ({ parameters, adam, best, ...scalars }) => cut.save({ parameters, adam, ...(best ? { best } : {}) }, scalars),
   ).catch(cut.giveUp);
   writePolicy(options.out, policy, parameters);
   cut.remove();
@@ -278,7 +282,7 @@ const Saved = z.object({ count: z.int(), settings: z.string(), scalars: z.unknow
 /** Where a stage that is cut off goes on: tensors in a file, and a place that names them once they are whole. */
 function savepoint(stage: string, options: { out: string }, inputs: string[]) {
   // What the files hold counts, not how they are called.
-  const numbers = Object.entries(options).filter(([, value]) => typeof value !== 'string');
+  const numbers = Object.entries(options).filter(([name, value]) => typeof value !== 'string' || name === 'schedule');
   const settings = JSON.stringify([...numbers.sort(), ...inputs.map((path) => sha256(readFileSync(path)))]);
   const place = join(options.out, `${stage}.state.json`);
   const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);

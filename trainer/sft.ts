@@ -1,13 +1,13 @@
-// Stage 1, initial model training: cross-entropy on the answers' tokens, by AdamW with warm-up and linear decay.
+// Stage 1, initial model training: cross-entropy on the answers' tokens, by AdamW with warm-up and decay.
 //
 //   plumb train sft --data rows.jsonl --base <policy folder> --out <policy folder>
 //
-// Rows are TRL's: {messages}, {prompt, completion}, or {text}. Left out: LoRA, early stopping.
+// Rows are TRL's and OpenAI's: {messages}, {prompt, completion}, {prompt, chosen}, or {text}. Left out: LoRA.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { SftConfig } from './config.ts';
 import type { Row } from './data.ts';
-import { compile, dispose } from './engine/compile.ts';
+import { compile, dispose, mapTree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { hiddenStates, type Parameters, precisionFor, statesBefore, tokenLogprobs } from './model.ts';
@@ -16,13 +16,28 @@ import { type Batch, batchOf, byPrompt, type Predictions, pack, predictionsOf } 
 import { random } from './random.ts';
 
 /** What a step leaves behind, enough to go on from. */
-export type SftState = { parameters: Parameters; adam: AdamState; step: number };
+export type SftState = {
+  parameters: Parameters;
+  adam: AdamState;
+  step: number;
+  /** The weights of the least held-out loss, where they are looked for. */
+  best: Parameters | null;
+  /** Held-out losses so far; NaN before the first. */
+  loss: { last: number; least: number; sinceLeast: number };
+};
+
+/** The learning rate's share of its peak. */
+function rateOf(step: number, { steps, warmup, schedule }: SftConfig): number {
+  const done = (step - 1) / steps;
+  const falling = schedule === 'linear' ? 1 - done : (1 + Math.cos(Math.PI * done)) / 2;
+  return Math.min(1, step / warmup) * Math.max(0.02, falling);
+}
 
 /**
  * Trains on `rows`; the loss on `held` rows is measured at the end and every tenth of the way.
  * @param from goes on after a saved step
  * @param save is called after every step with all that is needed to go on
- * @returns the new weights (the given ones are disposed) and the last held-out loss, nats a token
+ * @returns the new weights (the given ones are disposed) and their held-out loss, nats a token
  */
 export async function sft(
   model: ModelConfig,
@@ -64,27 +79,37 @@ export async function sft(
 
   let weights = from?.parameters ?? parameters;
   let adam = from?.adam ?? adamState(weights);
+  let best = from?.best ?? null;
+  let loss = from?.loss ?? { last: Number.NaN, least: Number.NaN, sinceLeast: 0 };
+  const stopped = () => config.patience > 0 && loss.sinceLeast >= config.patience;
   let order: Row[] = [];
-  let loss = Number.NaN;
-  for (let step = 1; step <= steps; step++) {
+  for (let step = 1; step <= steps && !stopped(); step++) {
     while (order.length < config.batch) order = [...order, ...rng.shuffle([...rows])];
     const batch = order.splice(0, config.batch);
     if (from && step <= from.step) continue; // the batches come as they came
-    const rate = Math.min(1, step / config.warmup) * Math.max(0.02, 1 - (step - 1) / steps);
+    const rate = rateOf(step, config);
     const parts = partsOf(batch);
     const result = trainStep(weights, adam, config.learningRate * rate, parts);
     ({ parameters: weights, adam } = result);
     const metrics: Record<string, number> = { 'loss/train': result.values.loss, 'grad/norm': result.norm };
     if (held.length > 0 && (step === steps || step % Math.ceil(steps / 10) === 0)) {
-      loss = heldLoss(weights);
-      metrics['loss/held_out'] = loss;
+      const last = heldLoss(weights);
+      metrics['loss/held_out'] = last;
+      const better = !(last >= loss.least);
+      loss = { last, least: better ? last : loss.least, sinceLeast: better ? 0 : loss.sinceLeast + 1 };
+      if (better && config.patience > 0) {
+        if (best) dispose(best);
+        best = mapTree(weights, tf.clone);
+      }
     }
     requireFinite('sft', step, metrics);
-    await report({ stage: 'sft', step, steps, metrics });
-    await save({ parameters: weights, adam, step });
+    await report({ stage: 'sft', step, steps: stopped() ? step : steps, metrics });
+    await save({ parameters: weights, adam, step, best, loss });
     // Gives signal handlers and heartbeats their turn: a step blocks the event loop.
     await new Promise(setImmediate);
   }
   dispose(adam);
-  return { parameters: weights, loss };
+  if (!best) return { parameters: weights, loss: loss.last };
+  dispose(weights);
+  return { parameters: best, loss: loss.least };
 }

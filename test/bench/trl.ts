@@ -2,6 +2,7 @@
 // with their rollouts. TRL's better precision counts.
 
 import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
+import { SFT_DEFAULTS } from '../../trainer/config.ts';
 import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import type { Report } from '../../trainer/metrics.ts';
@@ -55,7 +56,7 @@ async function inTurn(stage: (report: Report) => Promise<unknown>): Promise<(ste
 const sftStage = () =>
   inTurn((report) => {
     const rows = Array.from({ length: 16 * 40 }, () => ({ prompt: tokens(1), answer: tokens(127) }));
-    const settings = { batch: 16, steps: MANY, warmup: 1, learningRate: 1e-4, weightDecay: 0, seed: 0 };
+    const settings = { ...SFT_DEFAULTS, batch: 16, steps: MANY, warmup: 1, learningRate: 1e-4, weightDecay: 0 };
     return sft(
       MODEL,
       initialParameters(MODEL, rng),

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import type { ModelConfig } from '../../schema/manifest.ts';
 import { PPO_DEFAULTS } from '../../schema/run-config.ts';
+import { SFT_DEFAULTS } from '../../trainer/config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { dispose } from '../../trainer/engine/compile.ts';
 import { initialParameters, type Parameters } from '../../trainer/model.ts';
@@ -84,7 +85,16 @@ test.each([1, 2, 3])(
       initialParameters(MODEL, random(seed, 'weights')),
       rows,
       [],
-      { steps: 100, batch: 100, shape: SHAPE, learningRate: 3e-3, warmup: 20, weightDecay: 0, seed },
+      {
+        ...SFT_DEFAULTS,
+        steps: 100,
+        batch: 100,
+        shape: SHAPE,
+        learningRate: 3e-3,
+        warmup: 20,
+        weightDecay: 0,
+        seed,
+      },
       () => {},
     );
     const before = await scoreOf(parameters, seed);

@@ -30,7 +30,7 @@ test('the loss on held-out rows falls from a guess among all tokens to little', 
 });
 
 test('training that goes on from a saved step ends with the same weights, bit for bit', async () => {
-  let saved: { file: Uint8Array; step: number } | undefined;
+  let saved: { file: Uint8Array; scalars: string } | undefined;
   const whole = await sft(
     TINY,
     tinyParameters(),
@@ -39,14 +39,73 @@ test('training that goes on from a saved step ends with the same weights, bit fo
     CONFIG,
     () => {},
     null,
-    ({ parameters, adam, step }) => {
-      if (step === 23) saved = { file: treeToFile({ parameters, adam }), step };
+    ({ parameters, adam, best, ...scalars }) => {
+      if (scalars.step === 23) saved = { file: treeToFile({ parameters, adam }), scalars: JSON.stringify(scalars) };
     },
   );
-  const from = sftStateFromFile(saved!.file, { step: saved!.step }, tinyParameters());
+  const from = sftStateFromFile(saved!.file, JSON.parse(saved!.scalars), tinyParameters());
   const steps: number[] = [];
   const resumed = await sft(TINY, tinyParameters(), rows, held, CONFIG, ({ step }) => void steps.push(step), from);
   expect(steps[0]).toBe(24);
   expect(resumed.loss).toBe(whole.loss);
   expect(bytes(resumed.parameters)).toEqual(bytes(whole.parameters));
+});
+
+test('with patience it ends once the held-out loss has not fallen for so long, and the best weights come out, resumed or not', async () => {
+  // So large a rate that it learns and then spoils it.
+  const config = { ...CONFIG, steps: 100, learningRate: 0.3, warmup: 30, patience: 2 };
+  const measured: number[] = [];
+  let last = 0;
+  let saved: { file: Uint8Array; scalars: string } | undefined;
+  const { parameters, loss } = await sft(
+    TINY,
+    tinyParameters(),
+    rows,
+    held,
+    config,
+    ({ step, metrics }) => {
+      last = step;
+      if ('loss/held_out' in metrics) measured.push(metrics['loss/held_out']!);
+    },
+    null,
+    ({ parameters, adam, best, ...scalars }) => {
+      if (best && scalars.loss.sinceLeast === 1 && !saved)
+        saved = { file: treeToFile({ parameters, adam, best }), scalars: JSON.stringify(scalars) };
+    },
+  );
+  const least = Math.min(...measured);
+  expect(last).toBeLessThan(config.steps);
+  expect(measured.slice(-3)).toEqual([least, expect.any(Number), expect.any(Number)]);
+  expect(loss).toBe(least);
+  const from = sftStateFromFile(saved!.file, JSON.parse(saved!.scalars), tinyParameters());
+  const resumed = await sft(TINY, tinyParameters(), rows, held, config, () => {}, from);
+  expect(bytes(resumed.parameters)).toEqual(bytes(parameters));
+  expect(resumed.loss).toBe(least);
+});
+
+test('the rate rises over the warm-up and falls in a line or along half a cosine, to a fiftieth at least', async () => {
+  // The weights' first step is the rate itself, whatever the gradient: so Adam has it.
+  const moved = async (config: object) => {
+    const before = flatten(tinyParameters())[0]!.dataSync() as Float32Array;
+    const after: Float32Array[] = [];
+    await sft(
+      TINY,
+      tinyParameters(),
+      rows,
+      [],
+      { ...CONFIG, steps: 8, warmup: 2, weightDecay: 0, ...config },
+      () => {},
+      null,
+      ({ parameters }) => void after.push((flatten(parameters)[0]!.dataSync() as Float32Array).slice()),
+    );
+    return after.map((now, step) => {
+      const was = step === 0 ? before : after[step - 1]!;
+      return Math.max(...now.map((x, i) => Math.abs(x - was[i]!)));
+    });
+  };
+  const [linear, cosine] = [await moved({}), await moved({ schedule: 'cosine' })];
+  expect(linear[0]).toBeCloseTo(CONFIG.learningRate / 2, 4); // half the peak, in the first of two steps of warm-up
+  // Halfway the two are equal; before it a cosine is higher, after it lower.
+  expect(cosine[2]!).toBeGreaterThan(linear[2]! * 1.05);
+  expect(cosine[7]!).toBeLessThan(linear[7]! * 0.7);
 });

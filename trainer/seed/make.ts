@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { ModelConfig } from '../../schema/manifest.ts';
 import { tokenizerJson, trainBpe } from '../../schema/tokenizer.ts';
+import { SFT_DEFAULTS } from '../config.ts';
 import { answerRow } from '../data.ts';
 import { toTerminal } from '../metrics.ts';
 import { initialParameters } from '../model.ts';
@@ -90,6 +91,7 @@ const trained = await sft(
   encoded(corpus),
   encoded(logs('holdout', 512)),
   {
+    ...SFT_DEFAULTS,
     steps: Number(options.steps),
     batch: BATCH,
     shape: shapeFor(0),

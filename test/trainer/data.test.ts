@@ -1,0 +1,44 @@
+import { writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { decode } from '../../schema/tokenizer.ts';
+import { readSftLines, sftRows, textPieces } from '../../trainer/data.ts';
+import { readPolicy } from '../../trainer/policy.ts';
+
+const policy = readPolicy('trainer/seed/policy');
+const answers = (lines: object[]) => {
+  const path = join(tmpdir(), `sft-${process.pid}.jsonl`);
+  writeFileSync(path, lines.map((line) => JSON.stringify(line)).join('\n'));
+  return readSftLines(path, (line) =>
+    sftRows(policy, line, 64).map(({ answer }) => decode(policy.tokenizer, answer.slice(0, -1))),
+  );
+};
+
+test('every assistant turn is an answer, but those whose weight is 0', () => {
+  const turns = [
+    { role: 'user', content: 'Hi' },
+    { role: 'assistant', content: 'No.', weight: 0 },
+    { role: 'user', content: 'Please' },
+    { role: 'assistant', content: 'Yes.', weight: 1 },
+  ];
+  expect(answers([{ messages: turns }])).toEqual([['Yes.']]);
+  expect(answers([{ messages: turns.map(({ role, content }) => ({ role, content })) }])).toEqual([['No.', 'Yes.']]);
+});
+
+test('what was chosen over another, as corrections are exported, is an answer to learn', () => {
+  const [user, said] = [{ role: 'user', content: 'Hi' }, (content: string) => [{ role: 'assistant', content }]];
+  expect(answers([{ prompt: [user], chosen: said('Yes.'), rejected: said('No.'), weight: 1 }])).toEqual([['Yes.']]);
+  expect(answers([{ prompt: 'Hi', chosen: 'Yes.', rejected: 'No.' }])).toEqual([['Yes.']]);
+});
+
+test('plain text is cut at blank lines, a piece being some paragraphs; all of it is there', () => {
+  const paragraph = (letter: string) => letter.repeat(400);
+  const text = `\n\n${['a', 'b', 'c', 'd'].map(paragraph).join('\n  \n')}\n\n\n`;
+  expect(textPieces(text)).toEqual([['a', 'b', 'c'].map(paragraph).join('\n\n'), paragraph('d')]);
+  const path = join(tmpdir(), `sft-${process.pid}.txt`);
+  writeFileSync(path, text);
+  expect(readSftLines(path, (line) => line)).toEqual(textPieces(text).map((piece) => ({ text: piece })));
+  writeFileSync(path, ' \n');
+  expect(() => readSftLines(path, (line) => line)).toThrow('has no rows');
+});
