@@ -88,10 +88,10 @@ const SftScalars = StepScalars.extend({ loss: z.object({ last: Loss, least: Loss
 const PpoScalars = z.object({ beta: z.number(), iteration: z.int() });
 
 /** What SFT goes on from: its tensors in the file, its numbers beside it. So have the others. */
-export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): SftState {
-  const { parameters, adam, best } = fileToTree(file) as unknown as SftState;
+export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: SftState['trained']): SftState {
+  const { trained, adam, best } = fileToTree(file) as unknown as SftState;
   return {
-    parameters: inFormOf(like, parameters),
+    trained: inFormOf(like, trained),
     adam: adamOf(adam),
     best: best ? inFormOf(like, best) : null,
     ...SftScalars.parse(scalars),

@@ -3,7 +3,7 @@
 
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
-import { SCHEDULES, SFT_DEFAULTS } from './config.ts';
+import { LORA_ON, SCHEDULES, SFT_DEFAULTS } from './config.ts';
 
 const number = (text: string): number => {
   const value = Number(text);
@@ -24,6 +24,14 @@ const count = (text: string): number => {
   const value = number(text);
   if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('not a whole number above 0');
   return value;
+};
+
+const LORA_PARTS = Object.keys(LORA_ON);
+const loraParts = (text: string): string[] => {
+  const parts = text.split(',');
+  if (!parts.every((part) => LORA_PARTS.includes(part)))
+    throw new InvalidArgumentError(`not ${LORA_PARTS.join(' or ')}`);
+  return [...new Set(parts)].sort();
 };
 
 /** @param ready sets the training engine up, if need be */
@@ -59,6 +67,13 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
       seed,
       3,
     )
+    .option(
+      '--lora-rank <n>',
+      'train adapters of this rank in place of the weights, and merge them in the end; 0: all weights',
+      seed,
+      0,
+    )
+    .option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`, loraParts, LORA_PARTS)
     .option('--seed <n>', 'of weights and order', seed, 0)
     .action(async (options) => (await stages()).sftOnFiles(options));
 

@@ -2,8 +2,20 @@
 
 import { inWords } from '../schema/malformed.ts';
 import { RUN_DEFAULTS, type RunConfig, RunSettings } from '../schema/run-config.ts';
+import type { Matrix } from './model.ts';
 import type { Shape } from './pack.ts';
 import { UserError } from './user-error.ts';
+
+export interface LoraConfig {
+  /** Columns of A, rows of B. */
+  rank: number;
+  /** Where: attention's matrices, the MLP's, or both. */
+  on: (keyof typeof LORA_ON)[];
+}
+export const LORA_ON = { attention: ['qkv', 'attentionOut'], mlp: ['gateUp', 'down'] } as const satisfies Record<
+  string,
+  Matrix[]
+>;
 
 export interface SftConfig {
   steps: number;
@@ -17,6 +29,8 @@ export interface SftConfig {
   weightDecay: number;
   /** So many measurements of the held-out loss in a row without a better one end the training, and the best weights count; 0: all steps, the last weights. */
   patience: number;
+  /** Adapters are trained in place of the weights, and merged with them in the end. */
+  lora: LoraConfig | null;
   seed: number;
 }
 export const SCHEDULES = ['linear', 'cosine'] as const;
@@ -27,6 +41,7 @@ export const SFT_DEFAULTS = {
   schedule: 'linear',
   weightDecay: 0.05,
   patience: 0,
+  lora: null,
   seed: 0,
 } as const;
 

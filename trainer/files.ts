@@ -7,13 +7,14 @@ import { Message } from '../schema/message.ts';
 import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, treeToFile } from './checkpoint.ts';
-import { runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
+import { type LoraConfig, runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
 import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { compilations, dispose, type Tree } from './engine/compile.ts';
 import { tryLock } from './engine/lock.ts';
 import { evaluate } from './evaluate.ts';
 import { makeFolder, writeWhole } from './folder.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
+import { freshLora } from './lora.ts';
 import { sha256 } from './manifest.ts';
 import { DivergedError, type Report, toFile, toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
@@ -39,6 +40,8 @@ export async function sftOnFiles(options: {
   learningRate: number;
   schedule: SftConfig['schedule'];
   patience: number;
+  loraRank: number;
+  loraOn: LoraConfig['on'];
   seed: number;
 }): Promise<void> {
   let policy = readPolicy(options.base);
@@ -70,6 +73,7 @@ export async function sftOnFiles(options: {
   const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
   const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
   const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
+  const lora = options.loraRank > 0 ? { rank: options.loraRank, on: options.loraOn } : null;
   const report = await reportTo(options.out);
   const cut = savepoint('sft', options, [options.data, weightsOf(options.base)]);
   const { parameters, loss } = await sft(
@@ -86,11 +90,14 @@ export async function sftOnFiles(options: {
       learningRate: options.learningRate,
       schedule: options.schedule,
       patience: options.patience,
+      lora,
       seed: options.seed,
     },
     report,
-    cut.saved((tensors, scalars) => sftStateFromFile(tensors, scalars, weights)),
-    ({ parameters, adam, best, ...scalars }) => cut.save({ parameters, adam, ...(best ? { best } : {}) }, scalars),
+    cut.saved((tensors, scalars) =>
+      sftStateFromFile(tensors, scalars, lora ? freshLora(policy.config, lora, random(0, 'form')) : weights),
+    ),
+    ({ trained, adam, best, ...scalars }) => cut.save({ trained, adam, ...(best ? { best } : {}) }, scalars),
   ).catch(cut.giveUp);
   writePolicy(options.out, policy, parameters);
   cut.remove();

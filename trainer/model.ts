@@ -19,6 +19,13 @@ type Layer = {
   mlpNorm: Tensor; // (D)
   gateUp: Tensor; // (D, 2 F): gate and up side by side
   down: Tensor; // (F, D)
+  /** Thin products beside the matrices (lora.ts). */
+  adapters?: Partial<Record<Matrix, Adapter>>;
+};
+export type Matrix = 'qkv' | 'attentionOut' | 'gateUp' | 'down';
+export type Adapter = {
+  a: Tensor; // (in, r)
+  b: Tensor; // (r, out)
 };
 export type Parameters = {
   embedding: Tensor; // (V, D)
@@ -104,7 +111,7 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, batch:
   let x: Tensor = gatherRows(parameters.embedding, tf.reshape(batch.tokens, [B * T])); // (B, T) → (B T, D)
   for (const layer of parameters.layers) {
     const normed = rmsNorm(x, layer.attentionNorm, epsilon); // (B T, D)
-    const mixed = tf.matMul(normed, layer.qkv); // (B T, (H + 2 K) hd)
+    const mixed = product(normed, layer, 'qkv'); // (B T, (H + 2 K) hd)
     const [q, k, v] = tf.split(mixed, [H * hd, K * hd, K * hd], -1) as [Tensor, Tensor, Tensor];
     const queries = byHead(rotate(heads(q, H))); // (B, H, T, hd)
     const keys = spread(byHead(rotate(heads(k, K)))); // (B, H, T, hd)
@@ -112,11 +119,21 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, batch:
     const scores = tf.mul(tf.matMul(queries, tf.transpose(keys, [0, 1, 3, 2])), 1 / Math.sqrt(hd)); // (B, H, T, T)
     const attended = tf.matMul(tf.softmax(tf.add(scores, bias)), values); // (B, H, T, hd)
     const joined = tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [B * T, H * hd]); // (B T, H hd)
-    x = tf.add(x, tf.matMul(joined, layer.attentionOut)); // (B T, D)
-    const [gate, up] = tf.split(tf.matMul(rmsNorm(x, layer.mlpNorm, epsilon), layer.gateUp), 2, -1) as [Tensor, Tensor]; // (B T, F)
-    x = tf.add(x, tf.matMul(tf.mul(tf.mul(gate, tf.sigmoid(gate)), up), layer.down)); // (B T, D)
+    x = tf.add(x, product(joined, layer, 'attentionOut')); // (B T, D)
+    const [gate, up] = tf.split(product(rmsNorm(x, layer.mlpNorm, epsilon), layer, 'gateUp'), 2, -1) as [
+      Tensor,
+      Tensor,
+    ]; // (B T, F)
+    x = tf.add(x, product(tf.mul(tf.mul(gate, tf.sigmoid(gate)), up), layer, 'down')); // (B T, D)
   }
   return rmsNorm(x, parameters.norm, epsilon); // (B T, D)
+}
+
+/** x·W, and where W has an adapter (x·A)·B with it. (N, in) → (N, out) */
+function product(x: Tensor, layer: Layer, name: Matrix): Tensor {
+  const whole = tf.matMul(x, layer[name]); // (N, in) · (in, out) → (N, out)
+  const adapter = layer.adapters?.[name];
+  return adapter ? tf.add(whole, tf.matMul(tf.matMul(x, adapter.a), adapter.b)) : whole; // (N, in) · (in, r) · (r, out) → (N, out)
 }
 
 /** Logits of hidden states. (N, D) → (N, V) */

@@ -77,14 +77,20 @@ function adamStep<P extends Tree>(
 /**
  * Compiles the training of a loss. A batch that is one part is one call: forward, backward, clipping, Adam. A batch of several
  * is a call for each part, which adds to the gradient's sum, and one for Adam's step; parameters, moments and sums stay where they are in memory.
- * @param loss of one part, () ; the parts' losses, and whatever else it returns, sum to those of the batch
+ * @param loss of one part, () ; the parts' losses, and whatever else it returns, sum to those of the batch; its third argument is what is
+ * not trained
  * @param precision of the products of forward and backward; weights, sums and Adam's step are float32
  * @param peaks which of the values do not sum: their largest is the batch's
- * @returns a function from parameters, moments and a batch's parts to what they become. It frees all that it is given.
+ * @returns a function from parameters, moments and a batch's parts to what they become. It frees all that it is given but what is not trained.
  */
-export function trainer<P extends Tree, Part extends Tree, Values extends { loss: Tensor } & Record<string, Tensor>>(
+export function trainer<
+  P extends Tree,
+  Part extends Tree,
+  Values extends { loss: Tensor } & Record<string, Tensor>,
+  Frozen extends Tree = [],
+>(
   name: string,
-  loss: (parameters: P, part: Part) => Values,
+  loss: (parameters: P, part: Part, frozen: Frozen) => Values,
   options: AdamOptions,
   precision: Precision = 'float32',
   peaks: (keyof Values)[] = [],
@@ -92,8 +98,8 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
   type State = { parameters: P; adam: AdamState };
   const whole = compile(
     `${name} step`,
-    ({ parameters, adam }: State, part: Part, rate: Tensor) => {
-      const { grads, values } = gradients(parameters, (p) => loss(p, part));
+    ({ parameters, adam }: State, part: Part, rate: Tensor, frozen: Frozen) => {
+      const { grads, values } = gradients(parameters, (p) => loss(p, part, frozen));
       const { norm, ...state } = adamStep(parameters, grads, adam, rate, options);
       return { state, norm, values };
     },
@@ -101,8 +107,8 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
   );
   const accumulate = compile(
     `${name} gradient`,
-    (sums: Tensor[], parameters: P, part: Part) => {
-      const { grads, values } = gradients(parameters, (p) => loss(p, part));
+    (sums: Tensor[], parameters: P, part: Part, frozen: Frozen) => {
+      const { grads, values } = gradients(parameters, (p) => loss(p, part, frozen));
       return { state: sums.map((sum, i) => tf.add(sum, grads[i]!)), values };
     },
     { state: true, precision },
@@ -116,7 +122,7 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
     { state: true },
   );
   let parted = false; // once a batch came in parts, one that is a single part goes the same way: nothing more is compiled for it
-  return (given: P, adam: AdamState, learningRate: number, parts: Part[]) => {
+  return (given: P, adam: AdamState, learningRate: number, parts: Part[], frozen: Frozen = [] as never) => {
     parted ||= parts.length > 1;
     const rate = tf.scalar(learningRate);
     const values: Record<string, number> = {};
@@ -132,7 +138,7 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
     if (parted) {
       let sums = flatten(given).map((tensor) => tf.zerosLike(tensor));
       for (const part of parts) {
-        const { state, values } = accumulate(sums, given, part);
+        const { state, values } = accumulate(sums, given, part, frozen);
         sums = state;
         sumUp(values);
         dispose(part);
@@ -140,7 +146,7 @@ export function trainer<P extends Tree, Part extends Tree, Values extends { loss
       result = update({ parameters: given, adam }, sums, rate);
       dispose(sums);
     } else {
-      const { values, ...rest } = whole({ parameters: given, adam }, parts[0]!, rate);
+      const { values, ...rest } = whole({ parameters: given, adam }, parts[0]!, rate, frozen);
       result = rest;
       sumUp(values);
       dispose(parts);

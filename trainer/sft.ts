@@ -2,13 +2,14 @@
 //
 //   plumb train sft --data rows.jsonl --base <policy folder> --out <policy folder>
 //
-// Rows are TRL's and OpenAI's: {messages}, {prompt, completion}, {prompt, chosen}, or {text}. Left out: LoRA.
+// Rows are TRL's and OpenAI's: {messages}, {prompt, completion}, {prompt, chosen}, or {text}.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { SftConfig } from './config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
+import { freshLora, type Lora, merged, withLora } from './lora.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { hiddenStates, type Parameters, precisionFor, statesBefore, tokenLogprobs } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
@@ -17,11 +18,12 @@ import { random } from './random.ts';
 
 /** What a step leaves behind, enough to go on from. */
 export type SftState = {
-  parameters: Parameters;
+  /** What is trained: the weights, or adapters beside them. */
+  trained: Parameters | Lora;
   adam: AdamState;
   step: number;
   /** The weights of the least held-out loss, where they are looked for. */
-  best: Parameters | null;
+  best: Parameters | Lora | null;
   /** Held-out losses so far; NaN before the first. */
   loss: { last: number; least: number; sinceLeast: number };
 };
@@ -53,8 +55,12 @@ export async function sft(
   const rng = random(config.seed, 'sft');
 
   type Part = { batch: Batch; predictions: Predictions };
+  const { lora } = config;
+  type Trained = Parameters | Lora;
+  const frozen = lora ? [parameters] : [];
   // Cross-entropy of the answers' tokens, weighed; ()
-  const lossOf = (weights: Parameters, { batch, predictions }: Part) => {
+  const lossOf = (trained: Trained, { batch, predictions }: Part, [base]: Parameters[]) => {
+    const weights = base ? withLora(base, trained as Lora) : (trained as Parameters);
     const before = statesBefore(hiddenStates(model, weights, batch), predictions); // (R W, D) → (N, D)
     const { logprobs } = tokenLogprobs(weights, before, predictions.target); // (N)
     return { loss: tf.neg(tf.sum(tf.mul(logprobs, predictions.weight))) };
@@ -69,16 +75,16 @@ export async function sft(
     return packs.map((part) => ({ batch: batchOf(part, shape), predictions: predictionsOf(part, 1 / tokens) }));
   };
   const evaluate = compile('sft loss', lossOf, { precision });
-  const heldLoss = (weights: Parameters): number => {
+  const heldLoss = (trained: Trained): number => {
     const parts = partsOf(held);
-    const losses = parts.map((part) => evaluate(weights, part).loss);
+    const losses = parts.map((part) => evaluate(trained, part, frozen).loss);
     const sum = losses.reduce((total, loss) => total + (loss.dataSync()[0] as number), 0);
     dispose(parts, losses);
     return sum;
   };
 
-  let weights = from?.parameters ?? parameters;
-  let adam = from?.adam ?? adamState(weights);
+  let trained: Trained = from?.trained ?? (lora ? freshLora(model, lora, random(config.seed, 'lora')) : parameters);
+  let adam = from?.adam ?? adamState(trained);
   let best = from?.best ?? null;
   let loss = from?.loss ?? { last: Number.NaN, least: Number.NaN, sinceLeast: 0 };
   const stopped = () => config.patience > 0 && loss.sinceLeast >= config.patience;
@@ -89,27 +95,31 @@ export async function sft(
     if (from && step <= from.step) continue; // the batches come as they came
     const rate = rateOf(step, config);
     const parts = partsOf(batch);
-    const result = trainStep(weights, adam, config.learningRate * rate, parts);
-    ({ parameters: weights, adam } = result);
+    const result = trainStep(trained, adam, config.learningRate * rate, parts, frozen);
+    ({ parameters: trained, adam } = result);
     const metrics: Record<string, number> = { 'loss/train': result.values.loss, 'grad/norm': result.norm };
     if (held.length > 0 && (step === steps || step % Math.ceil(steps / 10) === 0)) {
-      const last = heldLoss(weights);
+      const last = heldLoss(trained);
       metrics['loss/held_out'] = last;
       const better = !(last >= loss.least);
       loss = { last, least: better ? last : loss.least, sinceLeast: better ? 0 : loss.sinceLeast + 1 };
       if (better && config.patience > 0) {
         if (best) dispose(best);
-        best = mapTree(weights, tf.clone);
+        best = mapTree(trained, tf.clone);
       }
     }
     requireFinite('sft', step, metrics);
     await report({ stage: 'sft', step, steps: stopped() ? step : steps, metrics });
-    await save({ parameters: weights, adam, step, best, loss });
+    await save({ trained, adam, step, best, loss });
     // Gives signal handlers and heartbeats their turn: a step blocks the event loop.
     await new Promise(setImmediate);
   }
   dispose(adam);
-  if (!best) return { parameters: weights, loss: loss.last };
-  dispose(weights);
-  return { parameters: best, loss: loss.least };
+  const kept = best ?? trained;
+  if (best) dispose(trained);
+  const least = best ? loss.least : loss.last;
+  if (!lora) return { parameters: kept as Parameters, loss: least };
+  const whole = merged(parameters, kept as Lora);
+  dispose(parameters, kept);
+  return { parameters: whole, loss: least };
 }

@@ -39,8 +39,8 @@ test('training that goes on from a saved step ends with the same weights, bit fo
     CONFIG,
     () => {},
     null,
-    ({ parameters, adam, best, ...scalars }) => {
-      if (scalars.step === 23) saved = { file: treeToFile({ parameters, adam }), scalars: JSON.stringify(scalars) };
+    ({ trained, adam, best, ...scalars }) => {
+      if (scalars.step === 23) saved = { file: treeToFile({ trained, adam }), scalars: JSON.stringify(scalars) };
     },
   );
   const from = sftStateFromFile(saved!.file, JSON.parse(saved!.scalars), tinyParameters());
@@ -68,9 +68,9 @@ test('with patience it ends once the held-out loss has not fallen for so long, a
       if ('loss/held_out' in metrics) measured.push(metrics['loss/held_out']!);
     },
     null,
-    ({ parameters, adam, best, ...scalars }) => {
+    ({ trained, adam, best, ...scalars }) => {
       if (best && scalars.loss.sinceLeast === 1 && !saved)
-        saved = { file: treeToFile({ parameters, adam, best }), scalars: JSON.stringify(scalars) };
+        saved = { file: treeToFile({ trained, adam, best }), scalars: JSON.stringify(scalars) };
     },
   );
   const least = Math.min(...measured);
@@ -96,7 +96,7 @@ test('the rate rises over the warm-up and falls in a line or along half a cosine
       { ...CONFIG, steps: 8, warmup: 2, weightDecay: 0, ...config },
       () => {},
       null,
-      ({ parameters }) => void after.push((flatten(parameters)[0]!.dataSync() as Float32Array).slice()),
+      ({ trained }) => void after.push((flatten(trained)[0]!.dataSync() as Float32Array).slice()),
     );
     return after.map((now, step) => {
       const was = step === 0 ? before : after[step - 1]!;

@@ -1,0 +1,83 @@
+import { expect, test } from 'vitest';
+import { sftStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
+import { LORA_ON, type LoraConfig, SFT_DEFAULTS } from '../../trainer/config.ts';
+import type { Row } from '../../trainer/data.ts';
+import { flatten, mapTree, type Tree } from '../../trainer/engine/compile.ts';
+import { type Tensor, tf } from '../../trainer/engine/tf.ts';
+import { freshLora, type Lora, merged, withLora } from '../../trainer/lora.ts';
+import { hiddenStates } from '../../trainer/model.ts';
+import { batchOf, pack } from '../../trainer/pack.ts';
+import { random } from '../../trainer/random.ts';
+import { sft } from '../../trainer/sft.ts';
+import { TINY, tinyParameters } from '../support/tiny.ts';
+
+const SHAPE = { rows: 2, columns: 64 };
+const BOTH: LoraConfig = { rank: 4, on: ['attention', 'mlp'] };
+const rng = random(4);
+const row = (): Row => {
+  const from = rng.int(2, 28);
+  return { prompt: [from], answer: [from + 1, from + 2, from + 3, 1] };
+};
+const rows = Array.from({ length: 50 }, row);
+const held = rows.slice(0, 20);
+const batch = batchOf(pack(rows.slice(0, 4), [[0], [1], [2], [3]], SHAPE, 0)[0]!, SHAPE);
+const numbers = (tree: Tree) => flatten(tree).map((tensor) => Array.from(tensor.dataSync()));
+const close = (a: Tensor, b: Tensor) => {
+  const difference = tf.max(tf.abs(tf.sub(a, b))).dataSync()[0];
+  expect(difference).toBeLessThan(1e-5);
+};
+/** Adapters as training may leave them. */
+const trained = (config: LoraConfig) => {
+  const fresh = freshLora(TINY, config, random(1));
+  return mapTree(fresh, (tensor) => tf.add(tensor, tf.randomNormal(tensor.shape, 0, 0.1, 'float32', 1))) as Lora;
+};
+
+test('fresh adapters change nothing; A is uniform in ±1/√in', () => {
+  const base = tinyParameters();
+  const lora = freshLora(TINY, BOTH, random(1));
+  expect(numbers(hiddenStates(TINY, withLora(base, lora), batch))).toEqual(numbers(hiddenStates(TINY, base, batch)));
+  const a = Array.from(lora.layers[0]!.qkv!.a.dataSync());
+  expect(Math.max(...a.map(Math.abs))).toBeLessThanOrEqual(1 / Math.sqrt(TINY.hidden_size));
+  expect(Math.max(...a.map(Math.abs))).toBeGreaterThan(0.9 / Math.sqrt(TINY.hidden_size));
+});
+
+test.each([[['attention']], [['mlp']], [['attention', 'mlp']]] as LoraConfig['on'][][])(
+  'on %j: merged weights are the model with its adapters, and only what is adapted differs from the base',
+  (on) => {
+    const base = tinyParameters();
+    const lora = trained({ rank: 4, on });
+    const whole = merged(base, lora);
+    close(hiddenStates(TINY, whole, batch), hiddenStates(TINY, withLora(base, lora), batch));
+    const adapted: readonly string[] = on.flatMap((part) => [...LORA_ON[part]]);
+    for (const [name, matrix] of Object.entries(whole.layers[0]!)) {
+      const same = numbers(matrix as Tensor).toString() === numbers(base.layers[0]![name as 'qkv']).toString();
+      expect([name, same]).toEqual([name, !adapted.includes(name)]);
+    }
+    expect(numbers([whole.embedding, whole.norm])).toEqual(numbers([base.embedding, base.norm]));
+  },
+);
+
+test('training adapters lowers the loss, keeps every other weight, and goes on after a cut bit for bit', async () => {
+  const config = { ...SFT_DEFAULTS, steps: 60, batch: 8, shape: SHAPE, learningRate: 3e-2, warmup: 5, lora: BOTH };
+  const losses: number[] = [];
+  let saved: { file: Uint8Array; scalars: string } | undefined;
+  const whole = await sft(
+    TINY,
+    tinyParameters(),
+    rows,
+    held,
+    config,
+    ({ metrics }) => void losses.push(metrics['loss/train']!),
+    null,
+    ({ trained, adam, best, ...scalars }) => {
+      if (scalars.step === 23) saved = { file: treeToFile({ trained, adam }), scalars: JSON.stringify(scalars) };
+    },
+  );
+  expect(losses.at(-1)).toBeLessThan(0.85 * losses[0]!);
+  const base = tinyParameters();
+  expect(numbers([whole.parameters.embedding, whole.parameters.norm])).toEqual(numbers([base.embedding, base.norm]));
+  expect(numbers(whole.parameters.layers[0]!.qkv)).not.toEqual(numbers(base.layers[0]!.qkv));
+  const from = sftStateFromFile(saved!.file, JSON.parse(saved!.scalars), freshLora(TINY, BOTH, random(0)));
+  const resumed = await sft(TINY, tinyParameters(), rows, held, config, () => {}, from);
+  expect(numbers(resumed.parameters)).toEqual(numbers(whole.parameters));
+});
