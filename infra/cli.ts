@@ -9,7 +9,7 @@ import type { Policy, Run } from '../schema/wire-runs.ts';
 import { trainCommand } from '../trainer/cli.ts';
 import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
 import { makeFolder } from '../trainer/folder.ts';
-import { DivergedError, type Report } from '../trainer/metrics.ts';
+import { DivergedError } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { DEFAULT_PORT, devFile, homeFolder } from './home.ts';
 import { isStopping, stopOnSignals } from './signals.ts';
@@ -139,14 +139,15 @@ plumb
     }
     const { Gone, workJob } = await import('../trainer/job.ts');
     const { compilations } = await import('../trainer/engine/compile.ts');
-    const { toFile, toTerminal } = await import('../trainer/metrics.ts');
+    const { toAll, toFile, toTerminal } = await import('../trainer/metrics.ts');
+    const { toTensorBoard } = await import('../trainer/tensorboard.ts');
     const runs = join(homeFolder(), 'runs');
     makeFolder(runs);
-    const [file, lines] = [toFile(join(runs, `${run}.jsonl`)), toTerminal(process.stdout, compilations)];
-    const local: Report = async (progress) => {
-      await file(progress);
-      await lines(progress);
-    };
+    const local = toAll(
+      toFile(join(runs, `${run}.jsonl`)),
+      toTensorBoard(join(homeFolder(), 'tensorboard', run)),
+      toTerminal(process.stdout, compilations),
+    );
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => process.exit(143));
     try {
       console.log(await workJob({ url, run, token, ...(fence && { fence: Number(fence) }) }, local));

@@ -16,7 +16,7 @@ import { makeFolder, writeWhole } from './folder.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
 import { freshLora } from './lora.ts';
 import { sha256 } from './manifest.ts';
-import { DivergedError, type Report, toFile, toTerminal } from './metrics.ts';
+import { DivergedError, type Report, toAll, toFile, toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
 import { drawingShape, shapeFor } from './pack.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
@@ -25,6 +25,7 @@ import { random } from './random.ts';
 import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare, scores } from './reward.ts';
 import { startSampler } from './rollout.ts';
 import { sft } from './sft.ts';
+import { toTensorBoard } from './tensorboard.ts';
 import { reading, UserError } from './user-error.ts';
 import { readWeights, writePolicy } from './weights.ts';
 
@@ -269,17 +270,16 @@ function makeOut(path: string): void {
   }
 }
 
-/** Metrics to <out>/metrics.jsonl and to the terminal; the folder is this process's as long as it runs. */
+/** Metrics to <out>/metrics.jsonl, for TensorBoard, and to the terminal; the folder is this process's as long as it runs. */
 async function reportTo(out: string): Promise<Report> {
   makeOut(out);
   if (!(await tryLock(`out ${realpathSync(out)}`)))
     throw new UserError(`another plumb train writes to ${out}: wait for it, or give another --out`);
-  const file = toFile(join(out, 'metrics.jsonl'));
-  const terminal = toTerminal(process.stderr, compilations);
-  return async (progress) => {
-    await file(progress);
-    await terminal(progress);
-  };
+  return toAll(
+    toFile(join(out, 'metrics.jsonl')),
+    toTensorBoard(join(out, 'tensorboard')),
+    toTerminal(process.stderr, compilations),
+  );
 }
 
 /** Seconds between two saves, but the first. */

@@ -11,6 +11,13 @@ export interface Progress {
 }
 export type Report = (progress: Progress) => void | Promise<void>;
 
+/** Each of the reports in turn. */
+export const toAll =
+  (...reports: Report[]): Report =>
+  async (progress) => {
+    for (const report of reports) await report(progress);
+  };
+
 /** A NaN or an infinity in any metric ends the run, with the metric's name. */
 export function requireFinite(stage: string, step: number, metrics: Record<string, number>): void {
   for (const [name, value] of Object.entries(metrics)) {

@@ -1,36 +1,14 @@
-// Python programs that do the same work, each in a process of its own that works when it is asked: torch and TRL in a virtual
-// environment, which is made at the first run and kept beside the training engine.
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { existsSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { homedir } from 'node:os';
+// Python programs that do the same work, each in a process of its own that works when it is asked.
+import { type ChildProcess, spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { makeFolder } from '../../trainer/folder.ts';
 import { UserError } from '../../trainer/user-error.ts';
+import { venvPython } from '../support/venv.ts';
 
 /** TRL 1.12 is the last with a PPOTrainer. */
 const PACKAGES = ['trl==1.12.0', 'torch==2.15.0', 'transformers==5.24.0', 'accelerate==1.15.0', 'peft==0.21.2'];
 
-function python(): string {
-  const cache = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'plumb');
-  const venv = join(cache, 'bench-peers');
-  const ready = join(venv, 'ready.txt');
-  if (!existsSync(ready)) {
-    console.error(`bench: installing ${PACKAGES.join(', ')} into ${venv} (some 6 GB)`);
-    makeFolder(cache);
-    rmSync(venv, { recursive: true, force: true });
-    const steps = [
-      ['python3', '-m', 'venv', venv],
-      [join(venv, 'bin/python'), '-m', 'pip', 'install', '--quiet', ...PACKAGES],
-    ];
-    for (const [command, ...args] of steps)
-      if (spawnSync(command!, args, { stdio: ['ignore', 'ignore', 'inherit'] }).status !== 0)
-        throw new UserError(`bench: ${command} ${args[0]} ${args[1]} failed: Python with venv and pip is needed`);
-    writeFileSync(`${ready}.part`, PACKAGES.join('\n'));
-    renameSync(`${ready}.part`, ready);
-  }
-  return join(venv, 'bin/python');
-}
+const python = () => venvPython('bench-peers', PACKAGES, '6 GB');
 
 export interface Peer {
   /** Does so much work and tells how fast. */
