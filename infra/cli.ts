@@ -148,7 +148,8 @@ plumb
       toTensorBoard(join(homeFolder(), 'tensorboard', run)),
       toTerminal(process.stdout, compilations),
     );
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => process.exit(143));
+    const { saveOnSignals } = await import('../trainer/interrupt.ts');
+    saveOnSignals();
     try {
       console.log(await workJob({ url, run, token, ...(fence && { fence: Number(fence) }) }, local));
     } catch (error) {

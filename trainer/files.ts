@@ -13,6 +13,7 @@ import { compilations, dispose, type Tree } from './engine/compile.ts';
 import { tryLock } from './engine/lock.ts';
 import { evaluate } from './evaluate.ts';
 import { makeFolder, writeWhole } from './folder.ts';
+import { interrupted, saveOnSignals } from './interrupt.ts';
 import { type Judgement, readJudgements } from './judgements.ts';
 import { freshLora } from './lora.ts';
 import { sha256 } from './manifest.ts';
@@ -275,6 +276,7 @@ async function reportTo(out: string): Promise<Report> {
   makeOut(out);
   if (!(await tryLock(`out ${realpathSync(out)}`)))
     throw new UserError(`another plumb train writes to ${out}: wait for it, or give another --out`);
+  saveOnSignals();
   return toAll(
     toFile(join(out, 'metrics.jsonl')),
     toTensorBoard(join(out, 'tensorboard')),
@@ -282,11 +284,13 @@ async function reportTo(out: string): Promise<Report> {
   );
 }
 
-/** Seconds between two saves, but the first. */
+/** Seconds between two saves, but the first; and no more than a twentieth of the time goes into them. */
 const SAVE_EVERY = 10;
-const Saved = z.object({ count: z.int(), settings: z.string(), scalars: z.unknown() });
+const SAVE_SHARE = 1 / 20;
+const Save = z.object({ count: z.int(), sha256: z.string(), scalars: z.unknown() });
+const Saved = z.object({ settings: z.string(), saves: z.array(Save).min(1) });
 
-/** Where a stage that is cut off goes on: tensors in a file, and a place that names them once they are whole. */
+/** Where a stage that is cut off goes on: the tensors of its last two saves in files, and a place that names them once they are whole. */
 function savepoint(stage: string, options: { out: string }, inputs: string[]) {
   // What the files hold counts, not how they are called.
   const numbers = Object.entries(options).filter(([name, value]) => typeof value !== 'string' || name === 'schedule');
@@ -304,8 +308,8 @@ function savepoint(stage: string, options: { out: string }, inputs: string[]) {
     throw new UserError(
       `${options.out} holds the unfinished work of a call with other settings or data: give it the same ones to go on, another --out, or remove ${place}`,
     );
-  let count = last?.count ?? 0;
-  let at = Number.NEGATIVE_INFINITY;
+  let saves = last?.saves ?? [];
+  let next = 0;
   const remove = () => {
     rmSync(place, { force: true });
     for (const name of readdirSync(options.out))
@@ -318,21 +322,40 @@ function savepoint(stage: string, options: { out: string }, inputs: string[]) {
       if (error instanceof DivergedError) remove();
       throw error;
     },
-    /** Reads what there is to go on from; null where there is nothing. */
+    /** Reads what there is to go on from, the one before it where the last is damaged; null where there is nothing. */
     saved: <T>(read: (tensors: Uint8Array, scalars: unknown) => T): T | null => {
-      if (!last) return null;
-      try {
-        return read(readFileSync(tensorsOf(count)), last.scalars);
-      } catch {
-        throw damaged();
+      for (const [index, { count, sha256: hash, scalars }] of saves.entries()) {
+        const path = tensorsOf(count);
+        try {
+          const file = readFileSync(path);
+          if (sha256(file) !== hash) throw new Error('other bytes than were written');
+          const state = read(file, scalars);
+          saves = saves.slice(index);
+          return state;
+        } catch {
+          if (index + 1 < saves.length) console.error(`${path} is damaged: going on from the save before it`);
+        }
       }
+      if (saves.length > 0) throw damaged();
+      return null;
     },
     save: (tensors: Tree, scalars: object) => {
-      if (performance.now() - at < 1000 * SAVE_EVERY) return;
-      at = performance.now();
-      writeWhole(tensorsOf(count + 1), treeToFile(tensors));
-      writeWhole(place, new TextEncoder().encode(JSON.stringify({ count: count + 1, settings, scalars })));
-      rmSync(tensorsOf(count++), { force: true });
+      const began = performance.now();
+      const code = interrupted();
+      if (began < next && code === null) return;
+      const count = (saves[0]?.count ?? 0) + 1;
+      const file = treeToFile(tensors);
+      writeWhole(tensorsOf(count), file);
+      const [kept, ...gone] = saves;
+      saves = [{ count, sha256: sha256(file), scalars }, ...(kept ? [kept] : [])];
+      writeWhole(place, new TextEncoder().encode(JSON.stringify({ settings, saves })));
+      for (const { count } of gone) rmSync(tensorsOf(count), { force: true });
+      if (code !== null) {
+        console.error(`${stage} was interrupted: the same call goes on from here`);
+        process.exit(code);
+      }
+      const took = performance.now() - began;
+      next = began + took + Math.max(1000 * SAVE_EVERY, took / SAVE_SHARE);
     },
   };
 }

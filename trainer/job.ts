@@ -12,6 +12,7 @@ import { type Heartbeat, HeartbeatAnswer, Job, SavedCheckpoint, UploadAnswer } f
 import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
+import { interrupted } from './interrupt.ts';
 import { type Judgement, judgementOf } from './judgements.ts';
 import { manifestOf, sha256 } from './manifest.ts';
 import type { Progress, Report } from './metrics.ts';
@@ -116,14 +117,16 @@ async function train(
     const resumed = await savedProgress(api, parent);
     let lastSaved = Date.now();
     const keep = async (progressed: Progressed) => {
-      // Every finished stage; steps within one as often as half a minute, for each is some megabytes to send.
-      if ((progressed.ppo || progressed.fit) && Date.now() - lastSaved < 30_000) return;
+      // Every finished stage; steps within one as often as half a minute, for each is some megabytes to send; and the last before an end.
+      const code = interrupted();
+      if ((progressed.ppo || progressed.fit) && Date.now() - lastSaved < 30_000 && code === null) return;
       try {
         await saveProgress(api, job.fence, progressed);
       } catch (error) {
         if (!(error instanceof Unreachable)) throw error; // the next one may come through
       }
       lastSaved = Date.now();
+      if (code !== null) process.exit(code);
     };
     const { candidate, gate } = await runStages(input, config, calls, sampler, maxTokens, report, resumed, keep);
     const details = {

@@ -21,8 +21,12 @@ const folder = mkdtempSync(join(tmpdir(), 'plumb-files-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const at = (name: string) => join(folder, name);
 
-/** Runs plumb train; once `whenSeen` is there, it is killed as a power cut would. */
-function train(args: string[], whenSeen?: string): Promise<{ code: number | null; out: string }> {
+/** Runs plumb train; once `whenSeen` is there, it is killed as a power cut would, or by another signal. */
+function train(
+  args: string[],
+  whenSeen?: string,
+  signal: NodeJS.Signals = 'SIGKILL',
+): Promise<{ code: number | null; out: string }> {
   const child = spawn(process.execPath, [join(import.meta.dirname, '../../infra/plumb.mjs'), 'train', ...args]);
   let out = '';
   child.stdout.on('data', (chunk) => {
@@ -31,8 +35,11 @@ function train(args: string[], whenSeen?: string): Promise<{ code: number | null
   child.stderr.on('data', (chunk) => {
     out += chunk;
   });
+  let sent = false;
   const watch = setInterval(() => {
-    if (whenSeen && existsSync(whenSeen)) child.kill('SIGKILL');
+    if (sent || !whenSeen || !existsSync(whenSeen)) return;
+    sent = true;
+    child.kill(signal);
   }, 5);
   return new Promise((resolve) =>
     child.on('close', (code) => {
@@ -84,6 +91,27 @@ test('plumb train ppo that was killed goes on where it was, and ends with the sa
   expect(steps.map((line) => JSON.parse(line).step)).toEqual([1, 2, 3]); // each once, whatever was done twice
   expect(readdirSync(at('cut')).filter((name) => name.startsWith('ppo.state'))).toEqual([]);
 }, 300_000);
+test('SIGTERM saves what is done and ends; of two saves a damaged one is passed over, and the weights come out the same', async () => {
+  const stopped = await train(ppo('stopped'), join(at('stopped'), 'ppo.state.json'), 'SIGTERM');
+  expect(stopped).toMatchObject({
+    code: 143,
+    out: expect.stringContaining('ppo was interrupted: the same call goes on'),
+  });
+  const saves = readdirSync(at('stopped')).filter((name) => /state\.\d+\.safetensors/.test(name));
+  expect(saves.sort()).toEqual(['ppo.state.1.safetensors', 'ppo.state.2.safetensors']);
+  const newest = join(at('stopped'), 'ppo.state.2.safetensors');
+  const bytes = readFileSync(newest);
+  bytes[bytes.length - 5]! ^= 1;
+  writeFileSync(newest, bytes);
+  const { code, out } = await train(ppo('stopped'));
+  expect([code, out]).toEqual([0, expect.stringContaining('is damaged: going on from the save before it')]);
+  expect(out).toContain('ppo 2/3');
+  expect(out).not.toContain('ppo 1/3');
+  expect(readFileSync(join(at('stopped'), 'model.safetensors'))).toEqual(
+    readFileSync(join(at('whole'), 'model.safetensors')),
+  );
+  expect(readdirSync(at('stopped')).filter((name) => name.includes('state'))).toEqual([]);
+}, 120_000);
 
 test('what no training can come of is said before anything starts', async () => {
   const refused = async (name: string, lines: string[], args: (data: string) => string[]) => {
