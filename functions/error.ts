@@ -81,11 +81,19 @@ export function logUnexpected(thrown: unknown): void {
 export function asApiError(thrown: unknown): ApiError {
   if (thrown instanceof ApiError) return thrown;
   if (thrown instanceof Error && thrown.name === 'AbortError') return busy('the client left', 1);
-  logUnexpected(thrown);
   // drizzle wraps what D1 throws; a mistake of ours names SQLite, an overloaded or restarted database doesn't
   const cause = thrown instanceof Error && thrown.cause instanceof Error ? thrown.cause : thrown;
-  if (cause instanceof Error && /^D1_ERROR/.test(cause.message) && !/SQLITE_(?!FULL|BUSY)|syntax/.test(cause.message))
+  const message = cause instanceof Error ? cause.message : '';
+  if (/^D1_ERROR/.test(message) && !/SQLITE_(?!FULL|BUSY)|syntax/.test(message)) {
+    console.error(`the database failed: ${message}`);
     return busy('the database is busy', 1);
+  }
+  // workerd's word for what lies outside of the Worker, such as a full disk
+  if (/^internal error; reference/.test(message)) {
+    console.error(`database or storage failed: ${message}`);
+    return busy('the database cannot be written to now', 5);
+  }
+  logUnexpected(thrown);
   if (thrown instanceof Misconfigured) return busy('this deployment is not configured', 30);
   return new ApiError(500, 'something unexpected went wrong');
 }

@@ -84,6 +84,7 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
 };
 
 export interface GateConfig {
+  /** Prompts of B and C on which the two compete, one answer each; where there are fewer prompts, several answers. */
   comparisons: number;
   klToParent: number;
   klToRoot: number;

@@ -58,7 +58,7 @@ export async function evaluate(
   const judgeRight = judging.length > 0 ? rightShare(judging) : 0;
   const judgeBound = judging.length > 0 ? lowerBound(judging, rng) : 0;
 
-  // One answer each to as many prompts as are wanted, several where they are few.
+  // One answer each to as many prompts as are wanted, several where B and C have fewer: the bound is by prompt, so that they don't count double.
   const chosen = rng.shuffle([...prompts]).slice(0, config.comparisons);
   const times = Math.ceil(config.comparisons / Math.max(1, chosen.length));
   const asked = chosen.flatMap((prompt) => Array.from({ length: times }, () => prompt));
@@ -110,7 +110,7 @@ export async function evaluate(
       value: winBound,
       limit: 0.5,
       passed: winBound > 0.5,
-      words: `it wins ${percent(winRate)} of ${won.length} comparisons with its parent, at least ${percent(winBound)}`,
+      words: `it wins ${percent(winRate)} of ${won.length} comparisons with its parent on ${chosen.length} prompts, at least ${percent(winBound)}`,
     },
     {
       check: 'length',

@@ -74,11 +74,8 @@ async function stages(
   const { model, root, parent, judgements, prompts } = input;
   const pad = model.pad_token_id;
 
-  const draw = async (parameters: Parameters, seed: number): Promise<Row[]> => {
-    const asked = Array.from(
-      { length: Math.min(400, 2 * prompts.A.length) },
-      (_, i) => prompts.A[i % prompts.A.length]!,
-    );
+  const draw = async (parameters: Parameters, of: number[][], seed: number): Promise<Row[]> => {
+    const asked = Array.from({ length: Math.min(400, 2 * of.length) }, (_, i) => of[i % of.length]!);
     const seeds = asked.map((_, i) => (seed * 1_000_003 + i) >>> 0);
     const sampled = await sampler.sample(parameters, asked, seeds, { maxTokens, temperature: 1 });
     return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
@@ -93,7 +90,7 @@ async function stages(
         calls.reward,
         parent,
         judgements.A,
-        await draw(parent, config.seed),
+        await draw(parent, prompts.A, config.seed),
         config.seed,
         'reward',
         report,
@@ -139,7 +136,7 @@ async function stages(
     calls.reward,
     root,
     judgements.B,
-    await draw(root, judgeSeed),
+    await draw(root, asked, judgeSeed),
     judgeSeed,
     'judge',
     report,

@@ -1,4 +1,5 @@
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
+import { asApiError } from '../../functions/error.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
 import { ask, env } from './support.ts';
 import { tinyPolicy } from './tiny.ts';
@@ -64,4 +65,21 @@ describe('the document', () => {
     expect(headers.get('Content-Type')).toMatch(/text\/html/);
     expect(text).toContain('/v1/releases/rollback');
   });
+});
+
+test('what the database cannot do now is 503 with Retry-After and one line, a mistake in a query is 500', () => {
+  const said: string[] = [];
+  const log = vi.spyOn(console, 'error').mockImplementation((line) => void said.push(line));
+  const wrapped = (message: string) => asApiError(new Error('Failed query', { cause: new Error(message) }));
+  for (const message of [
+    'D1_ERROR: D1 DB is overloaded. Requests queued for too long.',
+    'D1_ERROR: database or disk is full: SQLITE_FULL',
+    'internal error; reference = m3g2cu',
+  ]) {
+    const { status, more } = wrapped(message);
+    expect([status, more.headers?.['Retry-After']]).toEqual([503, expect.stringMatching(/^\d+$/)]);
+  }
+  expect(said.join('\n').split('\n')).toHaveLength(3);
+  expect(wrapped('D1_ERROR: no such column: sed: SQLITE_ERROR').status).toBe(500);
+  log.mockRestore();
 });
