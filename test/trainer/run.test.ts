@@ -46,7 +46,7 @@ async function run(
   const input = { model: TINY, root, parent, judgements: of(judgement), prompts: of(prompt) };
   const reports: Progress[] = [];
   const result = await runStages(input, config, calls, by, 8, (progress) => void reports.push(progress));
-  return { ...result, reports };
+  return { ...result, reports, input };
 }
 
 test('a run goes from votes to a verdict whose metrics are all numbers', async () => {
@@ -56,6 +56,18 @@ test('a run goes from votes to a verdict whose metrics are all numbers', async (
   expect(reports.map((report) => report.stage)).toEqual(expect.arrayContaining(['reward', 'ppo', 'judge', 'evaluate']));
   for (const { metrics } of reports)
     for (const value of Object.values(metrics)) expect(Number.isFinite(value)).toBe(true);
+});
+
+test('what the judge is normalised on answers prompts of B and C, none of those that PPO learns from', async () => {
+  const drawn: string[][] = [];
+  const sample: typeof sampler.sample = (parameters, prompts, ...rest) => {
+    drawn.push(prompts.map(String));
+    return sampler.sample(parameters, prompts, ...rest);
+  };
+  const { input } = await run({ A: 12, B: 8, C: 8 }, base, undefined, undefined, { ...sampler, sample });
+  const others = new Set([...input.prompts.B, ...input.prompts.C].map(String));
+  expect(drawn.at(-1)!.every((asked) => others.has(asked))).toBe(true);
+  expect(drawn[0]!.every((asked) => input.prompts.A.map(String).includes(asked))).toBe(true);
 });
 
 test.each([{ A: 12, C: 6 }, { A: 12 }])(
