@@ -35,7 +35,7 @@ import {
   scattered,
 } from './pack.ts';
 import { random } from './random.ts';
-import { type RewardCalls, type RewardModel, scores as rewardScores } from './reward.ts';
+import { type RewardCalls, scores as rewardScores, type Scorer } from './reward.ts';
 import {
   adaptedBeta,
   gae,
@@ -144,7 +144,7 @@ export async function answerLogprobsOf(
 export async function ppo(
   model: ModelConfig,
   calls: PolicyCalls,
-  reward: { calls: RewardCalls; rm: RewardModel },
+  reward: { calls: RewardCalls; rm: Scorer },
   parent: Parameters,
   prompts: number[][],
   sampler: Sampler,
