@@ -93,6 +93,9 @@ export function judgementOf(policy: Policy, vote: Vote): Judgement | null {
     case 'rating':
       said = { ratings: [{ row: 0, aspect: vote.aspect, value: vote.value, weight: 1 }] };
       break;
+    case 'outcome':
+      said = { outcomes: [{ row: 0, name: vote.name, value: vote.value, weight: 1 }] };
+      break;
   }
   return shared({
     id: vote.feedback,

@@ -200,28 +200,42 @@ export interface Tally {
   of: number;
 }
 
-/** For each conversation that was compared, in how many of its judged pairs the better answer scores higher. */
-export async function accuracy(calls: RewardCalls, rm: Scorer, judgements: Judgement[], pad: number): Promise<Tally[]> {
-  const all = await scores(
-    calls,
-    rm,
-    judgements.flatMap((judgement) => judgement.rows),
-    pad,
-  );
-  const tallies = new Map<string, Tally>();
+/** The scores of each judgement's answers. */
+export async function scoresOf(
+  calls: RewardCalls,
+  rm: Scorer,
+  judgements: Judgement[],
+  pad: number,
+): Promise<number[][]> {
+  const rows = judgements.flatMap((judgement) => judgement.rows);
+  const all = await scores(calls, rm, rows, pad);
   let at = 0;
-  for (const judgement of judgements) {
-    const own = all.slice(at, at + judgement.rows.length);
-    at += judgement.rows.length;
+  return judgements.map(({ rows }) => {
+    at += rows.length;
+    return all.slice(at - rows.length, at);
+  });
+}
+
+/** For each conversation that was compared, in how many of its judged pairs the better answer scores higher. */
+export function tallied(judgements: Judgement[], scored: number[][]): Tally[] {
+  const tallies = new Map<string, Tally>();
+  for (const [j, judgement] of judgements.entries()) {
     const pairs = pairsOf(judgement);
     if (pairs.length === 0) continue;
     const tally = tallies.get(judgement.root) ?? { right: 0, of: 0 };
-    for (const [better, worse] of pairs) tally.right += wins(own[better]!, own[worse]!);
+    for (const [better, worse] of pairs) tally.right += wins(scored[j]![better]!, scored[j]![worse]!);
     tally.of += pairs.length;
     tallies.set(judgement.root, tally);
   }
   return [...tallies.values()];
 }
+
+export const accuracy = async (
+  calls: RewardCalls,
+  rm: Scorer,
+  judgements: Judgement[],
+  pad: number,
+): Promise<Tally[]> => tallied(judgements, await scoresOf(calls, rm, judgements, pad));
 
 /** 1 where the first score is higher, ½ where they are equal. */
 export const wins = (a: number, b: number): number => (a > b ? 1 : a === b ? 0.5 : 0);
