@@ -105,8 +105,8 @@ export type Stages = {
 };
 
 /**
- * Davidson–Luce (Turner, van Etten, Firth & Kosmidis 2020, "Modelling rankings in R: the PlackettLuce package", section 2.1): of what
- * remains, a set S of equals is taken with a probability proportional to
+ * Davidson–Luce (Firth, Kosmidis & Turner 2019, "Davidson-Luce model for multi-item choice with ties"; Turner, van Etten, Firth &
+ * Kosmidis 2020, "Modelling rankings in R: the PlackettLuce package"): of what remains, a set S of equals is taken with a probability proportional to
  *
  *   δ_|S| · exp(mean of s·r over S)
  *

@@ -82,6 +82,11 @@ test('a rating is of its row and aspect; who judged is kept', () => {
   expect(pairsOf(judgement)).toEqual([]);
 });
 
+test('an outcome is of its row and name', () => {
+  const judgement = judgementOf(policy, vote(['x'], { kind: 'outcome', name: 'closed', value: false }))!;
+  expect(judgement).toMatchObject({ kind: 'outcome', outcomes: [{ row: 0, name: 'closed', value: false, weight: 1 }] });
+});
+
 test('a ranking with a tie at its end weighs as one vote', () => {
   const judgement = judgementOf(
     policy,

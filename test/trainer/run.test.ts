@@ -53,6 +53,12 @@ test('a run goes from votes to a verdict whose metrics are all numbers', async (
     for (const value of Object.values(metrics)) expect(Number.isFinite(value)).toBe(true);
 });
 
+test('a mix of an aspect that nobody rated is refused before anything is fitted', async () => {
+  await expect(run({ A: 12 }, runConfig({ ...SETTINGS, reward: { mix: { tone: 0.5 } } }))).rejects.toThrow(
+    /^reward\.mix names tone: nothing is rated by aspect$/,
+  );
+});
+
 test.each([{ A: 12, C: 6 }, { A: 12 }])(
   'without judgements or prompts to decide by, the candidate is rejected for want of evidence: %j',
   async (sides) => {
