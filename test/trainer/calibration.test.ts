@@ -84,9 +84,10 @@ test('a judgement’s pairs share its weight, scaled margins, and are the same w
     [0.5, 0.5],
     [-1, 0.5],
   ]);
-  const turned = { texts: ['b', 'a'], stages: [{ remaining: [0, 1], chosen: [0], weight: 1 }] };
+  const turned = { texts: ['b', 'a'], stages: [{ remaining: [0, 1], chosen: [1], weight: 1 }] };
   const [other] = preferredIn([judged(rows.slice(0, 2), turned)], [[0, 0]], 1);
-  expect([other!.answers, other!.better]).toEqual([one[0]!.answers, one[0]!.better]);
+  expect(other!.answers).toBe(one[0]!.answers);
+  expect([one[0]!.better, other!.better]).toEqual(['b', 'a']);
 });
 
 test('concordance is how often of two unequal values the higher scores higher, equal scores by half', () => {

@@ -142,6 +142,8 @@ test('the loss of one batch is the Davidson–Luce and logistic likelihood of th
   const [a, b, c, d] = (await scores(calls, rm, rows, TINY.pad_token_id)) as [number, number, number, number];
   const logSum = (...x: number[]) => Math.log(x.reduce((sum, y) => sum + Math.exp(y), 0));
   const { choices, thumbs } = rm.likelihood;
+  // what scores of variance 1 say is believed as it stands, however small the fresh head's were
+  for (const { logScale } of [choices, thumbs]) expect(logScale.dataSync()[0]).toBeCloseTo(0, 3);
   const [x, y, z] = [a, b, c].map((r) => Math.exp(choices.logScale.dataSync()[0]!) * r) as [number, number, number];
   const tie = Math.log(0.1); // what it starts from, for two and for three
   const amongThree = logSum(x, y, z, ...[x + y, y + z, x + z].map((sum) => tie + sum / 2), tie + (x + y + z) / 3);
