@@ -9,6 +9,10 @@ export interface RewardConfig {
   judgements: number;
   warmup: number;
   weightDecay: number;
+  /** What a correction weighs, beside 1 for any other vote. */
+  correctionWeight: number;
+  /** What PPO and the gate's judge go by is the score, and of each aspect so many times what sets it apart from the score. */
+  mix: Record<string, number>;
   seed: number;
 }
 export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
@@ -17,6 +21,8 @@ export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
   judgements: 16,
   warmup: 10,
   weightDecay: 0.01,
+  correctionWeight: 1,
+  mix: {},
 };
 
 export interface PpoConfig {
@@ -135,6 +141,8 @@ export const RunSettings = z.strictObject({
       judgements: count,
       warmup: count,
       weightDecay: atLeast0,
+      correctionWeight: positive,
+      mix: z.record(z.string(), z.number()),
     } satisfies Record<keyof typeof REWARD_DEFAULTS, z.ZodType>)
     .partial()
     .optional(),

@@ -30,6 +30,7 @@ export const SnapshotRow = z.discriminatedUnion('kind', [
   z.strictObject({ ...base, kind: z.literal('ranking'), order: z.array(z.array(idSchema('sample'))) }), // best group first
   z.strictObject({ ...base, kind: z.literal('rating'), aspect: z.string(), value: z.int() }),
   z.strictObject({ ...base, kind: z.literal('correction'), text: z.string() }),
+  z.strictObject({ ...base, kind: z.literal('outcome'), name: z.string(), value: z.union([z.boolean(), z.number()]) }),
   z.strictObject({ seq: z.int().positive(), feedback: idSchema('feedback'), kind: z.literal('gone') }),
 ]);
 export type SnapshotRow = z.infer<typeof SnapshotRow>;

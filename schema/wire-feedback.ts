@@ -72,9 +72,9 @@ const FEEDBACK_KINDS = [
   'outcome',
 ] as const;
 /** The kinds that say which answer is better, or how good one is: what a snapshot holds. */
-export const JUDGEMENTS = ['thumb', 'choice', 'ranking', 'rating', 'correction'] as const;
-/** Those that a reward model is fitted to, so far: enough of them start a run. */
-export const LEARNT_FROM = ['thumb', 'choice', 'ranking', 'correction'] as const;
+export const JUDGEMENTS = ['thumb', 'choice', 'ranking', 'rating', 'correction', 'outcome'] as const;
+/** Those that people give: enough of them start a run. Outcomes are learnt from too, but come by themselves, and in any number. */
+export const LEARNT_FROM = ['thumb', 'choice', 'ranking', 'rating', 'correction'] as const;
 
 export const judged = (body: NewFeedback): string[] => ('sample_ids' in body ? body.sample_ids : [body.sample_id]);
 

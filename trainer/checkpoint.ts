@@ -62,10 +62,22 @@ export function inFormOf<T extends Tree>(form: T, tree: Tree): T {
   return rebuild(form, tree) as T;
 }
 
-const rewardOf = ({ parameters, head, thumbs }: RewardModel, like: Parameters): RewardModel => ({
+/** A branch's tensors by name, in that order. */
+const pick = <T extends Tree, K extends keyof T & string>(branch: T | undefined, ...names: K[]): Pick<T, K> => {
+  const absent = !branch || names.some((name) => !(branch[name] instanceof tf.Tensor));
+  if (absent) throw new MalformedFile('its tensors are those of another model');
+  return Object.fromEntries(names.map((name) => [name, branch[name]])) as Pick<T, K>;
+};
+const rewardOf = ({ parameters, likelihood, ...rest }: RewardModel, like: Parameters): RewardModel => ({
   parameters: inFormOf(trunkOf(like), parameters),
-  head: { weight: head.weight, bias: head.bias },
-  thumbs: { logScale: thumbs.logScale, bias: thumbs.bias },
+  head: pick(rest.head, 'weight', 'bias'),
+  ...pick(rest, 'aspects'),
+  likelihood: {
+    choices: pick(likelihood?.choices, 'logScale', 'logTies'),
+    thumbs: pick(likelihood?.thumbs, 'logScale', 'bias', 'mean', 'logVariance', 'logDeviation'),
+    ratings: pick(likelihood?.ratings, 'logScale', 'firstCut', 'logSteps'),
+    outcomes: pick(likelihood?.outcomes, 'logScale', 'bias', 'logDeviation'),
+  },
 });
 const adamOf = ({ step, m, v }: AdamState): AdamState => ({ step, m, v });
 

@@ -80,11 +80,11 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
   train
     .command('reward')
     .description(
-      'fit a reward model to {prompt, chosen, rejected}, {prompt, completions, ranks} or {prompt, completion, label}',
+      'fit a reward model to {prompt, chosen, rejected}, {prompt, completions, ranks}, {prompt, completion, label}, {prompt, completion, aspect, value} or {prompt, completion, name, outcome}',
     )
     .requiredOption('--data <file>', 'JSONL')
     .requiredOption('--base <folder>', 'policy to begin from')
-    .requiredOption('--out <folder>', 'where reward.safetensors goes')
+    .requiredOption('--out <folder>', 'where reward.safetensors and reward.report.json go')
     .option('--epochs <n>', 'passes over the data', count, REWARD_DEFAULTS.epochs)
     .option('--learning-rate <x>', 'at its peak', number, REWARD_DEFAULTS.learningRate)
     .option('--answer-tokens <n>', 'longest answer', count, 256)

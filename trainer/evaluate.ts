@@ -14,7 +14,7 @@ import type { Judgement } from './judgements.ts';
 import type { Parameters } from './model.ts';
 import { answerLogprobsOf, type PolicyCalls, perTokenOf } from './ppo.ts';
 import { random } from './random.ts';
-import { accuracy, type RewardCalls, type RewardModel, rightShare, scores, type Tally, wins } from './reward.ts';
+import { accuracy, type RewardCalls, rightShare, type Scorer, scores, type Tally, wins } from './reward.ts';
 import { mean, sequenceMean } from './rl.ts';
 import type { Sampled, startSampler } from './rollout.ts';
 import { toHuggingFace } from './weights.ts';
@@ -43,7 +43,7 @@ export async function evaluate(
   model: ModelConfig,
   calls: { policy: PolicyCalls; reward: RewardCalls },
   { root, parent, candidate }: Contestants,
-  judge: RewardModel,
+  judge: Scorer,
   judged: Judgement[],
   prompts: number[][],
   sampler: ReturnType<typeof startSampler>,

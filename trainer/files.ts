@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
+import { reportOn, tableOf } from './calibration.ts';
 import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, treeToFile } from './checkpoint.ts';
 import { type LoraConfig, runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
 import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
@@ -14,7 +15,7 @@ import { tryLock } from './engine/lock.ts';
 import { evaluate } from './evaluate.ts';
 import { makeFolder, writeWhole } from './folder.ts';
 import { interrupted, saveOnSignals } from './interrupt.ts';
-import { type Judgement, readJudgements } from './judgements.ts';
+import { type Judgement, readJudgements, subjectsOf } from './judgements.ts';
 import { freshLora } from './lora.ts';
 import { sha256 } from './manifest.ts';
 import { DivergedError, type Report, toAll, toFile, toTerminal } from './metrics.ts';
@@ -23,7 +24,7 @@ import { drawingShape, shapeFor } from './pack.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
 import { policyCalls, ppo } from './ppo.ts';
 import { random } from './random.ts';
-import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare, scores } from './reward.ts';
+import { fitReward, type RewardModel, rewardCalls, rightShare, scores, scoresOf, tallied } from './reward.ts';
 import { startSampler } from './rollout.ts';
 import { sft } from './sft.ts';
 import { toTensorBoard } from './tensorboard.ts';
@@ -145,14 +146,20 @@ export async function rewardOnFiles(options: {
     cut.saved((tensors, scalars) => fitStateFromFile(tensors, scalars, weights)),
     ({ rm, adam, step }) => cut.save({ rm, adam }, { step }),
   ).catch(cut.giveUp);
-  const tallies = await accuracy(calls, rm, held, policy.config.pad_token_id);
+  const { pad_token_id: pad } = policy.config;
+  const scored = await scoresOf(calls, rm, held, pad);
+  const tallies = tallied(held, scored);
+  const heldOut = await reportOn(calls, rm, subjectsOf(fitted), held, scored, pad);
+  const text = (value: unknown) => new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`);
   writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
+  writeWhole(join(options.out, 'reward.report.json'), text(heldOut));
   cut.remove();
   const accurate =
     tallies.length > 0
       ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out conversations; `
       : '';
   console.log(`${accurate}reward model written to ${options.out}`);
+  for (const line of tableOf(heldOut)) console.log(line);
 }
 
 export async function ppoOnFiles(options: {

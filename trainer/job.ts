@@ -13,7 +13,7 @@ import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardFromFile,
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { interrupted } from './interrupt.ts';
-import { type Judgement, judgementOf } from './judgements.ts';
+import { type Judgement, judgementOf, placed } from './judgements.ts';
 import { manifestOf, sha256 } from './manifest.ts';
 import type { Progress, Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
@@ -90,13 +90,19 @@ async function train(
   const parent = weightsFromFile(files.get('model.safetensors')!, model);
   const root = rootFiles === files ? parent : weightsFromFile(rootFiles.get('model.safetensors')!, model);
   const judgements: Record<Side, Judgement[]> = { A: [], B: [], C: [] };
-  // What this policy cannot be asked (too long for it, refused by its template) is left out and counted.
+  // What this policy cannot be asked (too long for it, refused by its template) or a fit has no place for is left out and counted.
   const askable = (ids: number[]) => ids.length + LEAST_ROOM <= model.max_position_embeddings;
   const skipped = { judgements: 0, prompts: 0 };
   for (const vote of await standingVotes(api, job)) {
     const judgement = orRefused(() => judgementOf(policy, vote));
     if (judgement === REFUSED || (judgement && !askable(judgement.rows[0]!.prompt))) skipped.judgements++;
     else if (judgement) judgements[vote.side].push(judgement);
+  }
+  const hasPlace = placed(Object.values(judgements).flat());
+  for (const side of ['A', 'B', 'C'] as const) {
+    const all = judgements[side];
+    judgements[side] = all.filter(hasPlace);
+    skipped.judgements += all.length - judgements[side].length;
   }
   const prompts: Record<Side, number[][]> = { A: [], B: [], C: [] };
   for (const row of await promptRows(api, job)) {

@@ -1,96 +1,112 @@
-// People's judgements as the reward model's likelihood sees them: answers to one prompt, the stages of a Plackett–Luce
-// choice among them, and thumbs. Read from a snapshot's votes or from files in TRL's shapes.
+// People's judgements as the reward model's likelihoods see them: answers to one prompt, the stages of a choice among them, thumbs,
+// ratings and outcomes. Read from a snapshot's votes or from files in TRL's shapes.
 
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import type { Vote } from '../schema/snapshot.ts';
 import { answerRow, type Row, readLines, requireRoom } from './data.ts';
+import { ASPECTS, OUTCOMES } from './likelihood.ts';
 import type { Policy } from './policy.ts';
 import { UserError } from './user-error.ts';
 
-/** Out of the answers `remaining` (indices into rows), `chosen` was taken first. */
+/** Out of the answers `remaining` (indices into rows), those of `chosen` were taken together, as equals. */
 interface Stage {
   remaining: number[];
-  chosen: number;
+  chosen: number[];
   weight: number;
 }
-/** One act of judging; its weights, stages and thumbs together, sum to 1. */
-export interface Judgement {
+/** What a judgement says. Its weights sum to 1, unless a file's row says what it weighs. */
+interface Said {
+  stages: Stage[];
+  thumbs: { row: number; up: boolean; weight: number }[];
+  ratings: { row: number; aspect: string; value: number; weight: number }[];
+  outcomes: { row: number; name: string; value: boolean | number; weight: number }[];
+}
+/** One act of judging. */
+export interface Judgement extends Said {
   id: string;
   /** What keeps evidence apart: rows of one conversation stand together in every split. */
   root: string;
+  kind: 'thumb' | 'choice' | 'ranking' | 'rating' | 'correction' | 'outcome';
+  /** Who judged; null where it is not known. */
+  rater: string | null;
+  cohorts: Record<string, string>;
   rows: Row[];
   texts: string[];
-  stages: Stage[];
-  thumbs: { row: number; up: boolean; weight: number }[];
 }
+
+const NOTHING: Said = { stages: [], thumbs: [], ratings: [], outcomes: [] };
+const partsOf = ({ stages, thumbs, ratings, outcomes }: Said): { weight: number }[] => [
+  ...stages,
+  ...thumbs,
+  ...ratings,
+  ...outcomes,
+];
+export const weightOf = (said: Said): number => partsOf(said).reduce((sum, { weight }) => sum + weight, 0);
+/** The same, weighing so many times as much. */
+export const weighed = <T extends Said>(said: T, by: number): T => {
+  const times = <P extends { weight: number }>(parts: P[]): P[] =>
+    parts.map((part) => ({ ...part, weight: part.weight * by }));
+  const { stages, thumbs, ratings, outcomes } = said;
+  return {
+    ...said,
+    stages: times(stages),
+    thumbs: times(thumbs),
+    ratings: times(ratings),
+    outcomes: times(outcomes),
+  };
+};
 
 /**
- * The Plackett–Luce stages of groups from best to worst. Within a group of equals every order counts alike, so that a tie of
- * two is half a win each way; for more than three equals the rotations of one order stand for all of them.
+ * The stages of groups from best to worst: each group is taken, as equals, from what remains. The last is a stage only where it is
+ * several equals, for what remains alone is taken for certain.
  */
 export function stagesOf(groups: number[][]): Stage[] {
-  const stages: Stage[] = [];
-  for (const [index, group] of groups.entries()) {
-    const worse = groups.slice(index + 1).flat();
-    const orders =
-      group.length <= 3 ? permutations(group) : group.map((_, i) => [...group.slice(i), ...group.slice(0, i)]);
-    for (const order of orders) {
-      order.forEach((chosen, place) => {
-        const remaining = [...order.slice(place), ...worse];
-        if (remaining.length > 1) stages.push({ remaining, chosen, weight: 1 / orders.length });
-      });
-    }
-  }
-  return stages;
+  return groups
+    .map((chosen, index) => ({ remaining: groups.slice(index).flat(), chosen, weight: 1 }))
+    .filter(({ remaining }) => remaining.length > 1);
 }
 
-function permutations(items: number[]): number[][] {
-  if (items.length <= 1) return [items];
-  return items.flatMap((item, i) =>
-    permutations([...items.slice(0, i), ...items.slice(i + 1)]).map((rest) => [item, ...rest]),
-  );
-}
-
-/** A vote's judgement, or null where it says nothing of which answer is better (equal texts, kinds without a likelihood yet). */
+/** A vote's judgement, or null where it says nothing of which answer is better (equal texts). */
 export function judgementOf(policy: Policy, vote: Vote): Judgement | null {
   const place = new Map(vote.samples.map((sample, index) => [sample.id, index]));
   const texts = vote.samples.map((sample) => sample.text);
-  let stages: Stage[] = [];
-  let thumbs: Judgement['thumbs'] = [];
+  const all = texts.map((_, index) => index);
+  let said: Partial<Said>;
   switch (vote.kind) {
     case 'thumb':
-      thumbs = [{ row: 0, up: vote.value === 1, weight: 1 }];
+      said = { thumbs: [{ row: 0, up: vote.value === 1, weight: 1 }] };
       break;
-    case 'choice': {
-      const all = texts.map((_, index) => index);
-      if (vote.winner === 'tie') stages = stagesOf([all]);
-      else if (vote.winner === 'both_bad') {
-        stages = stagesOf([all]);
-        thumbs = all.map((row) => ({ row, up: false, weight: 1 }));
-      } else {
-        const winner = place.get(vote.winner)!;
-        stages = [{ remaining: all, chosen: winner, weight: 1 }]; // the others stay unordered
-      }
+    case 'choice':
+      if (vote.winner === 'tie') said = { stages: stagesOf([all]) };
+      else if (vote.winner === 'both_bad')
+        said = { stages: stagesOf([all]), thumbs: all.map((row) => ({ row, up: false, weight: 1 })) };
+      else said = { stages: [{ remaining: all, chosen: [place.get(vote.winner)!], weight: 1 }] }; // the others stay unordered
       break;
-    }
     case 'ranking':
-      stages = stagesOf(vote.order.map((group) => group.map((id) => place.get(id)!)));
+      said = { stages: stagesOf(vote.order.map((group) => group.map((id) => place.get(id)!))) };
       break;
     case 'correction':
       texts.push(vote.text);
-      stages = [{ remaining: [0, 1], chosen: 1, weight: 1 }];
+      said = { stages: [{ remaining: [0, 1], chosen: [1], weight: 1 }] };
       break;
     case 'rating':
-      return null;
+      said = { ratings: [{ row: 0, aspect: vote.aspect, value: vote.value, weight: 1 }] };
+      break;
+    case 'outcome':
+      said = { outcomes: [{ row: 0, name: vote.name, value: vote.value, weight: 1 }] };
+      break;
   }
   return shared({
     id: vote.feedback,
     root: vote.root,
+    kind: vote.kind,
+    rater: vote.rater,
+    cohorts: vote.cohorts,
     rows: texts.map((text) => answerRow(policy, vote.prompt, text)),
     texts,
-    stages,
-    thumbs,
+    ...NOTHING,
+    ...said,
   });
 }
 
@@ -99,75 +115,168 @@ function shared(judgement: Judgement): Judgement | null {
   const stages = judgement.stages.filter(
     ({ remaining }) => new Set(remaining.map((row) => judgement.texts[row])).size > 1,
   );
-  const total = [...stages, ...judgement.thumbs].reduce((sum, part) => sum + part.weight, 0);
-  if (total === 0) return null;
-  const scale = <T extends { weight: number }>(part: T): T => ({ ...part, weight: part.weight / total });
-  return { ...judgement, stages: stages.map(scale), thumbs: judgement.thumbs.map(scale) };
+  const left = { ...judgement, stages };
+  const total = weightOf(left);
+  return total === 0 ? null : weighed(left, 1 / total);
 }
 
 const Text = z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages');
-/** An export's weight keeps a vote of many pairs from counting as many votes; other files have none. */
-const common = { prompt: Text, weight: z.number().positive().optional() };
+const common = {
+  prompt: Text,
+  /** An export's weight keeps a vote of many pairs from counting as many votes; other files have none. */
+  weight: z.number().positive().optional(),
+  rater: z.string().min(1).nullable().optional(),
+};
+const name = z.string().min(1).max(64);
 const JudgementLine = z.union(
   [
     z.looseObject({ ...common, chosen: Text, rejected: Text }),
     z.looseObject({ ...common, completions: z.array(Text).min(2).max(8), ranks: z.array(z.int().positive()) }),
     z.looseObject({ ...common, completion: Text, label: z.boolean() }),
+    z.looseObject({ ...common, completion: Text, aspect: name, value: z.int().min(1).max(5) }),
+    z.looseObject({ ...common, completion: Text, name, outcome: z.union([z.boolean(), z.number()]) }),
   ],
-  'expected {prompt, chosen, rejected}, {prompt, completions, ranks} or {prompt, completion, label}',
+  'expected {prompt, chosen, rejected}, {prompt, completions, ranks}, {prompt, completion, label}, {prompt, completion, aspect, value 1–5} or {prompt, completion, name, outcome}',
 );
+/** The cohorts of an export's row, which are JSON text there. */
+function cohortsOf(cohorts: unknown): Record<string, string> {
+  if (cohorts === undefined) return {};
+  try {
+    return z.record(z.string(), z.string()).parse(typeof cohorts === 'string' ? JSON.parse(cohorts) : cohorts);
+  } catch {
+    throw new UserError('cohorts: expected an object of strings, or its JSON text');
+  }
+}
 
-/** Judgements of a file: TRL's preference and unpaired preference rows, and rankings as Plumb exports them. */
+/** Judgements of a file: TRL's preference and unpaired preference rows, rankings and ratings as Plumb exports them, and outcomes. */
 export function readJudgements(policy: Policy, path: string): Judgement[] {
-  const text = (value: z.infer<typeof Text>) =>
-    typeof value === 'string' ? value : value.map((message) => message.content).join('\n');
+  const text = (value: unknown) => {
+    const said = value as z.infer<typeof Text>;
+    return typeof said === 'string' ? said : said.map((message) => message.content).join('\n');
+  };
   type Line = z.infer<typeof JudgementLine>;
   const made = readLines<Line, Judgement | null>(path, JudgementLine, (line, at) => {
     const prompt = line.prompt as z.infer<typeof Text>;
     const messages: Message[] = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
-    let texts: string[];
-    let stages: Stage[] = [];
-    let thumbs: Judgement['thumbs'] = [];
+    let kind: Judgement['kind'];
+    let texts: string[] = 'completion' in line ? [text(line.completion)] : [];
+    let said: Partial<Said>;
     if ('chosen' in line) {
-      texts = [text(line.chosen as never), text(line.rejected as never)];
-      stages = [{ remaining: [0, 1], chosen: 0, weight: 1 }];
+      kind = 'choice';
+      texts = [text(line.chosen), text(line.rejected)];
+      said = { stages: [{ remaining: [0, 1], chosen: [0], weight: 1 }] };
     } else if ('ranks' in line) {
       const ranks = line.ranks as number[];
-      texts = (line.completions as z.infer<typeof Text>[]).map(text);
+      kind = 'ranking';
+      texts = (line.completions as unknown[]).map(text);
       if (ranks.length !== texts.length) throw new UserError(`${texts.length} completions but ${ranks.length} ranks`);
       const order = [...new Set(ranks)].sort((a, b) => a - b);
-      stages = stagesOf(order.map((rank) => ranks.flatMap((r, row) => (r === rank ? [row] : []))));
+      said = { stages: stagesOf(order.map((rank) => ranks.flatMap((r, row) => (r === rank ? [row] : [])))) };
+    } else if ('label' in line) {
+      kind = 'thumb';
+      said = { thumbs: [{ row: 0, up: line.label as boolean, weight: 1 }] };
+    } else if ('aspect' in line) {
+      kind = 'rating';
+      said = { ratings: [{ row: 0, aspect: line.aspect as string, value: line.value as number, weight: 1 }] };
     } else {
-      texts = [text(line.completion as never)];
-      thumbs = [{ row: 0, up: line.label as boolean, weight: 1 }];
+      kind = 'outcome';
+      said = { outcomes: [{ row: 0, name: line.name as string, value: line.outcome as boolean | number, weight: 1 }] };
     }
     const judgement = shared({
       id: `line ${at}`,
       root: JSON.stringify(messages),
+      kind,
+      rater: (line.rater as string | null | undefined) ?? null,
+      cohorts: cohortsOf(line.cohorts),
       rows: texts.map((answer) => answerRow(policy, messages, answer)),
       texts,
-      stages,
-      thumbs,
+      ...NOTHING,
+      ...said,
     });
     if (!judgement) return null;
     requireRoom(policy, judgement.rows[0]!.prompt);
-    const weight = (line.weight as number | undefined) ?? 1;
-    const weighed = <T extends { weight: number }>(part: T): T => ({ ...part, weight: part.weight * weight });
-    return { ...judgement, stages: judgement.stages.map(weighed), thumbs: judgement.thumbs.map(weighed) };
+    return weighed(judgement, (line.weight as number | undefined) ?? 1);
   }).filter((judgement) => judgement !== null);
   if (made.length === 0) throw new UserError(`${path}: no line says that one answer is better than another`);
+  subjectsOf(made); // too many aspects or names are said before anything starts
   return made;
 }
 
-/** The pairs of a judgement that one answer won, [better, worse]; ties give none. For measuring accuracy. */
-export function pairsOf(judgement: Judgement): [number, number][] {
-  const wins = new Map<string, number>();
-  for (const { remaining, chosen, weight } of judgement.stages) {
-    for (const other of remaining)
-      if (other !== chosen) wins.set(`${chosen},${other}`, (wins.get(`${chosen},${other}`) ?? 0) + weight);
-  }
-  return [...wins].flatMap(([key, weight]) => {
-    const [better, worse] = key.split(',').map(Number) as [number, number];
-    return weight > (wins.get(`${worse},${better}`) ?? 0) + 1e-9 ? [[better, worse] as [number, number]] : [];
-  });
+/** Whom and what the judgements of a fit are about: their places among its likelihoods' tensors. */
+export interface Subjects {
+  aspects: string[];
+  outcomes: { name: string; isNumber: boolean; mean: number; deviation: number }[];
+  /** Those who gave thumbs, from 1 on: 0 stands for all who are not known. */
+  raters: Map<string, number>;
+  /** Of all that is said together. */
+  weight: number;
 }
+
+/** By order of first appearance. More than eight aspects or outcomes, or an outcome of two types, is a UserError. */
+export function subjectsOf(judgements: Judgement[]): Subjects {
+  const aspects = [...new Set(judgements.flatMap(({ ratings }) => ratings.map(({ aspect }) => aspect)))];
+  if (aspects.length > ASPECTS)
+    throw new UserError(`ratings on ${aspects.length} aspects (${aspects.join(', ')}): ${ASPECTS} at most`);
+  const observed = new Map<string, (boolean | number)[]>();
+  for (const { outcomes } of judgements)
+    for (const { name, value } of outcomes) {
+      if (!observed.has(name)) observed.set(name, []);
+      observed.get(name)!.push(value);
+    }
+  if (observed.size > OUTCOMES)
+    throw new UserError(`outcomes of ${observed.size} names (${[...observed.keys()].join(', ')}): ${OUTCOMES} at most`);
+  const outcomes = [...observed].map(([name, values]) => {
+    const isNumber = typeof values[0] === 'number';
+    if (values.some((value) => (typeof value === 'number') !== isNumber))
+      throw new UserError(`outcome ${name} is a number here and true or false there: give it one type`);
+    const mean = values.reduce<number>((sum, value) => sum + Number(value), 0) / values.length;
+    const variance = values.reduce<number>((sum, value) => sum + (Number(value) - mean) ** 2, 0) / values.length;
+    return { name, isNumber, mean, deviation: variance > 0 ? Math.sqrt(variance) : 1 };
+  });
+  const raters = new Map<string, number>();
+  for (const { rater, thumbs } of judgements)
+    if (rater !== null && thumbs.length > 0 && !raters.has(rater)) raters.set(rater, raters.size + 1);
+  return { aspects, outcomes, raters, weight: judgements.reduce((sum, judgement) => sum + weightOf(judgement), 0) };
+}
+
+/**
+ * Which judgements a fit has places for: all but ratings and outcomes under names beyond the eight most used ones, and an outcome's values of
+ * the type that fewer have. Names come from whoever may judge, and nobody's choice of names shall end a run.
+ */
+export function placed(judgements: Judgement[]): (judgement: Judgement) => boolean {
+  const most = (names: string[], count: number): Set<string> => {
+    const uses = new Map<string, number>();
+    for (const name of names) uses.set(name, (uses.get(name) ?? 0) + 1);
+    const byUse = [...uses].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
+    return new Set(byUse.slice(0, count).map(([name]) => name));
+  };
+  const typed = (name: string, value: unknown) => `${typeof value} ${name}`;
+  const outcomes = judgements.flatMap((judgement) => judgement.outcomes);
+  const aspects = most(
+    judgements.flatMap(({ ratings }) => ratings.map(({ aspect }) => aspect)),
+    ASPECTS,
+  );
+  const types = new Set(
+    [...new Set(outcomes.map(({ name }) => name))].flatMap((name) => [
+      ...most(
+        outcomes.filter((outcome) => outcome.name === name).map(({ value }) => typed(name, value)),
+        1,
+      ),
+    ]),
+  );
+  const kept = most(
+    outcomes.filter(({ name, value }) => types.has(typed(name, value))).map(({ name }) => name),
+    OUTCOMES,
+  );
+  return ({ ratings, outcomes }) =>
+    ratings.every(({ aspect }) => aspects.has(aspect)) &&
+    outcomes.every(({ name, value }) => kept.has(name) && types.has(typed(name, value)));
+}
+
+/** The pairs of a judgement that one answer won, [better, worse]; ties give none. For measuring accuracy. */
+export const pairsOf = ({ stages }: Judgement): [number, number][] =>
+  stages.flatMap(({ remaining, chosen }) =>
+    remaining
+      .filter((row) => !chosen.includes(row))
+      .flatMap((worse) => chosen.map((better): [number, number] => [better, worse])),
+  );

@@ -9,7 +9,7 @@ export type AdamState = {
   m: Tensor[];
   v: Tensor[];
 };
-interface AdamOptions {
+interface AdamOptions<P extends Tree> {
   beta1: number;
   beta2: number;
   epsilon: number;
@@ -17,6 +17,8 @@ interface AdamOptions {
   weightDecay: number;
   /** The gradient's global norm is clipped to this. */
   clipNorm: number;
+  /** Tensors that go so many times as far in a step, and do not decay: a few numbers that must get where weights need not. */
+  quick?: { of: (parameters: P) => Tree; times: number };
 }
 
 export const adamState = (parameters: Tree): AdamState => {
@@ -52,7 +54,7 @@ function adamStep<P extends Tree>(
   grads: Tensor[],
   state: AdamState,
   learningRate: Tensor,
-  { beta1, beta2, epsilon, weightDecay, clipNorm }: AdamOptions,
+  { beta1, beta2, epsilon, weightDecay, clipNorm, quick }: AdamOptions<P>,
 ): { parameters: P; adam: AdamState; norm: Tensor } {
   const norm = tf.sqrt(tf.addN(grads.map((g) => tf.sum(tf.square(g)) as never))); // ()
   const scale = tf.minimum(1, tf.div(clipNorm, tf.add(norm, 1e-6))); // ()
@@ -61,14 +63,16 @@ function adamStep<P extends Tree>(
     learningRate,
     tf.div(tf.sqrt(tf.sub(1, tf.pow(beta2, step))), tf.sub(1, tf.pow(beta1, step))),
   ); // ()
+  const hasty = new Set(quick ? flatten(quick.of(parameters)) : []);
   const m: Tensor[] = [];
   const v: Tensor[] = [];
   const next = flatten(parameters).map((parameter, i) => {
     const g = tf.mul(grads[i]!, scale);
     m.push(tf.add(tf.mul(state.m[i]!, beta1), tf.mul(g, 1 - beta1)));
     v.push(tf.add(tf.mul(state.v[i]!, beta2), tf.mul(tf.square(g), 1 - beta2)));
-    const update = tf.div(tf.mul(m[i]!, corrected), tf.add(tf.sqrt(v[i]!), epsilon));
-    const decay = parameter.rank > 1 ? tf.sub(1, tf.mul(learningRate, weightDecay)) : 1;
+    const rate = hasty.has(parameter) ? tf.mul(corrected, quick!.times) : corrected;
+    const update = tf.div(tf.mul(m[i]!, rate), tf.add(tf.sqrt(v[i]!), epsilon));
+    const decay = parameter.rank > 1 && !hasty.has(parameter) ? tf.sub(1, tf.mul(learningRate, weightDecay)) : 1;
     return tf.sub(tf.mul(parameter, decay), update);
   });
   return { parameters: unflatten(parameters, next) as P, adam: { step, m, v }, norm };
@@ -91,7 +95,7 @@ export function trainer<
 >(
   name: string,
   loss: (parameters: P, part: Part, frozen: Frozen) => Values,
-  options: AdamOptions,
+  options: AdamOptions<P>,
   precision: Precision = 'float32',
   peaks: (keyof Values)[] = [],
 ) {

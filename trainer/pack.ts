@@ -48,17 +48,9 @@ export interface Pack {
  * A token sees what stands before it in its own prompt and its own answer. Rows too long for a call lose the end of the answer
  * first, down to half a row, then the beginning of the prompt.
  * @param bundles which rows must share a call; those that follow one another with equal prompts share the prompt's tokens
- * @param load what a bundle takes of a resource of which a call has `most`
  * @returns as few calls as first-fit by decreasing size finds
  */
-export function pack(
-  rows: Row[],
-  bundles: number[][],
-  { rows: R, columns: W }: Shape,
-  pad: number,
-  load: (bundle: number) => number = () => 0,
-  most = 0,
-): Pack[] {
+export function pack(rows: Row[], bundles: number[][], { rows: R, columns: W }: Shape, pad: number): Pack[] {
   const fitted = bundles.map((bundle) => bundle.map((row) => fittedTo(rows[row]!, W)));
   const sizes = fitted.map((bundle) => bundle.reduce((sum, row) => sum + row.prompt.length + row.answer.length, 0));
   const order = bundles.map((_, i) => i).sort((a, b) => sizes[b]! - sizes[a]! || a - b);
@@ -67,18 +59,14 @@ export function pack(
     pack: Pack;
     used: number[]; // tokens in each row
     prompts: number[]; // prompts in each row
-    load: number;
   }
   const open: Open[] = [];
   for (const bundle of order) {
-    const own = load(bundle);
     const place = (call: Open): boolean => {
-      if (call.pack.placed.length + fitted[bundle]!.length > ANSWERS || call.load + own > Math.max(most, own))
-        return false;
+      if (call.pack.placed.length + fitted[bundle]!.length > ANSWERS) return false;
       const spots = spotsFor(fitted[bundle]!, call.used, W);
       if (!spots) return false;
       put(call, bundle, spots);
-      call.load += own;
       return true;
     };
     if (open.some(place)) continue;
@@ -93,7 +81,6 @@ export function pack(
       },
       used: new Array(R).fill(0),
       prompts: new Array(R).fill(0),
-      load: 0,
     };
     open.push(fresh);
     if (!place(fresh))

@@ -58,7 +58,7 @@ export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration:
 /** The policy, and what estimates values: a head on the policy's own states, or with `critic` on those of a model of its own. */
 type Actor = { parameters: Parameters; value: Head; critic?: Parameters };
 /** Each answer's score, by a reward model or whatever else judges. */
-export type Scorer = (rows: Row[]) => number[] | Promise<number[]>;
+export type Score = (rows: Row[]) => number[] | Promise<number[]>;
 
 export type PolicyCalls = ReturnType<typeof policyCalls>;
 
@@ -155,7 +155,7 @@ const criticFrom = (parent: Parameters): Parameters => mapTree(trunkOf(parent), 
 export async function ppo(
   model: ModelConfig,
   calls: PolicyCalls,
-  score: Scorer,
+  score: Score,
   parent: Parameters,
   prompts: number[][],
   sampler: Sampler,

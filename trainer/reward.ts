@@ -3,15 +3,32 @@
 //
 //   plumb train reward --data judgements.jsonl --base <policy folder> --out <folder>
 //
-// Choices and rankings: Plackett–Luce over the judged answers. Thumbs: P(up) = σ(s·r + b), s > 0 and b learned, in the same
-// batches. Left out: ratings, raters' leniency, ensembles.
+// All that people say is evidence on the one score, each kind by its own likelihood (likelihood.ts): choices, rankings and ties, thumbs,
+// ratings by aspect, outcomes; all of it in the same batches. An aspect's score is the score and what a head of its own adds to it.
+// Left out: ensembles.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { RewardConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
-import { compile, dispose, mapTree } from './engine/compile.ts';
+import { compile, dispose, mapTree, type Tree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
-import { type Judgement, pairsOf } from './judgements.ts';
+import { type Judgement, pairsOf, type Subjects, subjectsOf, weighed, weightOf } from './judgements.ts';
+import {
+  ASPECTS,
+  freshLikelihood,
+  ITEMS,
+  klOfRaters,
+  type Likelihood,
+  logChoice,
+  logOutcome,
+  logRating,
+  logThumb,
+  type Outcomes,
+  type Ratings,
+  rescaled,
+  type Stages,
+  type Thumbs,
+} from './likelihood.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { type Head, hiddenStates, type Parameters, precisionFor, trunkOf } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
@@ -20,10 +37,15 @@ import { type Random, random } from './random.ts';
 
 export type RewardModel = {
   parameters: Parameters;
+  /** Of the score; of a fitted model, of what PPO and the judge go by (`mixed`). */
   head: Head;
-  /** P(up) = σ(exp(logScale)·r + bias) */
-  thumbs: { logScale: Tensor; bias: Tensor };
+  /** What sets each aspect's score apart from the score, in the order of `Subjects`. */
+  aspects: Tensor; // (A, D)
+  likelihood: Likelihood;
 };
+
+/** What scores an answer: all that PPO and the gate need of a reward model. */
+export type Scorer = Pick<RewardModel, 'parameters' | 'head'>;
 
 /** What a step of fitting leaves behind, enough to go on from. */
 export type FitState = { rm: RewardModel; adam: AdamState; step: number };
@@ -34,8 +56,18 @@ export type FitState = { rm: RewardModel; adam: AdamState; step: number };
  */
 const PRIOR_TOKENS = 20;
 
-/** Stages of choices that a call can hold; a ranking of eight with every kind of tie has 56 at most. */
-const STAGES = 96;
+/** Stages of choices that a call can hold: a judgement has no more than answers. */
+const STAGES = ANSWERS;
+
+/**
+ * Ties, cuts, biases, deviations and leniencies learn so many times as fast as weights. Each is a number by itself, and Adam moves a
+ * number by about the rate in a step: at that of weights a fit of fifty steps would leave them where they began. Scales do not: a kind
+ * of evidence that the score cannot tell anything about yet would lose its scale, and with it its voice, before the score has learnt.
+ */
+const QUICK = 50;
+
+/** So many raters have a place at least: few fits have more, and the calls of those with fewer are compiled once. */
+const LEAST_RATERS = 1024;
 
 /** The compiled calls of one policy's reward models, shared by the reward model and the gate's judge. */
 export type RewardCalls = ReturnType<typeof rewardCalls>;
@@ -47,19 +79,35 @@ export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<Rewar
     const readings = tf.matMul(hidden, tf.reshape(head.weight, [-1, 1])); // (R W, D) · (D, 1) → (R W, 1)
     return tf.add(tf.reshape(tf.matMul(members, readings), [ANSWERS]), head.bias); // (S, R W) · (R W, 1) → (S)
   };
-  const likelihood = (rm: RewardModel, { batch, members, stages, thumbs }: Evidence) => {
-    const r = score(rm.parameters, rm.head, batch, members); // (S)
-    const bias = tf.mul(tf.sub(1, stages.remaining), -1e9); // (stages, S)
-    const all = tf.logSumExp(tf.add(tf.reshape(r, [1, -1]), bias), -1); // (stages)
-    const taken = tf.sum(tf.mul(tf.reshape(r, [1, -1]), stages.chosen), -1); // (stages)
-    const choices = tf.sum(tf.mul(stages.weight, tf.sub(all, taken))); // ()
-    const logit = tf.add(tf.mul(tf.exp(rm.thumbs.logScale), r), rm.thumbs.bias); // (S)
-    const ups = tf.sum(tf.mul(thumbs.weight, tf.softplus(tf.neg(tf.mul(thumbs.sign, logit))))); // ()
-    return { loss: tf.add(choices, ups) };
+  const loss = (rm: RewardModel, { batch, members, stages, thumbs, klWeight, ratings, outcomes }: Evidence) => {
+    const hidden = hiddenStates(model, rm.parameters, batch); // (R W, D)
+    const heads = tf.concat([tf.reshape(rm.head.weight, [1, -1]), rm.aspects]); // (1 + A, D)
+    const readings = tf.matMul(hidden, tf.transpose(heads)); // (R W, D) · (D, 1 + A) → (R W, 1 + A)
+    const means = tf.matMul(members, readings); // (S, R W) · (R W, 1 + A) → (S, 1 + A)
+    const [own, apart] = tf.split(means, [1, ASPECTS], 1) as [Tensor, Tensor]; // (S, 1), (S, A)
+    const r = tf.add(tf.reshape(own, [ANSWERS]), rm.head.bias); // (S)
+    const rated = tf.equal(tf.reshape(ratings.aspect, [-1, 1]), tf.reshape(tf.range(0, ASPECTS, 1, 'int32'), [1, -1])); // (S, A)
+    const q = tf.add(r, tf.sum(tf.where(rated, apart, tf.zerosLike(apart)), -1)); // (S)
+
+    const { likelihood } = rm;
+    const unlikely = (weight: Tensor, logP: Tensor) => tf.neg(tf.sum(tf.mul(weight, logP))); // ()
+    const parts = [
+      unlikely(stages.weight, logChoice(r, likelihood.choices, stages)),
+      unlikely(thumbs.weight, logThumb(r, likelihood.thumbs, thumbs)),
+      tf.sum(tf.mul(klWeight, klOfRaters(likelihood.thumbs))), // ()
+      unlikely(ratings.weight, logRating(q, likelihood.ratings, ratings)),
+      unlikely(outcomes.weight, logOutcome(r, likelihood.outcomes, outcomes)),
+    ];
+    return { loss: tf.addN(parts as never) as Tensor };
   };
   const precision = precisionFor(model);
-  const adam = { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1 };
-  const step = trainer('reward', likelihood, adam, precision);
+  const quick = {
+    of: ({ likelihood: { choices, thumbs, ratings, outcomes } }: RewardModel) =>
+      [choices, thumbs, ratings, outcomes].map(({ logScale, ...rest }) => rest) as Tree,
+    times: QUICK,
+  };
+  const adam = { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1, quick };
+  const step = trainer('reward', loss, adam, precision);
   return { score: compile('reward score', score, { precision }), step, shape, config };
 }
 
@@ -86,6 +134,10 @@ export async function fitReward(
   save: (state: FitState) => void | Promise<void> = () => {},
 ): Promise<RewardModel> {
   const { shape, config } = calls;
+  const said = judgements.map((judgement) =>
+    judgement.kind === 'correction' ? weighed(judgement, config.correctionWeight) : judgement,
+  );
+  const subjects = subjectsOf(said);
   const rng = random(seed, stage);
   const head = freshHead(model.hidden_size, rng);
   let rm: RewardModel;
@@ -94,21 +146,24 @@ export async function fitReward(
     rm = tf.tidy(() => ({
       parameters: mapTree(trunkOf(base), tf.clone),
       head: { weight: tf.tensor1d(head), bias: tf.scalar(0) },
-      thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
+      aspects: tf.zeros([ASPECTS, model.hidden_size]),
+      likelihood: freshLikelihood(placesFor(subjects)),
     })) as never;
     rm = normalised(rm, await scores(calls, rm, normaliseOn, model.pad_token_id));
+    dispose(rm.likelihood);
+    rm = { ...rm, likelihood: freshLikelihood(placesFor(subjects)) }; // scales of 1 are meant for scores of variance 1
   }
 
   let order: Judgement[] = [];
   let adam = from?.adam ?? adamState(rm);
-  const perEpoch = Math.ceil(judgements.length / config.judgements);
+  const perEpoch = Math.ceil(said.length / config.judgements);
   const steps = perEpoch * config.epochs;
   for (let step = 1; step <= steps; step++) {
     const at = ((step - 1) % perEpoch) * config.judgements;
-    if (at === 0) order = rng.shuffle([...judgements]);
+    if (at === 0) order = rng.shuffle([...said]);
     if (from && step <= from.step) continue; // the orders come as they came
     const rate = Math.min(1, step / config.warmup) * Math.max(0.1, 1 - (step - 1) / steps);
-    const parts = evidence(order.slice(at, at + config.judgements), shape, model.pad_token_id);
+    const parts = evidence(order.slice(at, at + config.judgements), shape, model.pad_token_id, subjects);
     const result = calls.step(rm, adam, config.learningRate * rate, parts);
     ({ parameters: rm, adam } = result);
     const metrics = { [`${stage}/loss`]: result.values.loss, [`${stage}/grad_norm`]: result.norm };
@@ -118,16 +173,12 @@ export async function fitReward(
     await new Promise(setImmediate);
   }
   dispose(adam);
+  rm = mixed(rm, subjects, config.mix);
   return normalised(rm, await scores(calls, rm, normaliseOn, model.pad_token_id));
 }
 
 /** Scores of answers, in order. Signal handlers and heartbeats get their turn between calls. */
-export async function scores(
-  { shape, score }: RewardCalls,
-  rm: RewardModel,
-  rows: Row[],
-  pad: number,
-): Promise<number[]> {
+export async function scores({ shape, score }: RewardCalls, rm: Scorer, rows: Row[], pad: number): Promise<number[]> {
   const out = new Array<number>(rows.length);
   for (const part of pack(rows, byPrompt(rows, shape), shape, pad)) {
     const batch = batchOf(part, shape);
@@ -149,33 +200,42 @@ export interface Tally {
   of: number;
 }
 
-/** For each conversation that was compared, in how many of its judged pairs the better answer scores higher. */
-export async function accuracy(
+/** The scores of each judgement's answers. */
+export async function scoresOf(
   calls: RewardCalls,
-  rm: RewardModel,
+  rm: Scorer,
   judgements: Judgement[],
   pad: number,
-): Promise<Tally[]> {
-  const all = await scores(
-    calls,
-    rm,
-    judgements.flatMap((judgement) => judgement.rows),
-    pad,
-  );
-  const tallies = new Map<string, Tally>();
+): Promise<number[][]> {
+  const rows = judgements.flatMap((judgement) => judgement.rows);
+  const all = await scores(calls, rm, rows, pad);
   let at = 0;
-  for (const judgement of judgements) {
-    const own = all.slice(at, at + judgement.rows.length);
-    at += judgement.rows.length;
+  return judgements.map(({ rows }) => {
+    at += rows.length;
+    return all.slice(at - rows.length, at);
+  });
+}
+
+/** For each conversation that was compared, in how many of its judged pairs the better answer scores higher. */
+export function tallied(judgements: Judgement[], scored: number[][]): Tally[] {
+  const tallies = new Map<string, Tally>();
+  for (const [j, judgement] of judgements.entries()) {
     const pairs = pairsOf(judgement);
     if (pairs.length === 0) continue;
     const tally = tallies.get(judgement.root) ?? { right: 0, of: 0 };
-    for (const [better, worse] of pairs) tally.right += wins(own[better]!, own[worse]!);
+    for (const [better, worse] of pairs) tally.right += wins(scored[j]![better]!, scored[j]![worse]!);
     tally.of += pairs.length;
     tallies.set(judgement.root, tally);
   }
   return [...tallies.values()];
 }
+
+export const accuracy = async (
+  calls: RewardCalls,
+  rm: Scorer,
+  judgements: Judgement[],
+  pad: number,
+): Promise<Tally[]> => tallied(judgements, await scoresOf(calls, rm, judgements, pad));
 
 /** 1 where the first score is higher, ½ where they are equal. */
 export const wins = (a: number, b: number): number => (a > b ? 1 : a === b ? 0.5 : 0);
@@ -184,27 +244,56 @@ export const wins = (a: number, b: number): number => (a > b ? 1 : a === b ? 0.5
 export const rightShare = (tallies: Tally[]): number =>
   tallies.reduce((sum, { right }) => sum + right, 0) / tallies.reduce((sum, { of }) => sum + of, 0);
 
-/** The same ranking of answers with mean 0 and variance 1 on the given scores: gain and bias go into the head. */
+/** The same model, each aspect's part of whose score is in the head; what sets aspects apart is now apart from that. */
+function mixed(rm: RewardModel, { aspects }: Subjects, mix: RewardConfig['mix']): RewardModel {
+  const shares = Array.from({ length: ASPECTS }, (_, i) => mix[aspects[i] ?? ''] ?? 0);
+  if (shares.every((share) => share === 0)) return rm;
+  const [weight, apart] = tf.tidy(() => {
+    const added = tf.sum(tf.mul(rm.aspects, tf.tensor2d(shares, [ASPECTS, 1])), 0, true); // (A, D) → (1, D)
+    return [tf.add(rm.head.weight, tf.reshape(added, [-1])), tf.sub(rm.aspects, added)] as [Tensor, Tensor];
+  });
+  dispose(rm.head.weight, rm.aspects);
+  return { ...rm, head: { weight, bias: rm.head.bias }, aspects: apart };
+}
+
+/** The same ranking of answers with mean 0 and variance 1 on the given scores, and the same probabilities of all that people say. */
 function normalised(rm: RewardModel, on: number[]): RewardModel {
   const mean = on.reduce((a, b) => a + b, 0) / on.length;
   const deviation = Math.sqrt(on.reduce((sum, x) => sum + (x - mean) ** 2, 0) / on.length);
   const gain = deviation > 1e-8 ? 1 / deviation : 1;
-  const head = { weight: tf.mul(rm.head.weight, gain), bias: tf.mul(tf.sub(rm.head.bias, mean), gain) };
-  // P(up) stays what it was: the thumbs' scale and bias take the change back.
-  const thumbs = {
-    logScale: tf.sub(rm.thumbs.logScale, Math.log(gain)),
-    bias: tf.tidy(() => tf.add(rm.thumbs.bias, tf.mul(tf.exp(rm.thumbs.logScale), mean))),
+  const head = {
+    weight: tf.mul(rm.head.weight, gain),
+    bias: tf.tidy(() => tf.mul(tf.sub(rm.head.bias, mean), gain)),
   };
-  dispose(rm.head, rm.thumbs);
-  return { parameters: rm.parameters, head, thumbs };
+  const aspects = tf.mul(rm.aspects, gain);
+  const likelihood = rescaled(rm.likelihood, gain, mean);
+  dispose(rm.head, rm.aspects, rm.likelihood);
+  return { parameters: rm.parameters, head, aspects, likelihood };
 }
+
+/** The head of an aspect's score. */
+export const aspectHead = ({ head, aspects }: RewardModel, aspect: number): Head =>
+  tf.tidy(() => ({
+    weight: tf.add(head.weight, tf.gather(aspects as never, aspect)),
+    bias: tf.clone(head.bias),
+  })) as Head;
 
 /** What one call of a step learns from; what is not there has weight 0. */
 type Evidence = {
   batch: Batch;
   members: Tensor; // (S, R W)
-  stages: { remaining: Tensor; chosen: Tensor; weight: Tensor }; // (stages, S), (stages, S), (stages)
-  thumbs: { sign: Tensor; weight: Tensor }; // (S), (S)
+  stages: Stages & { weight: Tensor }; // (stages)
+  thumbs: Thumbs & { weight: Tensor }; // (S)
+  klWeight: Tensor; // (J), of each rater
+  ratings: Ratings & { weight: Tensor }; // (S)
+  outcomes: Outcomes & { weight: Tensor }; // (S)
+};
+
+/** J: a power of two, so that shapes repeat. */
+const placesFor = ({ raters }: Subjects): number => {
+  let places = LEAST_RATERS;
+  while (places <= raters.size) places *= 2;
+  return places;
 };
 
 /** For each answer, 1 / (its length + the prior's) at each of its tokens: a product with the readings is their mean. (S, R W) */
@@ -216,53 +305,90 @@ function membersOf({ tokens, placed }: Pack): Tensor {
   return tf.tensor2d(members, [ANSWERS, tokens.length]);
 }
 
-/** A step's judgements in as many calls as they need; each judgement's answers are in one call. The weights sum to 1 over all. */
-export function evidence(judgements: Judgement[], shape: Shape, pad: number): Evidence[] {
-  const total = judgements
-    .flatMap(({ stages, thumbs }): { weight: number }[] => [...stages, ...thumbs])
-    .reduce((sum, { weight }) => sum + weight, 0);
+/**
+ * A step's judgements in as many calls as they need; each judgement's answers are in one call. The weights sum to 1 over all, and those of
+ * the raters' KL over an epoch, of steps that weigh alike, to what makes it count once beside all that is said.
+ */
+export function evidence(judgements: Judgement[], shape: Shape, pad: number, subjects: Subjects): Evidence[] {
+  const total = judgements.reduce((sum, judgement) => sum + weightOf(judgement), 0);
   let count = 0;
   const bundles = judgements.map(({ rows }) => rows.map(() => count++));
-  const packs = pack(
-    judgements.flatMap(({ rows }) => rows),
-    bundles,
-    shape,
-    pad,
-    (index) => judgements[index]!.stages.length,
-    STAGES,
-  );
+  const rows = judgements.flatMap((judgement) => judgement.rows);
+  const packs = pack(rows, bundles, shape, pad);
+  const aspectAt = new Map(subjects.aspects.map((aspect, i) => [aspect, i]));
+  const outcomeAt = new Map(subjects.outcomes.map(({ name }, i) => [name, i]));
   return packs.map((part) => {
-    const remaining = new Float32Array(STAGES * ANSWERS);
-    const chosen = new Float32Array(STAGES * ANSWERS);
+    const items = new Int32Array(STAGES * ITEMS);
+    const present = new Float32Array(STAGES * ITEMS);
+    const chosen = new Float32Array(STAGES * ITEMS);
     const stageWeight = new Float32Array(STAGES);
     const sign = new Float32Array(ANSWERS).fill(1);
+    const rater = new Int32Array(ANSWERS);
     const thumbWeight = new Float32Array(ANSWERS);
+    const klWeight = new Float32Array(placesFor(subjects));
+    klWeight.fill(1 / subjects.weight / packs.length, 1, 1 + subjects.raters.size);
+    const aspect = new Int32Array(ANSWERS);
+    const grade = new Int32Array(ANSWERS);
+    const ratingWeight = new Float32Array(ANSWERS);
+    const name = new Int32Array(ANSWERS);
+    const value = new Float32Array(ANSWERS);
+    const isNumber = new Float32Array(ANSWERS);
+    const outcomeWeight = new Float32Array(ANSWERS);
     let slot = 0;
     let stage = 0;
     for (const index of part.bundles) {
-      const { rows, stages, thumbs } = judgements[index]!;
-      for (const choice of stages) {
-        for (const row of choice.remaining) remaining[stage * ANSWERS + slot + row] = 1;
-        chosen[stage * ANSWERS + slot + choice.chosen] = 1;
-        stageWeight[stage++] = choice.weight / total;
+      const judgement = judgements[index]!;
+      for (const { remaining, chosen: taken, weight } of judgement.stages) {
+        remaining.forEach((row, i) => {
+          items[stage * ITEMS + i] = slot + row;
+          present[stage * ITEMS + i] = 1;
+          if (taken.includes(row)) chosen[stage * ITEMS + i] = 1;
+        });
+        stageWeight[stage++] = weight / total;
       }
-      for (const thumb of thumbs) {
-        sign[slot + thumb.row] = thumb.up ? 1 : -1;
-        thumbWeight[slot + thumb.row] = thumb.weight / total;
+      for (const { row, up, weight } of judgement.thumbs) {
+        sign[slot + row] = up ? 1 : -1;
+        rater[slot + row] = subjects.raters.get(judgement.rater ?? '') ?? 0;
+        thumbWeight[slot + row] = weight / total;
       }
-      slot += rows.length;
+      for (const { row, aspect: of, value, weight } of judgement.ratings) {
+        aspect[slot + row] = aspectAt.get(of)!;
+        grade[slot + row] = value - 1;
+        ratingWeight[slot + row] = weight / total;
+      }
+      for (const { row, name: of, value: observed, weight } of judgement.outcomes) {
+        const outcome = outcomeAt.get(of)!;
+        const { isNumber: number, mean, deviation } = subjects.outcomes[outcome]!;
+        name[slot + row] = outcome;
+        value[slot + row] = number ? (Number(observed) - mean) / deviation : Number(observed);
+        isNumber[slot + row] = number ? 1 : 0;
+        outcomeWeight[slot + row] = weight / total;
+      }
+      slot += judgement.rows.length;
     }
-    // Empty stages have every answer remaining, so that their (unweighted) loss is finite.
-    remaining.fill(1, stage * ANSWERS);
+    // An empty stage is a choice of one answer, so that its (unweighted) logarithm is finite.
+    for (; stage < STAGES; stage++) {
+      present[stage * ITEMS] = 1;
+      chosen[stage * ITEMS] = 1;
+    }
     return {
       batch: batchOf(part, shape),
       members: membersOf(part),
       stages: {
-        remaining: tf.tensor2d(remaining, [STAGES, ANSWERS]),
-        chosen: tf.tensor2d(chosen, [STAGES, ANSWERS]),
+        items: tf.tensor2d(items, [STAGES, ITEMS]),
+        present: tf.tensor2d(present, [STAGES, ITEMS]),
+        chosen: tf.tensor2d(chosen, [STAGES, ITEMS]),
         weight: tf.tensor1d(stageWeight),
       },
-      thumbs: { sign: tf.tensor1d(sign), weight: tf.tensor1d(thumbWeight) },
+      thumbs: { sign: tf.tensor1d(sign), rater: tf.tensor1d(rater), weight: tf.tensor1d(thumbWeight) },
+      klWeight: tf.tensor1d(klWeight),
+      ratings: { aspect: tf.tensor1d(aspect), grade: tf.tensor1d(grade), weight: tf.tensor1d(ratingWeight) },
+      outcomes: {
+        name: tf.tensor1d(name),
+        value: tf.tensor1d(value),
+        isNumber: tf.tensor1d(isNumber),
+        weight: tf.tensor1d(outcomeWeight),
+      },
     };
   });
 }

@@ -4,16 +4,27 @@
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { RunConfig } from '../schema/run-config.ts';
 import type { Side } from '../schema/snapshot.ts';
+import { calibrationOf, preferredIn } from './calibration.ts';
 import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { evaluate, type GateReport } from './evaluate.ts';
-import type { Judgement } from './judgements.ts';
+import { type Judgement, subjectsOf } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Shape } from './pack.ts';
 import { type PpoState, policyCalls, ppo } from './ppo.ts';
-import { accuracy, type FitState, fitReward, type RewardModel, rewardCalls, rightShare, scores } from './reward.ts';
+import {
+  type FitState,
+  fitReward,
+  type RewardModel,
+  rewardCalls,
+  rightShare,
+  scores,
+  scoresOf,
+  tallied,
+} from './reward.ts';
 import type { startSampler } from './rollout.ts';
+import { UserError } from './user-error.ts';
 
 interface RunInput {
   model: ModelConfig;
@@ -73,6 +84,12 @@ async function stages(
 ): Promise<RunResult> {
   const { model, root, parent, judgements, prompts } = input;
   const pad = model.pad_token_id;
+  const { aspects } = subjectsOf(judgements.A);
+  const unknown = Object.keys(config.reward.mix).find((aspect) => !aspects.includes(aspect));
+  if (unknown !== undefined)
+    throw new UserError(
+      `reward.mix names ${unknown}: ${aspects.length > 0 ? `rated are ${aspects.join(', ')}` : 'nothing is rated by aspect'}`,
+    );
 
   const draw = async (parameters: Parameters, of: number[][], seed: number): Promise<Row[]> => {
     const asked = Array.from({ length: Math.min(400, 2 * of.length) }, (_, i) => of[i % of.length]!);
@@ -98,14 +115,19 @@ async function stages(
         (fit) => keep({ fit }),
       ));
     if (!from.reward) await keep({ reward: rm });
-    const held = await accuracy(calls.reward, rm, judgements.C, pad);
-    if (held.length > 0) {
-      await report({
-        stage: 'reward',
-        step: 1,
-        steps: 1,
-        metrics: { 'reward/accuracy_held_out': rightShare(held) },
-      });
+    const scored = await scoresOf(calls.reward, rm, judgements.C, pad);
+    const pairs = preferredIn(judgements.C, scored, Math.exp(rm.likelihood.choices.logScale.dataSync()[0]!));
+    if (pairs.length > 0) {
+      const { asFitted, temperature, agreement } = calibrationOf(pairs);
+      const metrics = {
+        'reward/accuracy_held_out': rightShare(tallied(judgements.C, scored)),
+        'reward/log_loss': asFitted.logLoss,
+        'reward/brier': asFitted.brier,
+        'reward/ece': asFitted.ece,
+        'reward/temperature': temperature,
+        ...(agreement && { 'reward/rater_agreement': agreement.right }),
+      };
+      await report({ stage: 'reward', step: 1, steps: 1, metrics });
     }
     candidate = await ppo(
       model,

@@ -66,6 +66,7 @@ const FIELDS: Record<string, string[]> = {
   ranking: ['order'],
   rating: ['aspect', 'value'],
   correction: ['text'],
+  outcome: ['name', 'value'],
 };
 
 /** A vote on an answer that was broken off is left out, as one whose samples are gone is: nobody judged the whole. */

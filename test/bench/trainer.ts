@@ -5,7 +5,8 @@ import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { tf } from '../../trainer/engine/tf.ts';
-import { stagesOf } from '../../trainer/judgements.ts';
+import { stagesOf, subjectsOf } from '../../trainer/judgements.ts';
+import { ASPECTS, freshLikelihood } from '../../trainer/likelihood.ts';
 import type { Head } from '../../trainer/model.ts';
 import { adamState } from '../../trainer/optimizer.ts';
 import { batchOf, byPrompt, gathered, pack, predictionsOf, shapeFor } from '../../trainer/pack.ts';
@@ -15,6 +16,7 @@ import { startSampler } from '../../trainer/rollout.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { readWeights } from '../../trainer/weights.ts';
 import { eagerly } from '../support/eagerly.ts';
+import { judged } from '../support/judged.ts';
 import { seedPolicy } from '../support/seed.ts';
 import { type Pair, pair } from './pair.ts';
 
@@ -49,20 +51,17 @@ export async function* trainer(): AsyncGenerator<Pair> {
   let rm = {
     parameters: mapTree(parameters, tf.clone),
     head: head(),
-    thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
+    aspects: tf.zeros([ASPECTS, model.hidden_size]),
+    likelihood: freshLikelihood(1024),
   } as RewardModel;
   let rmAdam = adamState(rm);
   const packs = pack(rows, byPrompt(rows, shape), shape, model.pad_token_id);
   const tokens = rows.reduce((sum, { prompt, answer }) => sum + prompt.length + answer.length, 0);
   const groups = Array.from({ length: ANSWERS_A_PROMPT }, (_, i) => [i]);
-  const judgements = asked.map((_, j) => ({
-    id: `judgement ${j}`,
-    root: `prompt ${j}`,
-    texts: [],
-    rows: rows.slice(j * ANSWERS_A_PROMPT, (j + 1) * ANSWERS_A_PROMPT),
-    stages: stagesOf(groups),
-    thumbs: [],
-  }));
+  const judgements = asked.map((_, j) =>
+    judged(rows.slice(j * ANSWERS_A_PROMPT, (j + 1) * ANSWERS_A_PROMPT), { stages: stagesOf(groups) }),
+  );
+  const subjects = subjectsOf(judgements);
 
   const works: [string, () => void][] = [
     [
@@ -89,7 +88,7 @@ export async function* trainer(): AsyncGenerator<Pair> {
           rm,
           rmAdam,
           1e-5,
-          evidence(judgements, shape, model.pad_token_id),
+          evidence(judgements, shape, model.pad_token_id, subjects),
         ));
       },
     ],

@@ -10,9 +10,10 @@ import { initialParameters, precisionFor } from '../../trainer/model.ts';
 import { shapeFor } from '../../trainer/pack.ts';
 import { policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
-import { fitReward, freshHead, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
+import { fitReward, freshHead, rewardCalls, type Scorer, scores } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { sft } from '../../trainer/sft.ts';
+import { judged } from '../support/judged.ts';
 import { type Pair, pair } from './pair.ts';
 import { type Peer, startPeer } from './peers.ts';
 import { MODEL as TIED } from './torch.ts';
@@ -75,7 +76,7 @@ const rewardStage = (shared: number) =>
       const rows = [0, 1].map(() =>
         shared > 0 ? { prompt, answer: tokens(64 - shared) } : { prompt: tokens(1), answer: tokens(63) },
       );
-      return { id: `${i}`, root: `${i}`, rows, texts: ['a', 'b'], stages: stagesOf([[0], [1]]), thumbs: [] };
+      return judged(rows, { id: `${i}`, root: `${i}`, stages: stagesOf([[0], [1]]) });
     });
     const calls = rewardCalls(MODEL, { rows: 16, columns: 128 }, { ...REWARD_DEFAULTS, epochs: MANY });
     const on = judgements.slice(0, 8).flatMap(({ rows }) => rows);
@@ -97,10 +98,9 @@ const ppoStage = (sampler: ReturnType<typeof startSampler>, separateValue: boole
     const calls = policyCalls(MODEL, shapeFor(64), config);
     const reward = rewardCalls(MODEL, shapeFor(64), REWARD_DEFAULTS);
     const weight = tf.tensor1d(freshHead(MODEL.hidden_size, rng));
-    const rm: RewardModel = {
+    const rm: Scorer = {
       parameters: initialParameters(MODEL, rng),
       head: { weight, bias: tf.scalar(0) },
-      thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
     };
     const prompts = Array.from({ length: 32 * 1000 }, () => tokens(16));
     const parent = initialParameters(MODEL, rng);

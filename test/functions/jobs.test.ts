@@ -157,14 +157,17 @@ describe('the cron', () => {
     expect(await runs()).toHaveLength(1);
   });
 
-  test('ratings, from which nothing is learnt yet, start no run', async () => {
-    for (let i = 0; i < 4; i++) {
+  test('ratings start a run as other votes do, outcomes none', async () => {
+    const said = async (body: object) => {
       const [sample_id] = await draw();
-      const rating = { kind: 'rating', sample_id, aspect: 'helpful', value: 4, rater: { id: 'ann' } };
-      expect((await post('/v1/feedback', rating)).status).toBe(201);
-    }
+      expect((await post('/v1/feedback', { sample_id, rater: { id: 'ann' }, ...body })).status).toBe(201);
+    };
+    for (let i = 0; i < 4; i++) await said({ kind: 'outcome', name: 'closed', value: true });
     await tick(env);
     expect(await runs()).toEqual([]);
+    for (let i = 0; i < 4; i++) await said({ kind: 'rating', aspect: 'helpful', value: 4 });
+    await tick(env);
+    expect(await runs()).toMatchObject([{ reason: '3 new judgements' }]);
   });
 
   test('votes that were undone start no run', async () => {
@@ -267,6 +270,15 @@ describe('snapshots', () => {
       })
     ).json;
     await post('/v1/feedback', { kind: 'comment', sample_id: pair[0], text: 'hm', rater: { id: 'eve' } });
+    const outcome = (
+      await post('/v1/feedback', {
+        kind: 'outcome',
+        sample_id: pair[0],
+        name: 'closed',
+        value: false,
+        rater: { id: 'till' },
+      })
+    ).json;
     await tick(env);
     const first = (await runs())[0].id;
     const one = await trainer(first);
@@ -278,7 +290,9 @@ describe('snapshots', () => {
       [a.id, 'thumb'],
       [b.id, 'gone'],
       [choice.id, 'choice'],
+      [outcome.id, 'outcome'],
     ]);
+    expect(votes[4]).toMatchObject({ name: 'closed', value: false });
     expect(votes[1]).toMatchObject({
       value: -1,
       samples: [{ text: 'answer 0', policy: 'elsewhere' }],
@@ -309,10 +323,16 @@ describe('snapshots', () => {
       SnapshotRow.parse(row),
     );
     const latest = new Map(all.toSorted((x, y) => x.seq - y.seq).map((row) => [row.feedback, row]));
-    expect([...latest.values()].filter((row) => row.kind !== 'gone')).toHaveLength(5);
+    expect([...latest.values()].filter((row) => row.kind !== 'gone')).toHaveLength(6);
     expect(latest.get(c.id)).toMatchObject({ value: -1 });
     const found = await get(`/v1/feedback?run=${first}`);
-    expect(found.json.data.map((v: { id: string }) => v.id)).toEqual([a.id, c.id, choice.id, expect.anything()]);
+    expect(found.json.data.map((v: { id: string }) => v.id)).toEqual([
+      a.id,
+      c.id,
+      choice.id,
+      expect.anything(),
+      outcome.id,
+    ]);
   });
 
   test('hold a vote as it was at their end, whatever became of it since, and one that was sent twice once', async () => {

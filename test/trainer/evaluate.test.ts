@@ -7,8 +7,9 @@ import { evaluate } from '../../trainer/evaluate.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import { policyCalls } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
-import { type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
+import { rewardCalls, type Scorer, scores } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
+import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const SHAPE = { rows: 2, columns: 64 };
@@ -23,8 +24,7 @@ const row = (): Row => ({ prompt: [rng.int(2, 32)], answer: [rng.int(2, 32), rng
 const judge = {
   parameters: mapTree(root, tf.clone),
   head: { weight: tf.randomNormal([TINY.hidden_size], 0, 1, 'float32', 3) as Tensor, bias: tf.scalar(0) as Tensor },
-  thumbs: { logScale: tf.scalar(0) as Tensor, bias: tf.scalar(0) as Tensor },
-} satisfies RewardModel;
+} satisfies Scorer;
 
 /** Judgements that agree with the judge so often. */
 async function judgements(agreement: number): Promise<Judgement[]> {
@@ -32,14 +32,8 @@ async function judgements(agreement: number): Promise<Judgement[]> {
   const scored = await scores(calls.reward, judge, rows, TINY.pad_token_id);
   return Array.from({ length: 100 }, (_, i) => {
     const better = scored[2 * i]! > scored[2 * i + 1]! === i < 100 * agreement ? 0 : 1;
-    return {
-      id: `${i}`,
-      root: `${i}`,
-      rows: rows.slice(2 * i, 2 * i + 2),
-      texts: ['a', 'b'],
-      stages: stagesOf([[better], [1 - better]]),
-      thumbs: [],
-    };
+    const stages = stagesOf([[better], [1 - better]]);
+    return judged(rows.slice(2 * i, 2 * i + 2), { root: `${i}`, stages });
   });
 }
 const gate = async (candidate: typeof root, agreement: number, parent = root, config = {}) =>

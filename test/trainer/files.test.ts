@@ -75,6 +75,8 @@ test('plumb train ppo that was killed goes on where it was, and ends with the sa
   expect(reward.out).toContain('reward model written');
   // every tenth conversation is held out whole: of its two rows none is fitted to
   expect(reward.out).toContain('of the pairs in 2 held-out conversations');
+  expect(reward.out).toMatch(/pairs of a choice +\d+\.\d % of 4\n/);
+  expect(JSON.parse(readFileSync(join(at('reward'), 'reward.report.json'), 'utf8')).preferences.pairs).toBe(4);
   const whole = await train(ppo('whole'));
   expect(whole.out).toContain('policy written');
 

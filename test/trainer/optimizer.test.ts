@@ -127,3 +127,16 @@ test('Adam’s first step is the learning rate along the sign of the gradient, m
   expect(matrix[1]).toBeCloseTo(2 - 0.02 - 0.1, 5);
   expect(parameters.vector.dataSync()[0]).toBeCloseTo(5.1, 5);
 });
+
+test('tensors that are quick go so many times as far, and do not decay', () => {
+  type Pair = { slow: ReturnType<typeof tf.tensor>; fast: ReturnType<typeof tf.tensor> };
+  const step = trainer(
+    'two speeds',
+    ({ slow, fast }: Pair) => ({ loss: tf.add(tf.sum(tf.mul(slow, 3)), tf.sum(tf.mul(fast, 3))) }),
+    { ...ADAM, clipNorm: 1e9, quick: { of: ({ fast }: Pair) => [fast], times: 5 } },
+  );
+  const given = { slow: tf.tensor2d([[2]]), fast: tf.tensor2d([[2]]) };
+  const { parameters } = step(given, adamState(given), 0.1, [{}]);
+  expect(parameters.slow.dataSync()[0]).toBeCloseTo(2 - 0.02 - 0.1, 5);
+  expect(parameters.fast.dataSync()[0]).toBeCloseTo(2 - 5 * 0.1, 5);
+});

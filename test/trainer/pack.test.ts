@@ -54,12 +54,6 @@ test('every row is placed once, with its tokens and its prompt’s, and no bundl
   expect(filled / (packs.length * 120)).toBeGreaterThan(0.85);
 });
 
-test('what a bundle takes of a limited resource opens a new call when it is used up', () => {
-  const rows = [row([2], [3]), row([4], [5]), row([6], [7])];
-  const packs = pack(rows, [[0], [1], [2]], { rows: 1, columns: 16 }, PAD, () => 2, 4);
-  expect(packs.map((p) => p.bundles)).toEqual([[0, 1], [2]]);
-});
-
 test('a row too long for a call loses the end of its answer, then the beginning of its prompt', () => {
   const long = row([2, 3, 4, 5, 6, 7], [10, 11, 12, 13, 14, 15]);
   const cutAnswer = pack([row([2, 3], long.answer)], [[0]], { rows: 1, columns: 6 }, PAD)[0]!;

@@ -7,7 +7,7 @@ import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { DivergedError, type Progress } from '../../trainer/metrics.ts';
 import { adamState } from '../../trainer/optimizer.ts';
 import { type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
-import { type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
+import { rewardCalls, type Scorer, scores } from '../../trainer/reward.ts';
 import { adaptedBeta } from '../../trainer/rl.ts';
 import { type Sampler, startSampler } from '../../trainer/rollout.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
@@ -26,8 +26,7 @@ const prompts = [
 const rm = {
   parameters: mapTree(parent, tf.clone),
   head: { weight: tf.randomNormal([TINY.hidden_size], 0, 1, 'float32', 3) as Tensor, bias: tf.scalar(0) as Tensor },
-  thumbs: { logScale: tf.scalar(0) as Tensor, bias: tf.scalar(0) as Tensor },
-} satisfies RewardModel;
+} satisfies Scorer;
 const CONFIG: PpoConfig = {
   ...PPO_DEFAULTS,
   episodes: 128,

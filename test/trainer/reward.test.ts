@@ -2,22 +2,26 @@ import { expect, test } from 'vitest';
 import { REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import { fitStateFromFile, rewardFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import type { Row } from '../../trainer/data.ts';
-import { flatten, mapTree } from '../../trainer/engine/compile.ts';
+import { dispose, flatten, mapTree } from '../../trainer/engine/compile.ts';
 import { tf } from '../../trainer/engine/tf.ts';
-import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
+import { type Judgement, stagesOf, subjectsOf } from '../../trainer/judgements.ts';
 import type { Progress } from '../../trainer/metrics.ts';
 import { initialParameters } from '../../trainer/model.ts';
 import { random } from '../../trainer/random.ts';
 import {
   accuracy,
+  aspectHead,
+  evidence,
   type FitState,
   fitReward,
   freshHead,
   type RewardModel,
   rewardCalls,
   rightShare,
+  type Scorer,
   scores,
 } from '../../trainer/reward.ts';
+import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const SHAPE = { rows: 2, columns: 64 };
@@ -27,22 +31,13 @@ const row = (): Row => ({
   prompt: [rng.int(2, 32), rng.int(2, 32)],
   answer: [...Array.from({ length: rng.int(8, 13) }, () => rng.int(2, 32)), 1],
 });
-const judgement = (rows: Row[], rest: Partial<Judgement>): Judgement => ({
-  id: 'j',
-  root: 'r',
-  rows,
-  texts: rows.map(String),
-  stages: [],
-  thumbs: [],
-  ...rest,
-});
 /** What the planted raters like: answers with many even tokens. */
 const quality = ({ answer }: Row) => answer.filter((id) => id % 2 === 0).length / answer.length;
 const compared = (count: number) =>
   Array.from({ length: count }, () => {
     const rows = [row(), row(), row()];
     const order = [0, 1, 2].sort((a, b) => quality(rows[b]!) - quality(rows[a]!));
-    return judgement(rows, { stages: stagesOf(order.map((i) => [i])) });
+    return judged(rows, { stages: stagesOf(order.map((i) => [i])) });
   });
 const compiled = rewardCalls(TINY, SHAPE, REWARD_DEFAULTS);
 const fitTo = (judgements: Judgement[], config = {}) => {
@@ -65,10 +60,9 @@ test('a score is the sum of the readings over the answer’s length and twenty m
   const parameters = { ...base, layers: mapTree(base.layers, tf.zerosLike) };
   const weight = random(6);
   const direction = Array.from({ length: TINY.hidden_size }, () => weight.normal());
-  const rm: RewardModel = {
+  const rm: Scorer = {
     parameters,
     head: { weight: tf.tensor1d(direction), bias: tf.scalar(-0.7) },
-    thumbs: { logScale: tf.scalar(0), bias: tf.scalar(0) },
   };
   const embedding = Array.from(base.embedding.dataSync());
   const reading = (id: number) => {
@@ -84,13 +78,14 @@ test('a score is the sum of the readings over the answer’s length and twenty m
   expect(short).toBeLessThan(long! / 5);
 });
 
-const probability = (rm: RewardModel, r: number) =>
-  1 / (1 + Math.exp(-(Math.exp(rm.thumbs.logScale.dataSync()[0]!) * r + rm.thumbs.bias.dataSync()[0]!)));
+/** Of a rater who is not known. */
+const probability = ({ likelihood: { thumbs } }: RewardModel, r: number) =>
+  1 / (1 + Math.exp(-(Math.exp(thumbs.logScale.dataSync()[0]!) * r + thumbs.bias.dataSync()[0]!)));
 
 test('it learns from thumbs alone, and P(up) is high where people clicked up', async () => {
   const thumbs = Array.from({ length: 400 }, () => {
     const rows = [row()];
-    return judgement(rows, { thumbs: [{ row: 0, up: quality(rows[0]!) > 0.45, weight: 1 }] });
+    return judged(rows, { thumbs: [{ row: 0, up: quality(rows[0]!) > 0.45, weight: 1 }] });
   });
   const { calls, rm } = await fitTo(thumbs, { epochs: 10, learningRate: 3e-3 });
   const fresh = Array.from({ length: 60 }, row);
@@ -116,17 +111,20 @@ test('of a policy with an output matrix of its own the reward model takes the re
 test('one thumb changes the fit: its weight in the loss is above 0', async () => {
   const few = compared(12);
   const { rm: without } = await fitTo(few, { epochs: 1 });
-  const { rm: withThumb } = await fitTo([...few, judgement([row()], { thumbs: [{ row: 0, up: false, weight: 1 }] })], {
+  const { rm: withThumb } = await fitTo([...few, judged([row()], { thumbs: [{ row: 0, up: false, weight: 1 }] })], {
     epochs: 1,
   });
-  expect(withThumb.thumbs.bias.dataSync()[0]).not.toBeCloseTo(without.thumbs.bias.dataSync()[0]!, 6);
+  expect(withThumb.likelihood.thumbs.bias.dataSync()[0]).not.toBeCloseTo(
+    without.likelihood.thumbs.bias.dataSync()[0]!,
+    6,
+  );
 });
 
-test('the loss of one batch is the Plackett–Luce and logistic likelihood of the scores, weighed', async () => {
+test('the loss of one batch is the Davidson–Luce and logistic likelihood of the scores, weighed', async () => {
   const rows = [row(), row(), row(), row()];
   const group = [
-    judgement(rows.slice(0, 3), { stages: stagesOf([[2], [0, 1]]) }),
-    judgement(rows.slice(3), { thumbs: [{ row: 0, up: false, weight: 1 }] }),
+    judged(rows.slice(0, 3), { stages: stagesOf([[2], [0, 1]]) }),
+    judged(rows.slice(3), { thumbs: [{ row: 0, up: false, weight: 1 }] }),
   ];
   const losses: number[] = [];
   const calls = { ...compiled, config: { ...REWARD_DEFAULTS, epochs: 1, learningRate: 0 } };
@@ -143,14 +141,124 @@ test('the loss of one batch is the Plackett–Luce and logistic likelihood of th
   // With a learning rate of 0 the scores are those that the loss saw, up to the last normalisation, which changes nothing.
   const [a, b, c, d] = (await scores(calls, rm, rows, TINY.pad_token_id)) as [number, number, number, number];
   const logSum = (...x: number[]) => Math.log(x.reduce((sum, y) => sum + Math.exp(y), 0));
-  const choices = logSum(a, b, c) - c + 0.5 * (logSum(a, b) - a) + 0.5 * (logSum(a, b) - b);
-  const up = Math.exp(rm.thumbs.logScale.dataSync()[0]!) * d + rm.thumbs.bias.dataSync()[0]!;
+  const { choices, thumbs } = rm.likelihood;
+  // what scores of variance 1 say is believed as it stands, however small the fresh head's were
+  for (const { logScale } of [choices, thumbs]) expect(logScale.dataSync()[0]).toBeCloseTo(0, 3);
+  const [x, y, z] = [a, b, c].map((r) => Math.exp(choices.logScale.dataSync()[0]!) * r) as [number, number, number];
+  const tie = Math.log(0.1); // what it starts from, for two and for three
+  const amongThree = logSum(x, y, z, ...[x + y, y + z, x + z].map((sum) => tie + sum / 2), tie + (x + y + z) / 3);
+  const stages = amongThree - z + (logSum(x, y, tie + (x + y) / 2) - tie - (x + y) / 2);
+  const up = Math.exp(thumbs.logScale.dataSync()[0]!) * d + thumbs.bias.dataSync()[0]!;
   const thumb = Math.log(1 + Math.exp(up));
-  expect(losses[0]).toBeCloseTo((choices + thumb) / 3, 4);
+  expect(losses[0]).toBeCloseTo((stages + thumb) / 3, 4);
 });
 
 const thumbed = () =>
-  Array.from({ length: 30 }, () => judgement([row()], { thumbs: [{ row: 0, up: rng() < 0.8, weight: 1 }] }));
+  Array.from({ length: 30 }, (_, i) =>
+    judged([row()], { kind: 'thumb', rater: `${i % 4}`, thumbs: [{ row: 0, up: rng() < 0.8, weight: 1 }] }),
+  );
+
+const ratedBy = (aspect: string, value: (row: Row) => number, count: number) =>
+  Array.from({ length: count }, () => {
+    const rows = [row()];
+    return judged(rows, { kind: 'rating', ratings: [{ row: 0, aspect, value: value(rows[0]!), weight: 1 }] });
+  });
+const grade = (share: number) => Math.max(1, Math.min(5, 1 + Math.floor(share * 5)));
+/** How often the scores order two answers as a quality does. */
+const concordance = (scored: number[], wanted: number[]) => {
+  const pairs = scored.flatMap((a, i) => scored.map((b, j) => [a - b, wanted[i]! - wanted[j]!] as const));
+  const unequal = pairs.filter(([, difference]) => difference > 0);
+  return unequal.filter(([difference]) => difference > 0).length / unequal.length;
+};
+
+test('it learns from ratings; aspects that are rated the other way round get scores that differ, and the mix goes by them', async () => {
+  const data = [
+    ...ratedBy('even', (of) => grade(quality(of)), 250),
+    ...ratedBy('odd', (of) => grade(1 - quality(of)), 250),
+  ];
+  const config = { epochs: 12, learningRate: 3e-3 };
+  const { calls, rm } = await fitTo(data, config);
+  const fresh = Array.from({ length: 80 }, row);
+  const scoredAs = async (of: RewardModel, aspect: number) =>
+    scores(calls, { ...of, head: aspectHead(of, aspect) }, fresh, TINY.pad_token_id);
+  const [even, odd] = [await scoredAs(rm, 0), await scoredAs(rm, 1)];
+  expect(concordance(even, fresh.map(quality))).toBeGreaterThan(0.7);
+  expect(concordance(odd, fresh.map(quality))).toBeLessThan(0.3);
+  const mixed = await fitTo(data, { ...config, mix: { odd: 1 } });
+  // mean 0 and variance 1 apart the score is the aspect's, and each aspect orders as it did
+  const total = await scores(calls, mixed.rm, fresh, TINY.pad_token_id);
+  expect(concordance(total, odd)).toBeGreaterThan(0.999);
+  expect(concordance(await scoredAs(mixed.rm, 0), even)).toBeGreaterThan(0.999);
+}, 60_000);
+
+test('it learns from outcomes, true or false and numbers, whatever their unit', async () => {
+  const outcome = (value: (row: Row) => boolean | number, name: string) =>
+    Array.from({ length: 250 }, () => {
+      const rows = [row()];
+      return judged(rows, { kind: 'outcome', outcomes: [{ row: 0, name, value: value(rows[0]!), weight: 1 }] });
+    });
+  const fresh = Array.from({ length: 80 }, row);
+  for (const data of [
+    outcome((of) => quality(of) > 0.45, 'closed'),
+    outcome((of) => 70_000 + 3000 * quality(of), 'saved'),
+  ]) {
+    const { calls, rm } = await fitTo(data, { epochs: 10, learningRate: 3e-3 });
+    expect(concordance(await scores(calls, rm, fresh, TINY.pad_token_id), fresh.map(quality))).toBeGreaterThan(0.75);
+  }
+}, 60_000);
+
+/** The loss of the first step, without learning. */
+async function lossOf(judgements: Judgement[], config = {}): Promise<number> {
+  const losses: number[] = [];
+  const calls = { ...compiled, config: { ...REWARD_DEFAULTS, epochs: 1, learningRate: 0, ...config } };
+  const report = ({ metrics }: Progress) => void losses.push(metrics['reward/loss']!);
+  await fitReward(TINY, calls, base, judgements, normaliseOn, 3, 'reward', report);
+  return losses[0]!;
+}
+
+test('a correction weighs what is set, a row what it says, both beside 1', async () => {
+  const [pair, thumb] = [[row(), row()], [row()]];
+  const stage = (weight: number) => ({ stages: [{ remaining: [0, 1], chosen: [1], weight }] });
+  const thumbs = judged(thumb, { kind: 'thumb', thumbs: [{ row: 0, up: true, weight: 1 }] });
+  const [alone, other] = [await lossOf([judged(pair, stage(1))]), await lossOf([thumbs])];
+  const corrected = judged(pair, { kind: 'correction', ...stage(1) });
+  expect(await lossOf([corrected, thumbs])).toBeCloseTo((alone + other) / 2, 5);
+  expect(await lossOf([corrected, thumbs], { correctionWeight: 3 })).toBeCloseTo((3 * alone + other) / 4, 5);
+  expect(await lossOf([judged(pair, stage(0.25)), thumbs], { correctionWeight: 3 })).toBeCloseTo(
+    (0.25 * alone + other) / 1.25,
+    5,
+  );
+});
+
+test('a lenient rater and a strict one are told apart in a fit, and rows without a rater have none', async () => {
+  const by = (rater: string | null, up: number) =>
+    Array.from({ length: 60 }, () =>
+      judged([row()], { kind: 'thumb', rater, thumbs: [{ row: 0, up: rng() < up, weight: 1 }] }),
+    );
+  const { rm } = await fitTo([...by('lenient', 0.9), ...by('strict', 0.1), ...by(null, 0.5)], { epochs: 8 });
+  const leniency = rm.likelihood.thumbs.mean.dataSync();
+  expect(leniency[1]).toBeGreaterThan(0.2);
+  expect(leniency[2]).toBeLessThan(-0.2);
+  expect([leniency[0], leniency[3]]).toEqual([0, 0]);
+});
+
+test('the raters’ KL counts once an epoch, however many steps and calls that has', async () => {
+  const by = (i: number) =>
+    judged([row()], { kind: 'thumb', rater: `${i % 5}`, thumbs: [{ row: 0, up: true, weight: 1 }] });
+  const data = Array.from({ length: 40 }, (_, i) => by(i));
+  const subjects = subjectsOf(data);
+  let sum = 0;
+  for (let at = 0; at < data.length; at += 16) {
+    const step = data.slice(at, at + 16);
+    for (const part of evidence(step, SHAPE, TINY.pad_token_id, subjects)) {
+      const weights = Array.from(part.klWeight.dataSync());
+      sum += weights[1]! * step.length; // a step's loss is the mean over what is said in it
+      expect(weights[0]! + weights[6]!).toBe(0);
+      dispose(part);
+    }
+  }
+  expect(sum).toBeCloseTo(1, 5);
+});
 
 test('P(up) is after the last normalisation what it was before', async () => {
   const asked = Array.from({ length: 10 }, row);
@@ -163,7 +271,7 @@ test('P(up) is after the last normalisation what it was before', async () => {
   };
   const rm = await fitReward(TINY, calls, base, thumbed(), normaliseOn, 3, 'reward', () => {}, null, keep);
   for (const [i, up] of (await ups(rm)).entries()) expect(up).toBeCloseTo(before[i]!, 4);
-  expect(Math.abs(rm.thumbs.bias.dataSync()[0]!)).toBeGreaterThan(0.1); // there was something to shift
+  expect(Math.abs(rm.likelihood.thumbs.bias.dataSync()[0]!)).toBeGreaterThan(0.1); // there was something to shift
 });
 
 test('the learning rate rises over the warm-up, and falls to a tenth', async () => {
@@ -180,7 +288,7 @@ test('the learning rate rises over the warm-up, and falls to a tenth', async () 
 });
 
 test('one that was cut off goes on with the next step, and ends with the same weights, bit for bit', async () => {
-  const judgements = compared(14);
+  const judgements = [...compared(9), ...thumbed().slice(0, 3), ...ratedBy('tone', () => 4, 2)];
   const calls = { ...compiled, config: { ...REWARD_DEFAULTS, epochs: 2, judgements: 4 } };
   const fitFrom = async (from: FitState | null, save?: (state: FitState) => void) => {
     const losses: unknown[] = [];

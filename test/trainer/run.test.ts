@@ -8,6 +8,7 @@ import type { Progress } from '../../trainer/metrics.ts';
 import { random } from '../../trainer/random.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { runStages, stageCalls } from '../../trainer/run.ts';
+import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const sampler = startSampler(TINY);
@@ -16,14 +17,8 @@ const rng = random(3);
 const prompt = () => [rng.int(2, 32), rng.int(2, 32)];
 const judgement = (id: number): Judgement => {
   const asked = prompt();
-  return {
-    id: `${id}`,
-    root: `${id}`,
-    rows: [0, 1].map(() => ({ prompt: asked, answer: [rng.int(2, 32), rng.int(2, 32), 1] })),
-    texts: ['a', 'b'],
-    stages: stagesOf([[0], [1]]),
-    thumbs: [],
-  };
+  const rows = [0, 1].map(() => ({ prompt: asked, answer: [rng.int(2, 32), rng.int(2, 32), 1] }));
+  return judged(rows, { id: `${id}`, root: `${id}`, stages: stagesOf([[0], [1]]) });
 };
 const SETTINGS = {
   ppo: { episodes: 32, rollout: 16, minibatch: 16, klLimit: 500 },
@@ -68,6 +63,12 @@ test('what the judge is normalised on answers prompts of B and C, none of those 
   const others = new Set([...input.prompts.B, ...input.prompts.C].map(String));
   expect(drawn.at(-1)!.every((asked) => others.has(asked))).toBe(true);
   expect(drawn[0]!.every((asked) => input.prompts.A.map(String).includes(asked))).toBe(true);
+});
+
+test('a mix of an aspect that nobody rated is refused before anything is fitted', async () => {
+  await expect(run({ A: 12 }, runConfig({ ...SETTINGS, reward: { mix: { tone: 0.5 } } }))).rejects.toThrow(
+    /^reward\.mix names tone: nothing is rated by aspect$/,
+  );
 });
 
 test.each([{ A: 12, C: 6 }, { A: 12 }])(
