@@ -108,10 +108,20 @@ export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
   repetitionGrowth: 0.05,
 };
 
+/** Of which matrices LoRA's adapters stand: attention's, the MLP's, or both. */
+export const LORA_PARTS = ['attention', 'mlp'] as const;
+export interface LoraConfig {
+  /** Columns of A, rows of B. */
+  rank: number;
+  on: (typeof LORA_PARTS)[number][];
+}
+
 export interface RunConfig {
   seed: number;
   /** Answers are drawn up to this length, but no longer than any judged one. */
   maxAnswerTokens: number;
+  /** Reward models and policy are trained by adapters in place of all weights: for models that are large for the machine. */
+  lora: LoraConfig | null;
   reward: Omit<RewardConfig, 'seed'>;
   ppo: Omit<PpoConfig, 'seed'>;
   gate: Omit<GateConfig, 'seed'>;
@@ -119,6 +129,7 @@ export interface RunConfig {
 export const RUN_DEFAULTS: RunConfig = {
   seed: 0,
   maxAnswerTokens: 128,
+  lora: null,
   reward: REWARD_DEFAULTS,
   ppo: PPO_DEFAULTS,
   gate: GATE_DEFAULTS,
@@ -134,6 +145,16 @@ const share = z.number().min(0).max(1);
 export const RunSettings = z.strictObject({
   seed: whole.optional(),
   maxAnswerTokens: count.optional(),
+  lora: z
+    .strictObject({
+      rank: count,
+      on: z
+        .array(z.enum(LORA_PARTS))
+        .min(1)
+        .default([...LORA_PARTS]),
+    })
+    .nullable()
+    .optional(),
   reward: z
     .strictObject({
       learningRate: atLeast0,

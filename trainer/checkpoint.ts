@@ -5,6 +5,7 @@ import { MalformedFile } from '../schema/malformed.ts';
 import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../schema/safetensors.ts';
 import type { Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
+import type { Trained } from './lora.ts';
 import { type Parameters, trunkOf } from './model.ts';
 import type { AdamState } from './optimizer.ts';
 import type { PpoState } from './ppo.ts';
@@ -68,8 +69,8 @@ const pick = <T extends Tree, K extends keyof T & string>(branch: T | undefined,
   if (absent) throw new MalformedFile('its tensors are those of another model');
   return Object.fromEntries(names.map((name) => [name, branch[name]])) as Pick<T, K>;
 };
-const rewardOf = ({ parameters, likelihood, ...rest }: RewardModel, like: Parameters): RewardModel => ({
-  parameters: inFormOf(trunkOf(like), parameters),
+const rewardOf = <T extends Trained>({ parameters, likelihood, ...rest }: FitState['rm'], like: T) => ({
+  parameters: inFormOf(like, parameters as T),
   head: pick(rest.head, 'weight', 'bias'),
   ...pick(rest, 'aspects'),
   likelihood: {
@@ -83,7 +84,7 @@ const adamOf = ({ step, m, v }: AdamState): AdamState => ({ step, m, v });
 
 /** A reward model as it was saved. */
 export const rewardFromFile = (file: Uint8Array, like: Parameters): RewardModel =>
-  rewardOf(fileToTree(file) as RewardModel, like);
+  rewardOf(fileToTree(file) as RewardModel, trunkOf(like));
 
 /** A policy's weights as they were saved. */
 export const parametersFromFile = (file: Uint8Array, like: Parameters): Parameters =>
@@ -100,7 +101,7 @@ const SftScalars = StepScalars.extend({ loss: z.object({ last: Loss, least: Loss
 const PpoScalars = z.object({ beta: z.number(), iteration: z.int() });
 
 /** What SFT goes on from: its tensors in the file, its numbers beside it. So have the others. */
-export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: SftState['trained']): SftState {
+export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: Trained): SftState {
   const { trained, adam, best } = fileToTree(file) as unknown as SftState;
   return {
     trained: inFormOf(like, trained),
@@ -110,17 +111,20 @@ export function sftStateFromFile(file: Uint8Array, scalars: unknown, like: SftSt
   };
 }
 
+/** @param like what is trained: the policy's weights, or adapters */
+const trunk = (like: Trained): Trained => ('embedding' in like ? trunkOf(like) : like);
+
 /** What the fitting of a reward model goes on from. */
-export function fitStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): FitState {
+export function fitStateFromFile(file: Uint8Array, scalars: unknown, like: Trained): FitState {
   const { rm, adam } = fileToTree(file) as unknown as FitState;
-  return { rm: rewardOf(rm, like), adam: adamOf(adam), ...StepScalars.parse(scalars) };
+  return { rm: rewardOf(rm, trunk(like)), adam: adamOf(adam), ...StepScalars.parse(scalars) };
 }
 
 /** What PPO goes on from. */
-export function ppoStateFromFile(file: Uint8Array, scalars: unknown, like: Parameters): PpoState {
+export function ppoStateFromFile(file: Uint8Array, scalars: unknown, like: Trained): PpoState {
   const { actor, adam } = fileToTree(file) as unknown as PpoState;
   const parameters = inFormOf(like, actor.parameters);
   const value = { weight: actor.value.weight, bias: actor.value.bias };
-  const critic = actor.critic ? { critic: inFormOf(trunkOf(like), actor.critic) } : {};
+  const critic = actor.critic ? { critic: inFormOf(trunk(like), actor.critic) } : {};
   return { actor: { parameters, value, ...critic }, adam: adamOf(adam), ...PpoScalars.parse(scalars) };
 }

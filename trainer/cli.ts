@@ -2,8 +2,8 @@
 // alone: what they do is in files.ts, which loads the training engine when one is asked for.
 
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
-import { LORA_ON, SCHEDULES, SFT_DEFAULTS } from './config.ts';
+import { LORA_PARTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
+import { SCHEDULES, SFT_DEFAULTS } from './config.ts';
 
 const number = (text: string): number => {
   const value = Number(text);
@@ -26,10 +26,9 @@ const count = (text: string): number => {
   return value;
 };
 
-const LORA_PARTS = Object.keys(LORA_ON);
 const loraParts = (text: string): string[] => {
   const parts = text.split(',');
-  if (!parts.every((part) => LORA_PARTS.includes(part)))
+  if (!parts.every((part) => (LORA_PARTS as readonly string[]).includes(part)))
     throw new InvalidArgumentError(`not ${LORA_PARTS.join(' or ')}`);
   return [...new Set(parts)].sort();
 };
@@ -73,7 +72,7 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
       seed,
       0,
     )
-    .option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`, loraParts, LORA_PARTS)
+    .option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`, loraParts, [...LORA_PARTS])
     .option('--seed <n>', 'of weights and order', seed, 0)
     .action(async (options) => (await stages()).sftOnFiles(options));
 

@@ -1,21 +1,9 @@
 // The settings of supervised training, and a run's as they were given, checked before anything loads. Needs no training engine.
 
 import { inWords } from '../schema/malformed.ts';
-import { RUN_DEFAULTS, type RunConfig, RunSettings } from '../schema/run-config.ts';
-import type { Matrix } from './model.ts';
+import { type LoraConfig, RUN_DEFAULTS, type RunConfig, RunSettings } from '../schema/run-config.ts';
 import type { Shape } from './pack.ts';
 import { UserError } from './user-error.ts';
-
-export interface LoraConfig {
-  /** Columns of A, rows of B. */
-  rank: number;
-  /** Where: attention's matrices, the MLP's, or both. */
-  on: (keyof typeof LORA_ON)[];
-}
-export const LORA_ON = { attention: ['qkv', 'attentionOut'], mlp: ['gateUp', 'down'] } as const satisfies Record<
-  string,
-  Matrix[]
->;
 
 export interface SftConfig {
   steps: number;

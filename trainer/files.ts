@@ -4,11 +4,11 @@ import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathS
 import { join } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
-import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
+import { GATE_DEFAULTS, type LoraConfig, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { reportOn, tableOf } from './calibration.ts';
 import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, treeToFile } from './checkpoint.ts';
-import { type LoraConfig, runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
+import { runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
 import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { compilations, dispose, type Tree } from './engine/compile.ts';
 import { tryLock } from './engine/lock.ts';

@@ -14,12 +14,14 @@ import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { interrupted } from './interrupt.ts';
 import { type Judgement, judgementOf, placed } from './judgements.ts';
+import { freshLora, type Trained } from './lora.ts';
 import { manifestOf, sha256 } from './manifest.ts';
 import type { Progress, Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import { drawingShape } from './pack.ts';
 import { policyFromFiles } from './policy.ts';
 import { policyFiles } from './publish.ts';
+import { random } from './random.ts';
 import { startSampler } from './rollout.ts';
 import { type Progressed, runStages, stageCalls } from './run.ts';
 import { UserError } from './user-error.ts';
@@ -120,7 +122,8 @@ async function train(
   const calls = stageCalls(model, shape, config);
   const sampler = startSampler(model);
   try {
-    const resumed = await savedProgress(api, parent);
+    const like = config.lora ? freshLora(model, config.lora, random(0)) : parent;
+    const resumed = await savedProgress(api, parent, like);
     let lastSaved = Date.now();
     const keep = async (progressed: Progressed) => {
       // Every finished stage; steps within one as often as half a minute, for each is some megabytes to send; and the last before an end.
@@ -246,7 +249,8 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
   });
 }
 
-async function savedProgress(api: Client, parent: Parameters): Promise<Progressed> {
+/** @param like what the stages train: the parent's weights, or adapters */
+async function savedProgress(api: Client, parent: Parameters, like: Trained): Promise<Progressed> {
   const saved = await api.found(SavedCheckpoint, '/checkpoint');
   if (!saved) return {};
   const out: Progressed = {};
@@ -254,8 +258,8 @@ async function savedProgress(api: Client, parent: Parameters): Promise<Progresse
     const bytes = await api.blob(file.url, file.sha256);
     if (file.name === 'reward') out.reward = rewardFromFile(bytes, parent);
     else if (file.name === 'candidate') out.candidate = parametersFromFile(bytes, parent);
-    else if (file.name === 'fit') out.fit = fitStateFromFile(bytes, saved.state, parent);
-    else if (file.name === 'ppo') out.ppo = ppoStateFromFile(bytes, saved.state, parent);
+    else if (file.name === 'fit') out.fit = fitStateFromFile(bytes, saved.state, like);
+    else if (file.name === 'ppo') out.ppo = ppoStateFromFile(bytes, saved.state, like);
   }
   return out;
 }

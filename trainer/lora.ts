@@ -2,13 +2,20 @@
 // made, and Adam's moments are of A and B alone: a model of 135 M is trained in the memory of little more than its weights.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import { LORA_ON, type LoraConfig } from './config.ts';
+import type { LORA_PARTS, LoraConfig } from '../schema/run-config.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import type { Adapter, Matrix, Parameters } from './model.ts';
 import type { Random } from './random.ts';
 
 /** Adapters by layer; of the matrices that are adapted. */
 export type Lora = { layers: Partial<Record<Matrix, Adapter>>[] };
+
+/** What training changes: all weights, or adapters beside them. */
+export type Trained = Parameters | Lora;
+export const LORA_ON: Record<(typeof LORA_PARTS)[number], readonly Matrix[]> = {
+  attention: ['qkv', 'attentionOut'],
+  mlp: ['gateUp', 'down'],
+};
 
 /** s: α/r with α = 2 r, as is common; the learning rate does the rest. */
 const SCALE = 2;
@@ -26,7 +33,7 @@ export function freshLora(config: ModelConfig, { rank, on }: LoraConfig, rng: Ra
     const a = Float32Array.from({ length: rows * rank }, () => (2 * rng() - 1) / Math.sqrt(rows));
     return { a: tf.tensor2d(a, [rows, rank]), b: tf.zeros([rank, columns]) };
   };
-  const adapted = on.flatMap((part): readonly Matrix[] => LORA_ON[part]);
+  const adapted = on.flatMap((part) => LORA_ON[part]);
   return {
     layers: Array.from({ length: config.num_hidden_layers }, () =>
       Object.fromEntries(adapted.map((name) => [name, adapter(shapes[name])])),
@@ -44,6 +51,10 @@ export const withLora = (base: Parameters, { layers }: Lora): Parameters => ({
     ),
   })),
 });
+
+/** What a forward pass takes: the trained weights, or the frozen ones with the trained adapters. For a compiled call. */
+export const weightsOf = (trained: Trained, [frozen]: Parameters[]): Parameters =>
+  frozen ? withLora(frozen, trained as Lora) : (trained as Parameters);
 
 /** W + s·A·B: new tensors for what is adapted, clones of the rest. */
 export const merged = (base: Parameters, { layers }: Lora): Parameters =>

@@ -8,10 +8,11 @@
 // PPO.md says where it differs from others, and why.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import type { PpoConfig } from '../schema/run-config.ts';
+import type { LoraConfig, PpoConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
+import { freshLora, type Lora, merged, type Trained, weightsOf } from './lora.ts';
 import { DivergedError, type Report, requireFinite } from './metrics.ts';
 import {
   type Head,
@@ -56,22 +57,34 @@ import type { Sampler } from './rollout.ts';
 /** What an iteration leaves behind, enough to go on from. */
 export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };
 /** The policy, and what estimates values: a head on the policy's own states, or with `critic` on those of a model of its own. */
-type Actor = { parameters: Parameters; value: Head; critic?: Parameters };
+type Actor = { parameters: Trained; value: Head; critic?: Trained };
 /** Each answer's score, by a reward model or whatever else judges. */
 export type Score = (rows: Row[]) => number[] | Promise<number[]>;
 
 export type PolicyCalls = ReturnType<typeof policyCalls>;
 
 /** The compiled calls: scoring, which policy, reference and root share, and PPO's step. */
-export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoConfig, 'seed'>) {
-  const read = ({ parameters, value, critic }: Actor, temperature: Tensor, batch: Batch, predictions: Predictions) => {
-    const before = statesBefore(hiddenStates(model, parameters, batch), predictions); // (R W, D) → (N, D)
-    const seen = critic ? statesBefore(hiddenStates(model, critic, batch), predictions) : before; // (R W, D) → (N, D)
-    return { ...tokenLogprobs(parameters, before, predictions.target, temperature), values: readOut(value, seen) }; // each (N)
+export function policyCalls(
+  model: ModelConfig,
+  shape: Shape,
+  config: Omit<PpoConfig, 'seed'>,
+  lora: LoraConfig | null = null,
+) {
+  const read = (
+    { parameters, value, critic }: Actor,
+    temperature: Tensor,
+    batch: Batch,
+    predictions: Predictions,
+    frozen: Parameters[],
+  ) => {
+    const weights = weightsOf(parameters, frozen);
+    const before = statesBefore(hiddenStates(model, weights, batch), predictions); // (R W, D) → (N, D)
+    const seen = critic ? statesBefore(hiddenStates(model, weightsOf(critic, frozen), batch), predictions) : before; // (R W, D) → (N, D)
+    return { ...tokenLogprobs(weights, before, predictions.target, temperature), values: readOut(value, seen) }; // each (N)
   };
-  const loss = (actor: Actor, part: MiniBatch) => {
+  const loss = (actor: Actor, part: MiniBatch, frozen: Parameters[]) => {
     const { weight } = part.predictions;
-    const { logprobs, entropy, values } = read(actor, part.temperature, part.batch, part.predictions); // (N)
+    const { logprobs, entropy, values } = read(actor, part.temperature, part.batch, part.predictions, frozen); // (N)
     const policy = policyLoss(logprobs, part.old, part.advantages, part.importance, weight, config);
     const critic = valueLoss(values, part.values, part.returns, weight, config.valueClip);
     return {
@@ -92,7 +105,7 @@ export function policyCalls(model: ModelConfig, shape: Shape, config: Omit<PpoCo
   const precision = precisionFor(model);
   const adam = { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 };
   const step = trainer('ppo', loss, adam, precision, ['ratioErrorMax']);
-  return { score: compile('policy score', read, { precision }), step, shape };
+  return { score: compile('policy score', read, { precision }), step, shape, lora };
 }
 
 const noValue = (model: ModelConfig): Head => ({ weight: tf.zeros([model.hidden_size]), bias: tf.scalar(0) });
@@ -110,6 +123,7 @@ export async function scoreAnswers(
   rows: Row[],
   temperature: number,
   pad: number,
+  frozen: Parameters[] = [],
 ) {
   const { columns } = perTokenOf(rows);
   const numbers = () => new Float32Array(rows.length * columns);
@@ -118,7 +132,7 @@ export async function scoreAnswers(
   for (const part of pack(rows, byPrompt(rows, shape), shape, pad)) {
     const batch = batchOf(part, shape);
     const predictions = predictionsOf(part, 1);
-    const result = score(actor, warmth, batch, predictions);
+    const result = score(actor, warmth, batch, predictions, frozen);
     for (const name of ['logprobs', 'entropy', 'values'] as const)
       scattered(result[name].dataSync() as Float32Array, out[name], columns, part);
     dispose(batch, predictions, result);
@@ -141,9 +155,6 @@ export async function answerLogprobsOf(
   dispose(value);
   return logprobs;
 }
-
-/** A critic of its own begins as the parent, without its output matrix. */
-const criticFrom = (parent: Parameters): Parameters => mapTree(trunkOf(parent), tf.clone);
 
 /**
  * Optimises the parent (not disposed) against what scores its answers.
@@ -170,8 +181,15 @@ export async function ppo(
   const eos = model.eos_token_id;
   const iterations = Math.floor(config.episodes / config.rollout);
   const value = noValue(model);
-  const critic = config.separateValue ? { critic: criticFrom(parent) } : {};
-  let actor: Actor = from?.actor ?? { parameters: mapTree(parent, tf.clone), value, ...critic };
+  const { lora } = calls;
+  const frozen = lora ? [parent] : [];
+  /** A critic of its own begins as the parent does, without its output matrix. */
+  const fresh = (of: Parameters, name: string): Trained =>
+    lora ? freshLora(model, lora, random(config.seed, name)) : mapTree(of, tf.clone);
+  const critic = config.separateValue ? { critic: fresh(trunkOf(parent), 'critic lora') } : {};
+  let actor: Actor = from?.actor ?? { parameters: fresh(parent, 'lora'), value, ...critic };
+  /** The policy as it would be served; with LoRA a tree of its own. */
+  const whole = () => (lora ? merged(parent, actor.parameters as Lora) : (actor.parameters as Parameters));
   let adam = from?.adam ?? adamState(actor);
   let beta = from?.beta ?? config.beta;
 
@@ -179,13 +197,15 @@ export async function ppo(
     // Rollout: the answers of the policy as it would be served.
     const asked = promptsOf(prompts, iteration, config);
     const seeds = asked.map((_, i) => seedOf(config.seed, iteration * config.rollout + i));
-    const sampled = await sampler(actor.parameters, asked, seeds, { maxTokens, temperature: config.temperature });
+    const policy = whole();
+    const sampled = await sampler(policy, asked, seeds, { maxTokens, temperature: config.temperature });
+    if (lora) dispose(policy);
     const rows: Row[] = sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
     const perToken = perTokenOf(rows);
     const { columns } = perToken;
 
     // Scores, and what policy and parent think of every token.
-    const now = await scoreAnswers(calls, actor, rows, config.temperature, pad);
+    const now = await scoreAnswers(calls, actor, rows, config.temperature, pad, frozen);
     const reference = await answerLogprobsOf(model, calls, parent, rows, config.temperature);
     const given = await score(rows);
     const ended = rows.map(({ answer }) => answer.at(-1) === eos && answer.length > config.minTokens);
@@ -267,7 +287,7 @@ export async function ppo(
           values: gathered(now.values, columns, part),
           importance: gathered(importance.weights, columns, part),
         }));
-        const result = calls.step(actor, adam, rate, parts);
+        const result = calls.step(actor, adam, rate, parts, frozen);
         ({ parameters: actor, adam } = result);
         steps++;
         for (const [name, value] of Object.entries({ ...result.values, norm: result.norm }))
@@ -303,8 +323,9 @@ export async function ppo(
     await report({ stage: 'ppo', step: iteration + 1, steps: iterations, metrics });
     await save({ actor, adam, beta, iteration: iteration + 1 });
   }
-  dispose(adam, actor.value, actor.critic ?? []);
-  return actor.parameters;
+  const optimised = whole();
+  dispose(adam, actor.value, actor.critic ?? [], lora ? actor.parameters : []);
+  return optimised;
 }
 
 type MiniBatch = {

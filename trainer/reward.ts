@@ -8,7 +8,7 @@
 // Left out: ensembles.
 
 import type { ModelConfig } from '../schema/manifest.ts';
-import type { RewardConfig } from '../schema/run-config.ts';
+import type { LoraConfig, RewardConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree, type Tree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
@@ -29,6 +29,7 @@ import {
   type Stages,
   type Thumbs,
 } from './likelihood.ts';
+import { freshLora, type Lora, merged, type Trained, weightsOf } from './lora.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { type Head, hiddenStates, type Parameters, precisionFor, trunkOf } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
@@ -47,8 +48,11 @@ export type RewardModel = {
 /** What scores an answer: all that PPO and the gate need of a reward model. */
 export type Scorer = Pick<RewardModel, 'parameters' | 'head'>;
 
+/** A reward model under way: with LoRA it has adapters in place of weights. */
+type Fitting = Omit<RewardModel, 'parameters'> & { parameters: Trained };
+
 /** What a step of fitting leaves behind, enough to go on from. */
-export type FitState = { rm: RewardModel; adam: AdamState; step: number };
+export type FitState = { rm: Fitting; adam: AdamState; step: number };
 
 /**
  * Tokens with a reading of 0 that every mean has beside the answer's own. A plain mean varies more over short answers, and what varies
@@ -72,15 +76,21 @@ const LEAST_RATERS = 1024;
 /** The compiled calls of one policy's reward models, shared by the reward model and the gate's judge. */
 export type RewardCalls = ReturnType<typeof rewardCalls>;
 
-export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<RewardConfig, 'seed'>) {
+export function rewardCalls(
+  model: ModelConfig,
+  shape: Shape,
+  config: Omit<RewardConfig, 'seed'>,
+  lora: LoraConfig | null = null,
+) {
   /** (S): each answer's score; what has no answer scores 0 */
   const score = (weights: Parameters, head: Head, batch: Batch, members: Tensor): Tensor => {
     const hidden = hiddenStates(model, weights, batch); // (R W, D)
     const readings = tf.matMul(hidden, tf.reshape(head.weight, [-1, 1])); // (R W, D) · (D, 1) → (R W, 1)
     return tf.add(tf.reshape(tf.matMul(members, readings), [ANSWERS]), head.bias); // (S, R W) · (R W, 1) → (S)
   };
-  const loss = (rm: RewardModel, { batch, members, stages, thumbs, klWeight, ratings, outcomes }: Evidence) => {
-    const hidden = hiddenStates(model, rm.parameters, batch); // (R W, D)
+  const loss = (rm: Fitting, said: Evidence, frozen: Parameters[]) => {
+    const { batch, members, stages, thumbs, klWeight, ratings, outcomes } = said;
+    const hidden = hiddenStates(model, weightsOf(rm.parameters, frozen), batch); // (R W, D)
     const heads = tf.concat([tf.reshape(rm.head.weight, [1, -1]), rm.aspects]); // (1 + A, D)
     const readings = tf.matMul(hidden, tf.transpose(heads)); // (R W, D) · (D, 1 + A) → (R W, 1 + A)
     const means = tf.matMul(members, readings); // (S, R W) · (R W, 1 + A) → (S, 1 + A)
@@ -102,13 +112,13 @@ export function rewardCalls(model: ModelConfig, shape: Shape, config: Omit<Rewar
   };
   const precision = precisionFor(model);
   const quick = {
-    of: ({ likelihood: { choices, thumbs, ratings, outcomes } }: RewardModel) =>
+    of: ({ likelihood: { choices, thumbs, ratings, outcomes } }: Fitting) =>
       [choices, thumbs, ratings, outcomes].map(({ logScale, ...rest }) => rest) as Tree,
     times: QUICK,
   };
   const adam = { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1, quick };
   const step = trainer('reward', loss, adam, precision);
-  return { score: compile('reward score', score, { precision }), step, shape, config };
+  return { score: compile('reward score', score, { precision }), step, shape, config, lora };
 }
 
 /** A head's weights before training, N(0, 1/√(D+1)) as lm-human-preferences has it. */
@@ -133,25 +143,31 @@ export async function fitReward(
   from: FitState | null = null,
   save: (state: FitState) => void | Promise<void> = () => {},
 ): Promise<RewardModel> {
-  const { shape, config } = calls;
+  const { shape, config, lora } = calls;
+  const trunk = trunkOf(base);
+  const frozen = lora ? [trunk] : [];
   const said = judgements.map((judgement) =>
     judgement.kind === 'correction' ? weighed(judgement, config.correctionWeight) : judgement,
   );
   const subjects = subjectsOf(said);
   const rng = random(seed, stage);
   const head = freshHead(model.hidden_size, rng);
-  let rm: RewardModel;
+  let rm: Fitting;
   if (from) rm = from.rm;
   else {
-    rm = tf.tidy(() => ({
-      parameters: mapTree(trunkOf(base), tf.clone),
+    const fresh: RewardModel = tf.tidy(() => ({
+      parameters: trunk,
       head: { weight: tf.tensor1d(head), bias: tf.scalar(0) },
       aspects: tf.zeros([ASPECTS, model.hidden_size]),
       likelihood: freshLikelihood(placesFor(subjects)),
     })) as never;
-    rm = normalised(rm, await scores(calls, rm, normaliseOn, model.pad_token_id));
-    dispose(rm.likelihood);
-    rm = { ...rm, likelihood: freshLikelihood(placesFor(subjects)) }; // scales of 1 are meant for scores of variance 1
+    const even = normalised(fresh, await scores(calls, fresh, normaliseOn, model.pad_token_id));
+    dispose(even.likelihood);
+    rm = {
+      ...even,
+      parameters: lora ? freshLora(model, lora, random(seed, `${stage} lora`)) : mapTree(trunk, tf.clone),
+      likelihood: freshLikelihood(placesFor(subjects)), // scales of 1 are meant for scores of variance 1
+    };
   }
 
   let order: Judgement[] = [];
@@ -164,7 +180,7 @@ export async function fitReward(
     if (from && step <= from.step) continue; // the orders come as they came
     const rate = Math.min(1, step / config.warmup) * Math.max(0.1, 1 - (step - 1) / steps);
     const parts = evidence(order.slice(at, at + config.judgements), shape, model.pad_token_id, subjects);
-    const result = calls.step(rm, adam, config.learningRate * rate, parts);
+    const result = calls.step(rm, adam, config.learningRate * rate, parts, frozen);
     ({ parameters: rm, adam } = result);
     const metrics = { [`${stage}/loss`]: result.values.loss, [`${stage}/grad_norm`]: result.norm };
     requireFinite(stage, step, metrics);
@@ -173,8 +189,10 @@ export async function fitReward(
     await new Promise(setImmediate);
   }
   dispose(adam);
-  rm = mixed(rm, subjects, config.mix);
-  return normalised(rm, await scores(calls, rm, normaliseOn, model.pad_token_id));
+  const parameters = lora ? merged(trunk, rm.parameters as Lora) : (rm.parameters as Parameters);
+  if (lora) dispose(rm.parameters);
+  const whole = mixed({ ...rm, parameters }, subjects, config.mix);
+  return normalised(whole, await scores(calls, whole, normaliseOn, model.pad_token_id));
 }
 
 /** Scores of answers, in order. Signal handlers and heartbeats get their turn between calls. */

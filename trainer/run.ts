@@ -54,8 +54,8 @@ interface RunResult {
 /** The compiled calls of every stage, all at one shape. */
 type StageCalls = { policy: ReturnType<typeof policyCalls>; reward: ReturnType<typeof rewardCalls> };
 export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig): StageCalls => ({
-  policy: policyCalls(model, shape, config.ppo),
-  reward: rewardCalls(model, shape, config.reward),
+  policy: policyCalls(model, shape, config.ppo, config.lora),
+  reward: rewardCalls(model, shape, config.reward, config.lora),
 });
 
 /**

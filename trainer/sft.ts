@@ -9,7 +9,7 @@ import type { SftConfig } from './config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
-import { freshLora, type Lora, merged, withLora } from './lora.ts';
+import { freshLora, type Lora, merged, type Trained, weightsOf } from './lora.ts';
 import { type Report, requireFinite } from './metrics.ts';
 import { hiddenStates, type Parameters, precisionFor, statesBefore, tokenLogprobs } from './model.ts';
 import { type AdamState, adamState, trainer } from './optimizer.ts';
@@ -19,11 +19,11 @@ import { random } from './random.ts';
 /** What a step leaves behind, enough to go on from. */
 export type SftState = {
   /** What is trained: the weights, or adapters beside them. */
-  trained: Parameters | Lora;
+  trained: Trained;
   adam: AdamState;
   step: number;
   /** The weights of the least held-out loss, where they are looked for. */
-  best: Parameters | Lora | null;
+  best: Trained | null;
   /** Held-out losses so far; NaN before the first. */
   loss: { last: number; least: number; sinceLeast: number };
 };
@@ -56,11 +56,10 @@ export async function sft(
 
   type Part = { batch: Batch; predictions: Predictions };
   const { lora } = config;
-  type Trained = Parameters | Lora;
   const frozen = lora ? [parameters] : [];
   // Cross-entropy of the answers' tokens, weighed; ()
-  const lossOf = (trained: Trained, { batch, predictions }: Part, [base]: Parameters[]) => {
-    const weights = base ? withLora(base, trained as Lora) : (trained as Parameters);
+  const lossOf = (trained: Trained, { batch, predictions }: Part, frozen: Parameters[]) => {
+    const weights = weightsOf(trained, frozen);
     const before = statesBefore(hiddenStates(model, weights, batch), predictions); // (R W, D) → (N, D)
     const { logprobs } = tokenLogprobs(weights, before, predictions.target); // (N)
     return { loss: tf.neg(tf.sum(tf.mul(logprobs, predictions.weight))) };

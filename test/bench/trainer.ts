@@ -78,18 +78,18 @@ export async function* trainer(): AsyncGenerator<Pair> {
           values: gathered(numbers, MAX_TOKENS, part),
           importance: gathered(numbers, MAX_TOKENS, part),
         }));
-        ({ parameters: actor, adam: actorAdam } = calls.step(actor, actorAdam, 1e-5, parts));
+        const stepped = calls.step(actor, actorAdam, 1e-5, parts);
+        actor = stepped.parameters as typeof actor;
+        actorAdam = stepped.adam;
       },
     ],
     [
       'reward step',
       () => {
-        ({ parameters: rm, adam: rmAdam } = reward.step(
-          rm,
-          rmAdam,
-          1e-5,
-          evidence(judgements, shape, model.pad_token_id, subjects),
-        ));
+        const parts = evidence(judgements, shape, model.pad_token_id, subjects);
+        const stepped = reward.step(rm, rmAdam, 1e-5, parts);
+        rm = stepped.parameters as RewardModel;
+        rmAdam = stepped.adam;
       },
     ],
     ['score answers', async () => void (await scoreAnswers(calls, actor, rows, 1, model.pad_token_id))],

@@ -1,18 +1,26 @@
-import { expect, test } from 'vitest';
-import { sftStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
-import { LORA_ON, type LoraConfig, SFT_DEFAULTS } from '../../trainer/config.ts';
+import { afterAll, expect, test } from 'vitest';
+import { type LoraConfig, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
+import { fitStateFromFile, ppoStateFromFile, sftStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
+import { SFT_DEFAULTS } from '../../trainer/config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { flatten, mapTree, type Tree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
-import { freshLora, type Lora, merged, withLora } from '../../trainer/lora.ts';
+import { stagesOf } from '../../trainer/judgements.ts';
+import { freshLora, LORA_ON, type Lora, merged, withLora } from '../../trainer/lora.ts';
 import { hiddenStates } from '../../trainer/model.ts';
 import { batchOf, pack } from '../../trainer/pack.ts';
+import { type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
+import { accuracy, type FitState, fitReward, rewardCalls, rightShare } from '../../trainer/reward.ts';
+import { startSampler } from '../../trainer/rollout.ts';
 import { sft } from '../../trainer/sft.ts';
+import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const SHAPE = { rows: 2, columns: 64 };
 const BOTH: LoraConfig = { rank: 4, on: ['attention', 'mlp'] };
+const sampler = startSampler(TINY);
+afterAll(() => sampler.close());
 const rng = random(4);
 const row = (): Row => {
   const from = rng.int(2, 28);
@@ -80,4 +88,85 @@ test('training adapters lowers the loss, keeps every other weight, and goes on a
   const from = sftStateFromFile(saved!.file, JSON.parse(saved!.scalars), freshLora(TINY, BOTH, random(0)));
   const resumed = await sft(TINY, tinyParameters(), rows, held, config, () => {}, from);
   expect(numbers(resumed.parameters)).toEqual(numbers(whole.parameters));
+});
+
+test('PPO on adapters raises the score, leaves the parent, and goes on after a cut bit for bit; so does a value model on adapters', async () => {
+  const parent = tinyParameters();
+  const before = numbers(parent);
+  const config = {
+    ...PPO_DEFAULTS,
+    episodes: 96,
+    rollout: 32,
+    minibatch: 16,
+    learningRate: 2e-2,
+    beta: 0,
+    klLimit: 500,
+  };
+  const settings = { ...config, separateValue: true, seed: 1 };
+  const calls = policyCalls(TINY, SHAPE, settings, BOTH);
+  const prompts = [[2, 3], [4], [5, 6]];
+  const liked = (answers: Row[]) => answers.map(({ answer }) => answer.filter((id) => id >= 16).length);
+  const scored: number[] = [];
+  let saved: { file: Uint8Array; scalars: object } | undefined;
+  const run = (from: PpoState | null = null) =>
+    ppo(
+      TINY,
+      calls,
+      liked,
+      parent,
+      prompts,
+      sampler.sample,
+      8,
+      settings,
+      ({ metrics }) => void scored.push(metrics['objective/score']!),
+      from,
+      ({ actor, adam, ...scalars }) => {
+        if (scalars.iteration === 1) saved = { file: treeToFile({ actor, adam }), scalars };
+      },
+    );
+  const whole = await run();
+  expect(scored.at(-1)).toBeGreaterThan(scored[0]! + 0.5);
+  expect(numbers(parent)).toEqual(before);
+  expect(numbers(whole.embedding)).toEqual(numbers(parent.embedding));
+  const resumed = await run(ppoStateFromFile(saved!.file, saved!.scalars, freshLora(TINY, BOTH, random(0))));
+  expect(numbers(resumed)).toEqual(numbers(whole));
+});
+
+test('a reward model is fitted by adapters on the frozen policy, and comes out whole', async () => {
+  const base = tinyParameters();
+  const before = numbers(base);
+  const even = ({ answer }: Row) => answer.filter((id) => id % 2 === 0).length;
+  const compared = Array.from({ length: 120 }, () => {
+    const pair = [0, 1].map(() => ({
+      prompt: [2],
+      answer: [...Array.from({ length: 8 }, () => rng.int(2, 32)), 1],
+    }));
+    const order = even(pair[0]!) >= even(pair[1]!) ? [[0], [1]] : [[1], [0]];
+    return judged(pair, { stages: stagesOf(order) });
+  });
+  const calls = rewardCalls(TINY, SHAPE, { ...REWARD_DEFAULTS, epochs: 6, learningRate: 2e-2 }, BOTH);
+  let saved: { file: Uint8Array; step: number } | undefined;
+  const fitted = (from: FitState | null = null) =>
+    fitReward(
+      TINY,
+      calls,
+      base,
+      compared.slice(0, 90),
+      rows,
+      3,
+      'reward',
+      () => {},
+      from,
+      ({ rm, adam, step }) => {
+        if (step === 11) saved = { file: treeToFile({ rm, adam }), step };
+      },
+    );
+  const rm = await fitted();
+  expect(rightShare(await accuracy(calls, rm, compared.slice(90), TINY.pad_token_id))).toBeGreaterThan(0.7);
+  expect(numbers(base)).toEqual(before);
+  expect(numbers(rm.parameters.embedding)).toEqual(numbers(base.embedding));
+  expect(numbers(rm.parameters.layers[0]!.down)).not.toEqual(numbers(base.layers[0]!.down));
+  const like = freshLora(TINY, BOTH, random(0));
+  const resumed = await fitted(fitStateFromFile(saved!.file, { step: saved!.step }, like));
+  expect(numbers(resumed)).toEqual(numbers(rm));
 });

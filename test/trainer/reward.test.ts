@@ -267,7 +267,7 @@ test('P(up) is after the last normalisation what it was before', async () => {
   const ups = async (rm: RewardModel) =>
     (await scores(calls, rm, asked, TINY.pad_token_id)).map((r) => probability(rm, r));
   const keep = async ({ rm }: FitState) => {
-    before = await ups(rm);
+    before = await ups(rm as RewardModel);
   };
   const rm = await fitReward(TINY, calls, base, thumbed(), normaliseOn, 3, 'reward', () => {}, null, keep);
   for (const [i, up] of (await ups(rm)).entries()) expect(up).toBeCloseTo(before[i]!, 4);
