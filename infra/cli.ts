@@ -29,7 +29,7 @@ const whole = (text: string): number => {
 
 const plumb = new Command('plumb')
   .description('Keep a language model true to the people who use it.')
-  .showHelpAfterError('(plumb --help lists the commands)');
+  .showHelpAfterError('(npx plumb --help lists the commands)');
 
 plumb
   .command('dev')
@@ -92,7 +92,7 @@ plumb
       console.log(
         works
           ? 'engine   TensorFlow 2.21, compiled calls work'
-          : 'engine   computes wrongly: remove the folder and run plumb engine --install',
+          : 'engine   computes wrongly: remove the folder and run npx plumb engine --install',
       );
       console.log(
         hasBfloat16
@@ -102,7 +102,7 @@ plumb
       if (!works) process.exitCode = 1;
     } else {
       console.log(
-        'engine   not set up: plumb engine --install does it (Python with pip, and a download of some 280 MB)',
+        'engine   not set up: npx plumb engine --install does it (Python with pip, and a download of some 280 MB)',
       );
       process.exitCode = 1;
     }

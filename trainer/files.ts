@@ -395,7 +395,8 @@ const readPrompts = (policy: Policy, path: string): number[][] => {
 
 function readReward(folder: string, like: Parameters): RewardModel {
   const path = join(folder, 'reward.safetensors');
-  if (!existsSync(path)) throw new UserError(`${folder} has no reward.safetensors: make one with plumb train reward`);
+  if (!existsSync(path))
+    throw new UserError(`${folder} has no reward.safetensors: make one with npx plumb train reward`);
   return reading(path, () => rewardFromFile(readFileSync(path), like));
 }
 

@@ -135,7 +135,7 @@ describe('what is missing is said in one line', { timeout: 60_000 }, () => {
   test('no Python with pip', async () => {
     const ended = await engine('no pip', { PATH: join(homes, 'nothing here') });
     expect(ended.code).toBe(1);
-    expect(lines(ended)).toEqual([expect.stringMatching(/needs Python with pip.*plumb engine --install/)]);
+    expect(lines(ended)).toEqual([expect.stringMatching(/needs Python with pip.*run npx plumb engine --install/)]);
   });
 
   test('no network', async () => {
