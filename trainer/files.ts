@@ -27,7 +27,7 @@ import { accuracy, fitReward, type RewardModel, rewardCalls, rightShare, scores 
 import { startSampler } from './rollout.ts';
 import { sft } from './sft.ts';
 import { toTensorBoard } from './tensorboard.ts';
-import { reading, UserError } from './user-error.ts';
+import { reading, requireFolder, UserError } from './user-error.ts';
 import { readWeights, writePolicy } from './weights.ts';
 
 export async function sftOnFiles(options: {
@@ -394,6 +394,7 @@ const readPrompts = (policy: Policy, path: string): number[][] => {
 };
 
 function readReward(folder: string, like: Parameters): RewardModel {
+  requireFolder(folder);
   const path = join(folder, 'reward.safetensors');
   if (!existsSync(path))
     throw new UserError(`${folder} has no reward.safetensors: make one with npx plumb train reward`);
