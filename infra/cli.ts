@@ -29,7 +29,7 @@ const whole = (text: string): number => {
 
 const plumb = new Command('plumb')
   .description('Keep a language model true to the people who use it.')
-  .showHelpAfterError('(plumb --help lists the commands)');
+  .showHelpAfterError('(npx plumb --help lists the commands)');
 
 plumb
   .command('dev')
@@ -92,7 +92,7 @@ plumb
       console.log(
         works
           ? 'engine   TensorFlow 2.21, compiled calls work'
-          : 'engine   computes wrongly: remove the folder and run plumb engine --install',
+          : 'engine   computes wrongly: remove the folder and run npx plumb engine --install',
       );
       console.log(
         hasBfloat16
@@ -102,7 +102,7 @@ plumb
       if (!works) process.exitCode = 1;
     } else {
       console.log(
-        'engine   not set up: plumb engine --install does it (Python with pip, and a download of some 280 MB)',
+        'engine   not set up: npx plumb engine --install does it (Python with pip, and a download of some 280 MB)',
       );
       process.exitCode = 1;
     }
@@ -203,8 +203,10 @@ async function api<T>(method: string, path: string, body?: object): Promise<T> {
   if (!response.ok) throw new UserError(`${answer.title ?? response.status}: ${answer.detail ?? ''}`);
   return answer;
 }
-interface Listed<T> {
-  data: T[];
+/** The newest of a list, as many as one answer holds, oldest first. */
+async function newest<T>(path: string): Promise<T[]> {
+  const { data } = await api<{ data: T[] }>('GET', `${path}?order=desc&limit=1000`);
+  return data.toReversed();
 }
 const table = (rows: string[][]): void => {
   if (rows.length === 0) console.log('none yet');
@@ -222,7 +224,7 @@ const keys = plumb.command('keys').description('who may call the API');
 keys
   .command('create')
   .description('make a key; it is shown this once')
-  .option('--kind <kind>', 'sk (servers) or pk (browsers)', 'sk')
+  .addOption(new Option('--kind <kind>', 'sk: for servers, pk: for browsers').choices(['sk', 'pk']).default('sk'))
   .option('--scopes <list>', 'of a secret key, with commas')
   .option('--origins <list>', 'pages that may use a public key, with commas')
   .option('--name <name>', 'for the list', '')
@@ -241,9 +243,9 @@ keys
   .command('list')
   .description('every key, without its secret')
   .action(async () => {
-    const { data } = await api<Listed<Key>>('GET', '/v1/keys?limit=1000');
+    const keys = await newest<Key>('/v1/keys');
     table(
-      data.map(({ id, kind, revoked_at, created_at, name, scopes, origins }) => [
+      keys.map(({ id, kind, revoked_at, created_at, name, scopes, origins }) => [
         id,
         kind,
         revoked_at ? 'revoked' : 'valid',
@@ -265,9 +267,9 @@ plumb
   .command('runs')
   .description('training runs, oldest first')
   .action(async () => {
-    const { data } = await api<Listed<Run>>('GET', '/v1/runs?limit=1000');
+    const runs = await newest<Run>('/v1/runs');
     table(
-      data.map((run) => [
+      runs.map((run) => [
         run.id,
         run.status,
         run.stage ? `${run.stage} ${run.step}/${run.steps}` : '',
@@ -280,9 +282,9 @@ plumb
   .command('policies')
   .description('policies, oldest first, with the channels that serve them')
   .action(async () => {
-    const { data } = await api<Listed<Policy>>('GET', '/v1/policies?limit=1000');
+    const policies = await newest<Policy>('/v1/policies');
     table(
-      data.map((policy) => [
+      policies.map((policy) => [
         policy.id,
         policy.name,
         policy.withdrawn_at ? 'withdrawn' : policy.channels.join(' '),

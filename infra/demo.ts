@@ -287,7 +287,7 @@ function show(
         .join('   ')
         .trimEnd()}`,
     );
-  say(`  best of ${BEST_OF} answers of the first policy: ${best.toFixed(3)}`);
+  say(`  best of ${BEST_OF} answers of the first policy, on ${BEST_OF_TICKETS} of the tickets: ${best.toFixed(3)}`);
 }
 
 /** Mean difference over the same tickets with its 95 % interval. */

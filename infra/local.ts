@@ -66,6 +66,8 @@ Object.assign(process.env, {
 
 export async function startLocal(options: LocalOptions): Promise<Local> {
   const { home } = options;
+  // A start that is refused leaves no folder behind; where there is one, it comes first whether somebody runs on it.
+  if (!existsSync(home)) await requireStartable(options.port);
   prepareHome(home);
   const unlock = await tryLock(`data ${realpathSync(home)}`);
   if (!unlock) {
@@ -84,14 +86,18 @@ export async function startLocal(options: LocalOptions): Promise<Local> {
   }
 }
 
-async function start({ home, port, cronSeconds, variables = {}, environment = {} }: LocalOptions): Promise<Local> {
+/** Port and settings, which are looked at before anything is made. */
+async function requireStartable(port: number): Promise<void> {
   if (!(await portFree(port)))
     throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
-
   for (const name of SETTABLE) {
     const refused = settingFault(name, process.env[name]);
     if (refused) throw new UserError(`${name}=${process.env[name]} cannot be: ${refused}`);
   }
+}
+
+async function start({ home, port, cronSeconds, variables = {}, environment = {} }: LocalOptions): Promise<Local> {
+  await requireStartable(port);
   // Ends our children should we be killed: see reaper.mjs.
   const mark = randomBytes(16).toString('hex');
   const reaper = spawn(process.execPath, [join(import.meta.dirname, 'reaper.mjs'), mark], {

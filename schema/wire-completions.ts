@@ -48,7 +48,7 @@ export const ChatCompletionRequest = z
     top_logprobs: z.int().min(0).max(20).optional(),
   })
   .refine((body) => body.logprobs || body.top_logprobs === undefined, {
-    message: 'top_logprobs needs logprobs',
+    message: 'needs logprobs',
     path: ['top_logprobs'],
   });
 export type ChatCompletionRequest = z.infer<typeof ChatCompletionRequest>;

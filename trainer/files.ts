@@ -28,7 +28,7 @@ import { fitReward, type RewardModel, rewardCalls, rightShare, scores, scoresOf,
 import { startSampler } from './rollout.ts';
 import { sft } from './sft.ts';
 import { toTensorBoard } from './tensorboard.ts';
-import { reading, UserError } from './user-error.ts';
+import { reading, requireFolder, UserError } from './user-error.ts';
 import { readWeights, writePolicy } from './weights.ts';
 
 export async function sftOnFiles(options: {
@@ -401,8 +401,10 @@ const readPrompts = (policy: Policy, path: string): number[][] => {
 };
 
 function readReward(folder: string, like: Parameters): RewardModel {
+  requireFolder(folder);
   const path = join(folder, 'reward.safetensors');
-  if (!existsSync(path)) throw new UserError(`${folder} has no reward.safetensors: make one with plumb train reward`);
+  if (!existsSync(path))
+    throw new UserError(`${folder} has no reward.safetensors: make one with npx plumb train reward`);
   return reading(path, () => rewardFromFile(readFileSync(path), like));
 }
 

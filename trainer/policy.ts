@@ -9,7 +9,7 @@ import { inWords, MalformedFile } from '../schema/malformed.ts';
 import { ModelConfig } from '../schema/manifest.ts';
 import type { Message } from '../schema/message.ts';
 import { loadTokenizer, type Tokenizer } from '../schema/tokenizer.ts';
-import { reading, UserError } from './user-error.ts';
+import { reading, requireFolder, UserError } from './user-error.ts';
 
 export interface Policy {
   config: ModelConfig;
@@ -80,6 +80,7 @@ export function policyFromTexts(text: (name: string) => string): Policy {
 
 /** Everything of a policy but its weights, from a folder. */
 export function readPolicy(folder: string): Policy {
+  requireFolder(folder);
   const text = (name: string) => {
     const path = join(folder, name);
     if (!existsSync(path)) throw new UserError(`${folder} is not a policy: it has no ${name}`);

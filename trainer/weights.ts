@@ -11,9 +11,10 @@ import { makeFolder, writing } from './folder.ts';
 import { DivergedError } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
-import { reading, UserError } from './user-error.ts';
+import { reading, requireFolder, UserError } from './user-error.ts';
 
 export function readWeights(folder: string, config: ModelConfig): Parameters {
+  requireFolder(folder);
   const path = join(folder, 'model.safetensors');
   if (!existsSync(path)) throw new UserError(`${folder} has no model.safetensors`);
   return reading(path, () => weightsFromFile(readFileSync(path), config));

@@ -145,7 +145,11 @@ async function draw({ call, spelling, asked, topLogprobs }: Drawing): Promise<Re
 
 const prepare = (json: unknown) => {
   const param = unsupported(json);
-  if (param) throw at(400, param, 'is not supported', 'unsupported_parameter');
+  if (param) {
+    const why =
+      param === 'prompt' ? 'is one string here: several, or token ids, are not supported' : 'is not supported';
+    throw at(400, param, why, 'unsupported_parameter');
+  }
   return withoutNulls(json);
 };
 

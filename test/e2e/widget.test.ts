@@ -406,6 +406,56 @@ describe('the demo page', () => {
       .waitFor();
   });
 
+  test('shows what a model wrote as text, whatever it is, while it streams and after', async () => {
+    // without the page's Content-Security-Policy, which would hold back the scripts by itself
+    await context.close();
+    context = await browser.newContext({ bypassCSP: true });
+    page = await context.newPage();
+    const evil = (who: string) =>
+      `<img src="x" onerror="ran = '${who}'"><b>${who}</b><template shadowrootmode="open"></template>`;
+    const texts = [evil('A'), evil('B')];
+    let n = 1;
+    await page.route('**/v1/chat/completions', (route) => {
+      const chunks = [
+        ...texts.slice(0, n).flatMap((text, index) =>
+          // whole tags, and then one that is cut in two
+          [text, '<img src="y" ', 'onerror="ran = 1">'].map((content) => ({ index, delta: { content } })),
+        ),
+        ...texts
+          .slice(0, n)
+          .map((_, index) => ({ index, delta: {}, sample_id: `smp_${index}`, finish_reason: 'stop' })),
+      ];
+      const events = chunks.map((choice) => ({ model: evil('model'), choices: [choice] }));
+      return route.fulfill({
+        contentType: 'text/event-stream',
+        body: [...events.map((event) => JSON.stringify(event)), '[DONE]'].map((data) => `data: ${data}\n\n`).join(''),
+      });
+    });
+    await page.goto(local.url);
+    await page.evaluate(`
+      seen = [];
+      new MutationObserver((all) => {
+        for (const { addedNodes } of all) for (const node of addedNodes)
+          if (node.matches?.('img, b, template')) seen.push(node.outerHTML);
+      }).observe(document, { subtree: true, childList: true });
+    `);
+    for (n of [1, 2]) {
+      await page.getByLabel(n === 1 ? 'one answer' : 'two to compare').check();
+      await page.getByLabel('Your ticket').fill(evil('ticket'));
+      await button('Ask').click();
+      await newest()
+        .getByText(/, in \d/)
+        .waitFor();
+      const whole = texts.slice(0, n).map((text) => `${text}<img src="y" onerror="ran = 1">`);
+      expect(await newest().locator('.text').allTextContents()).toEqual(whole);
+      expect(await newest().locator('h2').textContent()).toBe(evil('ticket'));
+      expect(await newest().locator('code').textContent()).toBe(evil('model'));
+    }
+    expect(
+      await page.evaluate("[seen, typeof ran, document.querySelectorAll('article :is(img, b, template)').length]"),
+    ).toEqual([[], 'undefined', 0]);
+  });
+
   test('a session that is not of this deployment is left for a fresh one', async () => {
     await page.evaluate("sessionStorage.setItem('plumb-session', 'v1.a.b.c')");
     await button('Ask').click();

@@ -231,6 +231,16 @@ describe('what is refused, in OpenAI’s words', () => {
       ask('POST', '/v1/completions', { key: sk, body: { model: 'stable', prompt: 'a', ...body } });
     expect((await text({ echo: true })).json.error.param).toBe('echo');
     expect((await text({ suffix: 'x' })).json.error.param).toBe('suffix');
+    for (const prompt of [
+      ['a', 'b'],
+      [1, 2],
+    ])
+      expect((await text({ prompt })).json.error).toMatchObject({
+        param: 'prompt',
+        code: 'unsupported_parameter',
+        message: 'prompt is one string here: several, or token ids, are not supported',
+      });
+    expect((await chat({ top_logprobs: 2 })).json.error.message).toMatch(/: top_logprobs: needs logprobs$/);
     for (const body of [
       { n: 17 },
       { stop: ['a', 'b', 'c', 'd', 'e'] },

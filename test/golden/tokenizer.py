@@ -29,6 +29,10 @@ CASES = [
     "€ 12,50 — naïve über ½ Ⅷ ٣",
     "日本語のテキスト and 🙂👩‍👩‍👧 emoji",
     "a\u00a0b\u0085c\ufeffd\u2028e",
+    # U+0085 is white space and U+FEFF is not, which JavaScript's \s has the other way round
+    "a\u0085! !\ufeff! \ufeff",
+    "a \u0085 b  \u0085c\t\ufeffd\ufeff\u0085",
+    "\ufeff\u0085\n\u0085\ufeff\n\u0085 \n",
     "e\u0301 combining, \u0000 nul, \u007f del",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "<|user|>where is it ?<|end|><|assistant|>",
@@ -57,7 +61,9 @@ for name, pre, size, plain_added in [
     rows = []
     for text in CASES:
         ids = t.encode(text, add_special_tokens=False).ids
-        rows.append({"ids": ids, "text": t.decode(ids), "with_special": t.decode(ids, skip_special_tokens=False)})
+        # ids show where a text is cut only if a merge could have crossed the cut
+        pieces = [text[start:end] for _, (start, end) in t.pre_tokenizer.pre_tokenize_str(text)]
+        rows.append({"pieces": pieces, "ids": ids, "text": t.decode(ids), "with_special": t.decode(ids, skip_special_tokens=False)})
     rng = random.Random(3)
     for _ in range(8):  # any ids at all, so that UTF-8 breaks in the middle
         ids = [rng.randrange(t.get_vocab_size()) for _ in range(12)]

@@ -1,5 +1,6 @@
 // The commands that ask a running Plumb, as its user types them.
 import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -46,6 +47,31 @@ test('a folder in Hugging Face’s layout becomes a policy, released where it is
   expect(lines(await ask('runs'))).toEqual(['none yet']);
 }, 60_000);
 
+test('of more than one answer holds the newest are listed, oldest first', async () => {
+  const asked: URLSearchParams[] = [];
+  const page = createServer((request, response) => {
+    asked.push(new URL(request.url!, 'http://x').searchParams);
+    const data = ['new', 'old'].map((id) => ({
+      id,
+      kind: 'sk',
+      name: '',
+      channels: [],
+      scopes: [],
+      status: '',
+      created_at: '',
+    }));
+    response.end(JSON.stringify({ data }));
+  });
+  const port = await freePort();
+  await new Promise<void>((resolve) => page.listen(port, '127.0.0.1', resolve));
+  for (const args of [['runs'], ['policies'], ['keys', 'list']]) {
+    const listed = await plumb(args, { PLUMB_URL: `http://127.0.0.1:${port}`, PLUMB_KEY: 'sk_x' }).ended;
+    expect(lines(listed).map((line) => line.split(' ')[0])).toEqual(['old', 'new']);
+  }
+  expect(asked.map((query) => query.get('order'))).toEqual(['desc', 'desc', 'desc']);
+  page.close();
+}, 60_000);
+
 test('what cannot be done is said in one line', async () => {
   const wrong: [string[], RegExp][] = [
     [['import', join(folder, 'nowhere')], /there is no .*nowhere/],
@@ -59,6 +85,8 @@ test('what cannot be done is said in one line', async () => {
     const ended = await ask(...args);
     expect([ended.code, lines(ended)], args.join(' ')).toEqual([1, [expect.stringMatching(words)]]);
   }
+  const kind = await ask('keys', 'create', '--kind', 'zz');
+  expect([kind.code, lines(kind)[0]]).toEqual([1, expect.stringMatching(/choices are sk, pk\.$/)]);
   const nobody = await plumb(['runs'], { PLUMB_HOME: join(folder, 'empty') }).ended;
   expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/no Plumb runs here/)]]);
   const gone = await plumb(['runs'], { PLUMB_URL: 'http://127.0.0.1:9', PLUMB_KEY: 'sk_x' }).ended;

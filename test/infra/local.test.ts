@@ -55,6 +55,7 @@ describe('plumb dev', { timeout: 120_000 }, () => {
       const elsewhere = await plumb(['dev', '--port', port], { PLUMB_HOME: join(homes, 'second') }).ended;
       expect(elsewhere.code).toBe(1);
       expect(lines(elsewhere)).toEqual([expect.stringMatching(`port ${port} is in use.*--port`)]);
+      expect(existsSync(join(homes, 'second'))).toBe(false);
       const twice = await plumb(['dev', '--port', String(await freePort())], { PLUMB_HOME: home }).ended;
       expect(twice.code).toBe(1);
       expect(lines(twice)).toEqual([expect.stringContaining('already runs on this data')]);
@@ -71,6 +72,7 @@ describe('plumb dev', { timeout: 120_000 }, () => {
     const dev = ['dev', '--port', String(await freePort())];
     const limited = await plumb(dev, { PLUMB_HOME: home, PLUMB_RATE_LIMIT: 'abc' }).ended;
     expect([limited.code, lines(limited)]).toEqual([1, [expect.stringMatching(/PLUMB_RATE_LIMIT=abc/)]]);
+    expect(existsSync(home)).toBe(false);
     const file = await plumb(dev, { PLUMB_HOME: PLUMB }).ended;
     expect([file.code, lines(file)]).toEqual([1, [expect.stringMatching(/is a file: PLUMB_HOME wants a folder/)]]);
 
@@ -135,7 +137,7 @@ describe('what is missing is said in one line', { timeout: 60_000 }, () => {
   test('no Python with pip', async () => {
     const ended = await engine('no pip', { PATH: join(homes, 'nothing here') });
     expect(ended.code).toBe(1);
-    expect(lines(ended)).toEqual([expect.stringMatching(/needs Python with pip.*plumb engine --install/)]);
+    expect(lines(ended)).toEqual([expect.stringMatching(/needs Python with pip.*run npx plumb engine --install/)]);
   });
 
   test('no network', async () => {

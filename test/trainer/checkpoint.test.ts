@@ -1,12 +1,14 @@
-import { existsSync, mkdtempSync, readFileSync, symlinkSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { expect, test } from 'vitest';
+import { afterAll, expect, test } from 'vitest';
 import { fileToTree, inFormOf, treeToFile } from '../../trainer/checkpoint.ts';
 import { flatten } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { writeWhole } from '../../trainer/folder.ts';
 
+const folder = mkdtempSync(join(tmpdir(), 'plumb-checkpoint-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const tree = () => ({
   zeta: tf.scalar(0.1) as Tensor,
   layers: Array.from({ length: 12 }, (_, i) => ({ w: tf.tensor1d([i, i + 0.5]) as Tensor })),
@@ -27,7 +29,7 @@ test('tensors of another shape are those of another model, even if they hold as 
 });
 
 test('a file is there whole or not at all', () => {
-  const path = join(mkdtempSync(join(tmpdir(), 'plumb-')), 'state.safetensors');
+  const path = join(folder, 'state.safetensors');
   writeWhole(path, treeToFile(tree()));
   expect(existsSync(`${path}.part`)).toBe(false);
   expect(readFileSync(path).length).toBe(treeToFile(tree()).length);
@@ -35,7 +37,7 @@ test('a file is there whole or not at all', () => {
 });
 
 test('a disk that is full is said with what was being written', () => {
-  const path = join(mkdtempSync(join(tmpdir(), 'plumb-')), 'state.safetensors');
+  const path = join(folder, 'full.safetensors');
   symlinkSync('/dev/full', `${path}.part`);
   expect(() => writeWhole(path, new Uint8Array(10))).toThrow(`${path}: ENOSPC`);
 });

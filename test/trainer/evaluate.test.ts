@@ -104,6 +104,56 @@ test('a candidate much longer than its parent is refused, and one as much shorte
   expect(passed(await gate(root, 0.9, other, { lengthRatio })).length).toBe(false);
 });
 
+test('a judge right more often than not, but not surely so, is not enough evidence', async () => {
+  const report = await gate(root, 0.54);
+  expect(report.metrics['gate/judge_accuracy']).toBe(0.54);
+  expect(report.metrics['gate/judge_accuracy_low']).toBeLessThanOrEqual(0.5);
+  expect(passed(report).judge).toBe(false);
+  expect(report.reasons[0]!.words).toMatch(/not enough evidence/);
+});
+
+test('a candidate that wins more often than not, but not surely so, is refused for that alone', async () => {
+  const texts = [
+    [5, 6, 1],
+    [9, 3, 1],
+  ];
+  const pairs = prompts.flatMap((prompt) => texts.map((answer) => ({ prompt, answer })));
+  const scored = await scores(calls.reward, judge, pairs, TINY.pad_token_id);
+  // the parent is asked first; the candidate has the better answer to 55 prompts of a hundred
+  let drawing = 0;
+  const sampleImage: typeof sampler.sampleImage = async (_, asked) => {
+    const candidate = drawing++ === 1;
+    return asked.map((prompt, i) => {
+      const p = prompts.indexOf(prompt);
+      const better = scored[2 * p]! > scored[2 * p + 1]! ? 0 : 1;
+      return { ids: texts[candidate === i < 55 ? better : 1 - better]!, logprobs: [-3, -3, -3] };
+    });
+  };
+  const report = await evaluate(
+    TINY,
+    calls,
+    { root, parent: root, candidate: root },
+    judge,
+    await judgements(0.9),
+    prompts,
+    { ...sampler, sampleImage },
+    MAX_TOKENS,
+    { ...GATE_DEFAULTS, comparisons: 100, seed: 1 },
+  );
+  expect(report.metrics['gate/win_rate']).toBeCloseTo(0.55, 10);
+  expect(report.metrics['gate/win_rate_low']).toBeLessThanOrEqual(0.5);
+  expect(report.verdict).toBe('reject');
+  expect(report.reasons.filter((reason) => !reason.passed).map((reason) => reason.check)).toEqual(['win rate']);
+});
+
+test('a candidate at its parent, but past the limit from the root, is refused for that', async () => {
+  const other = tinyParameters(2);
+  const klToRoot = (await gate(other, 0.9, other)).metrics['gate/kl_root']! / 2;
+  const report = await gate(other, 0.9, other, { klToRoot });
+  expect(report.verdict).toBe('reject');
+  expect(passed(report)).toMatchObject({ 'KL to parent': true, 'KL to root': false });
+});
+
 test('what must be above one half is the 5 % quantile of the bootstrap', async () => {
   const { metrics } = await gate(root, 0.6);
   expect(metrics['gate/judge_accuracy']).toBe(0.6);

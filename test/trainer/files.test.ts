@@ -196,6 +196,20 @@ test('files of another model, or a folder that another writes to, are said in on
   await unlock!();
 }, 60_000);
 
+test('a folder that is not there is said to be none', async () => {
+  const judged = ['evaluate', '--data', at('pairs.jsonl'), '--prompts', at('prompts.jsonl')];
+  const drawn = ['ppo', '--data', at('prompts.jsonl'), '--base', SEED_FOLDER, '--out', at('none')];
+  for (const args of [
+    [...judged, '--base', at('nowhere'), '--candidate', SEED_FOLDER],
+    [...judged, '--base', SEED_FOLDER, '--candidate', at('nowhere')],
+    [...judged, '--base', SEED_FOLDER, '--candidate', SEED_FOLDER, '--root', at('nowhere')],
+    [...drawn, '--reward', at('nowhere')],
+  ]) {
+    const { code, out } = await train(args);
+    expect([code, out.trim()]).toEqual([1, `plumb: there is no folder ${at('nowhere')}`]);
+  }
+}, 60_000);
+
 test('bad lines are named by number and reason before anything starts', async () => {
   writeFileSync(at('bad.jsonl'), '{"prompt": "a", "chosen": "b"}\nnot json\n{"prompt": 3}\n');
   const { code, out } = await train(['reward', '--data', at('bad.jsonl'), '--base', SEED_FOLDER, '--out', at('none')]);

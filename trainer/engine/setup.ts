@@ -169,12 +169,12 @@ function findPip(): string {
     // Older ones cannot say where a package lies (install --dry-run --report).
     if (major < 22 || (major === 22 && minor < 2))
       throw new EngineError(
-        `pip ${major}.${minor} is too old to set the training engine up: ${python} -m pip install --upgrade pip (22.2 or newer), then run plumb engine --install`,
+        `pip ${major}.${minor} is too old to set the training engine up: ${python} -m pip install --upgrade pip (22.2 or newer), then run npx plumb engine --install`,
       );
     return python;
   }
   throw new EngineError(
-    'the training engine needs Python with pip to fetch TensorFlow: install it (Debian: apt-get install python3-pip), then run plumb engine --install',
+    'the training engine needs Python with pip to fetch TensorFlow: install it (Debian: apt-get install python3-pip), then run npx plumb engine --install',
   );
 }
 
@@ -194,7 +194,7 @@ async function findCompiler(python: string, work: string, report: Report): Promi
   return [join(target, 'ziglang/zig'), 'c++', '-target', 'x86_64-linux-gnu.2.28'];
 }
 
-const offlineHint = 'a download failed: check the network, then run plumb engine --install (what has come stays)';
+const offlineHint = 'a download failed: check the network, then run npx plumb engine --install (what has come stays)';
 
 /** Unpacks a package of the npm registry without running anything of it; checks it against the lock file where that names it. */
 async function npmPackage(spec: string, work: string): Promise<string> {
@@ -257,7 +257,7 @@ export async function download(
   if (hash.digest('hex') !== wheel.sha256) {
     rmSync(part);
     throw new EngineError(
-      `${wheel.requirement} came with another hash than the pinned one and was thrown away: run plumb engine --install again`,
+      `${wheel.requirement} came with another hash than the pinned one and was thrown away: run npx plumb engine --install again`,
     );
   }
   renameSync(part, target);

@@ -82,7 +82,7 @@ function load(): typeof Tf {
   }
   const folder = engineFolder();
   if (!engineReady(folder))
-    throw new EngineError('the training engine is not set up on this machine: run plumb engine --install');
+    throw new EngineError('the training engine is not set up on this machine: run npx plumb engine --install');
   const own = createRequire(import.meta.url);
   const js = createRequire(join(folder, 'js/package.json'));
   // tfjs-node's files lie outside this checkout; the packages they ask for by name are the ones installed here.
@@ -99,7 +99,7 @@ function load(): typeof Tf {
   const { NodeJSKernelBackend } = js('./dist/nodejs_kernel_backend.js');
   const native = quietly(js(join(folder, 'lib/stderr.node')), () => js(join(folder, 'lib/tfjs_binding.node')));
   tf.registerBackend('tensorflow', () => new NodeJSKernelBackend(native, 'tfjs-node'), 3);
-  if (!tf.setBackend('tensorflow')) throw new EngineError('TensorFlow did not load: run plumb engine');
+  if (!tf.setBackend('tensorflow')) throw new EngineError('TensorFlow did not load: run npx plumb engine');
   return tf;
 }
 

@@ -88,6 +88,8 @@ async function onEveryCore(args: string[], seeds: number[]): Promise<Totals> {
   };
 }
 
+const counted = (n: number, what: string) => `${n} ${what}${n === 1 ? '' : 's'}`;
+
 /** @param setUp makes the training engine ready; called once the options are found to be right */
 export async function sim(args: string[], setUp: () => Promise<unknown>): Promise<void> {
   const simulation = simulationOf(args);
@@ -100,7 +102,7 @@ export async function sim(args: string[], setUp: () => Promise<unknown>): Promis
   if (process.send) process.send(totals, () => process.exit());
   else if (!json)
     console.log(
-      `${raters.mode} raters, ${seeds.length} seeds: gold of what is served rose in ${totals.rose} and fell in ${totals.fell} (95 % intervals apart); ` +
-        `${totals.runs} candidates: ${totals.promotions} promoted, ${totals.candidatesRose} better than their parent by gold`,
+      `${raters.mode} raters, ${counted(seeds.length, 'seed')}: gold of what is served rose in ${totals.rose} and fell in ${totals.fell} (95 % intervals apart); ` +
+        `${counted(totals.runs, 'candidate')}: ${totals.promotions} promoted, ${totals.candidatesRose} better than their parent by gold`,
     );
 }
