@@ -80,7 +80,7 @@ const rewardOf = <T extends Trained>({ parameters, likelihood, ...rest }: FitSta
     outcomes: pick(likelihood?.outcomes, 'logScale', 'bias', 'logDeviation'),
   },
 });
-const adamOf = ({ step, m, v }: AdamState): AdamState => ({ step, m, v });
+const adamOf = ({ m, v, ...rest }: AdamState): AdamState => ({ ...pick(rest, 'step', 'parted'), m, v });
 
 /** A reward model as it was saved. */
 export const rewardFromFile = (file: Uint8Array, like: Parameters): RewardModel =>

@@ -4,10 +4,14 @@
 import { compile, dispose, flatten, type Precision, type Tree, unflatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 
-export type AdamState = {
+type Moments = {
   step: Tensor; // ()
   m: Tensor[];
   v: Tensor[];
+};
+export type AdamState = Moments & {
+  /** (): 1 once a batch came in parts. It is saved with the rest, for whoever goes on must add up as the one before did. */
+  parted: Tensor;
 };
 interface AdamOptions<P extends Tree> {
   beta1: number;
@@ -23,7 +27,12 @@ interface AdamOptions<P extends Tree> {
 
 export const adamState = (parameters: Tree): AdamState => {
   const tensors = flatten(parameters);
-  return { step: tf.scalar(0), m: tensors.map((t) => tf.zerosLike(t)), v: tensors.map((t) => tf.zerosLike(t)) };
+  return {
+    step: tf.scalar(0),
+    parted: tf.scalar(0),
+    m: tensors.map((t) => tf.zerosLike(t)),
+    v: tensors.map((t) => tf.zerosLike(t)),
+  };
 };
 
 /**
@@ -52,10 +61,10 @@ function gradients<P extends Tree, Values extends { loss: Tensor } & Record<stri
 function adamStep<P extends Tree>(
   parameters: P,
   grads: Tensor[],
-  state: AdamState,
+  state: Moments,
   learningRate: Tensor,
   { beta1, beta2, epsilon, weightDecay, clipNorm, quick }: AdamOptions<P>,
-): { parameters: P; adam: AdamState; norm: Tensor } {
+): { parameters: P; adam: Moments; norm: Tensor } {
   const norm = tf.sqrt(tf.addN(grads.map((g) => tf.sum(tf.square(g)) as never))); // ()
   const scale = tf.minimum(1, tf.div(clipNorm, tf.add(norm, 1e-6))); // ()
   const step = tf.add(state.step, 1); // ()
@@ -99,7 +108,7 @@ export function trainer<
   precision: Precision = 'float32',
   peaks: (keyof Values)[] = [],
 ) {
-  type State = { parameters: P; adam: AdamState };
+  type State = { parameters: P; adam: Moments };
   const whole = compile(
     `${name} step`,
     ({ parameters, adam }: State, part: Part, rate: Tensor, frozen: Frozen) => {
@@ -125,21 +134,24 @@ export function trainer<
     },
     { state: true },
   );
-  let parted = false; // once a batch came in parts, one that is a single part goes the same way: nothing more is compiled for it
   return (given: P, adam: AdamState, learningRate: number, parts: Part[], frozen: Frozen = [] as never) => {
-    parted ||= parts.length > 1;
+    // once a batch came in parts, one that is a single part goes the same way: nothing more is compiled for it
+    const { parted: before, ...moments } = adam;
+    const inParts = parts.length > 1 || before.dataSync()[0] === 1;
+    const parted = tf.scalar(inParts ? 1 : 0);
+    dispose(before);
     const rate = tf.scalar(learningRate);
     const values: Record<string, number> = {};
     const sumUp = (of: Tree) => {
       for (const [key, tensor] of Object.entries(of as Values)) {
         const value = tensor.dataSync()[0] as number;
-        const before = values[key];
-        values[key] = before === undefined ? value : peaks.includes(key) ? Math.max(before, value) : before + value;
+        const sum = values[key];
+        values[key] = sum === undefined ? value : peaks.includes(key) ? Math.max(sum, value) : sum + value;
       }
       dispose(of);
     };
     let result: { state: State; norm: Tensor };
-    if (parted) {
+    if (inParts) {
       let sums = flatten(given).map((tensor) => tf.zerosLike(tensor));
       for (const part of parts) {
         const { state, values } = accumulate(sums, given, part, frozen);
@@ -147,16 +159,17 @@ export function trainer<
         sumUp(values);
         dispose(part);
       }
-      result = update({ parameters: given, adam }, sums, rate);
+      result = update({ parameters: given, adam: moments }, sums, rate);
       dispose(sums);
     } else {
-      const { values, ...rest } = whole({ parameters: given, adam }, parts[0]!, rate, frozen);
+      const { values, ...rest } = whole({ parameters: given, adam: moments }, parts[0]!, rate, frozen);
       result = rest;
       sumUp(values);
       dispose(parts);
     }
     const norm = result.norm.dataSync()[0] as number;
     dispose(rate, result.norm);
-    return { ...result.state, norm, values: values as Record<keyof Values, number> };
+    const { parameters, adam: after } = result.state;
+    return { parameters, adam: { ...after, parted }, norm, values: values as Record<keyof Values, number> };
   };
 }

