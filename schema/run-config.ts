@@ -13,6 +13,8 @@ export interface RewardConfig {
   correctionWeight: number;
   /** What PPO and the gate's judge go by is the score, and of each aspect so many times what sets it apart from the score. */
   mix: Record<string, number>;
+  /** Reward models that are fitted beside one another; the gate's judge is always one. */
+  members: number;
   seed: number;
 }
 export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
@@ -23,6 +25,7 @@ export const REWARD_DEFAULTS: Omit<RewardConfig, 'seed'> = {
   weightDecay: 0.01,
   correctionWeight: 1,
   mix: {},
+  members: 1,
 };
 
 export interface PpoConfig {
@@ -45,6 +48,8 @@ export interface PpoConfig {
   dualClip: number;
   /** An iteration's updates end when the policy is this far, in approxkl, from where they began; Infinity for never. */
   stopKl: number;
+  /** Of several reward models, the standard deviation of their scores counts so many times against an answer. */
+  spreadPenalty: number;
   /** Scores beyond this, in standard deviations, count as this; Infinity for any. */
   scoreClip: number;
   valueClip: number;
@@ -77,6 +82,7 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
   clip: 0.2,
   dualClip: Number.POSITIVE_INFINITY,
   stopKl: Number.POSITIVE_INFINITY,
+  spreadPenalty: 0,
   scoreClip: Number.POSITIVE_INFINITY,
   valueClip: 0.2,
   valueWeight: 0.1,
@@ -164,6 +170,7 @@ export const RunSettings = z.strictObject({
       weightDecay: atLeast0,
       correctionWeight: positive,
       mix: z.record(z.string(), z.number()),
+      members: count.max(16),
     } satisfies Record<keyof typeof REWARD_DEFAULTS, z.ZodType>)
     .partial()
     .optional(),
@@ -183,6 +190,7 @@ export const RunSettings = z.strictObject({
       clip: positive,
       dualClip: z.number().gt(1),
       stopKl: positive,
+      spreadPenalty: atLeast0,
       scoreClip: positive,
       valueClip: positive,
       valueWeight: atLeast0,

@@ -86,6 +86,10 @@ const adamOf = ({ m, v, ...rest }: AdamState): AdamState => ({ ...pick(rest, 'st
 export const rewardFromFile = (file: Uint8Array, like: Parameters): RewardModel =>
   rewardOf(fileToTree(file) as RewardModel, trunkOf(like));
 
+/** The reward models of an ensemble, as far as they were fitted. */
+export const rewardsFromFile = (file: Uint8Array, like: Parameters): RewardModel[] =>
+  (fileToTree(file) as RewardModel[]).map((member) => rewardOf(member, trunkOf(like)));
+
 /** A policy's weights as they were saved. */
 export const parametersFromFile = (file: Uint8Array, like: Parameters): Parameters =>
   inFormOf(like, fileToTree(file) as Parameters);

@@ -9,7 +9,7 @@ import { ChatTemplateError } from '../schema/chat.ts';
 import type { PolicyFile } from '../schema/manifest.ts';
 import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
 import { type Heartbeat, HeartbeatAnswer, Job, SavedCheckpoint, UploadAnswer } from '../schema/wire-runs.ts';
-import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardFromFile, treeToFile } from './checkpoint.ts';
+import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardsFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { interrupted } from './interrupt.ts';
@@ -222,7 +222,7 @@ async function fetched(api: Client, files: (PolicyFile & { url: string })[]): Pr
 
 async function saveProgress(api: Client, fence: number, progressed: Progressed): Promise<void> {
   const parts: Record<string, Tree> = {};
-  if (progressed.reward) parts.reward = progressed.reward;
+  if (progressed.reward?.length) parts.reward = progressed.reward;
   let state: Record<string, number> = {};
   if (progressed.ppo) {
     const { actor, adam, ...scalars } = progressed.ppo;
@@ -242,7 +242,7 @@ async function saveProgress(api: Client, fence: number, progressed: Progressed):
   );
   await api.send('PUT', '/checkpoint', {
     fence,
-    stage: progressed.candidate ? 'evaluate' : progressed.reward ? 'ppo' : 'reward',
+    stage: progressed.candidate ? 'evaluate' : progressed.reward?.length && !progressed.fit ? 'ppo' : 'reward',
     step: progressed.fit?.step ?? progressed.ppo?.iteration ?? 0,
     files: files.map(({ name, bytes }) => ({ name, sha256: sha256(bytes), bytes: bytes.length })),
     state,
@@ -256,7 +256,7 @@ async function savedProgress(api: Client, parent: Parameters, like: Trained): Pr
   const out: Progressed = {};
   for (const file of saved.files) {
     const bytes = await api.blob(file.url, file.sha256);
-    if (file.name === 'reward') out.reward = rewardFromFile(bytes, parent);
+    if (file.name === 'reward') out.reward = rewardsFromFile(bytes, parent);
     else if (file.name === 'candidate') out.candidate = parametersFromFile(bytes, parent);
     else if (file.name === 'fit') out.fit = fitStateFromFile(bytes, saved.state, like);
     else if (file.name === 'ppo') out.ppo = ppoStateFromFile(bytes, saved.state, like);

@@ -5,7 +5,6 @@
 //
 // All that people say is evidence on the one score, each kind by its own likelihood (likelihood.ts): choices, rankings and ties, thumbs,
 // ratings by aspect, outcomes; all of it in the same batches. An aspect's score is the score and what a head of its own adds to it.
-// Left out: ensembles.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { LoraConfig, RewardConfig } from '../schema/run-config.ts';
@@ -274,8 +273,8 @@ function mixed(rm: RewardModel, { aspects }: Subjects, mix: RewardConfig['mix'])
   return { ...rm, head: { weight, bias: rm.head.bias }, aspects: apart };
 }
 
-/** The same ranking of answers with mean 0 and variance 1 on the given scores, and the same probabilities of all that people say. */
-function normalised(rm: RewardModel, on: number[]): RewardModel {
+/** The same ranking of answers with mean 0 and variance 1 on the given scores (whatever its offset and scale were), and the same probabilities of all that people say. */
+export function normalised(rm: RewardModel, on: number[]): RewardModel {
   const mean = on.reduce((a, b) => a + b, 0) / on.length;
   const deviation = Math.sqrt(on.reduce((sum, x) => sum + (x - mean) ** 2, 0) / on.length);
   const gain = deviation > 1e-8 ? 1 / deviation : 1;

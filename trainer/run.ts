@@ -7,12 +7,14 @@ import type { Side } from '../schema/snapshot.ts';
 import { calibrationOf, preferredIn } from './calibration.ts';
 import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
+import { bootstrapped, cautious } from './ensemble.ts';
 import { evaluate, type GateReport } from './evaluate.ts';
 import { type Judgement, subjectsOf } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Shape } from './pack.ts';
 import { type PpoState, policyCalls, ppo } from './ppo.ts';
+import { random } from './random.ts';
 import {
   type FitState,
   fitReward,
@@ -37,9 +39,10 @@ interface RunInput {
 
 /** Where a run that was cut off goes on. */
 export interface Progressed {
-  /** The reward model, or with a candidate the judge, as far as it is fitted. */
+  /** The next reward model, or with a candidate the judge, as far as it is fitted. */
   fit?: FitState;
-  reward?: RewardModel;
+  /** Those that are fitted. */
+  reward?: RewardModel[];
   ppo?: PpoState;
   candidate?: Parameters;
 }
@@ -100,21 +103,25 @@ async function stages(
 
   let candidate = from.candidate ?? null;
   if (!candidate) {
-    const rm =
-      from.reward ??
-      (await fitReward(
-        model,
-        calls.reward,
-        parent,
-        judgements.A,
-        await draw(parent, prompts.A, config.seed),
-        config.seed,
-        'reward',
-        report,
-        from.fit,
-        (fit) => keep({ fit }),
-      ));
-    if (!from.reward) await keep({ reward: rm });
+    const members = [...(from.reward ?? [])];
+    const next = members.length;
+    const drawn = members.length < config.reward.members ? await draw(parent, prompts.A, config.seed) : [];
+    for (let i = members.length; i < config.reward.members; i++) {
+      const begun = i === next ? from.fit : null;
+      // The first one sees every conversation, so that with one member nothing is left to chance.
+      const seen = i === 0 ? judgements.A : bootstrapped(judgements.A, random(config.seed, `member ${i}`));
+      const seed = config.seed + i * 7919;
+      const stage = i === 0 ? 'reward' : `reward ${i + 1}`;
+      const keepFit = (fit: FitState) => keep({ reward: members, fit });
+      members.push(await fitReward(model, calls.reward, parent, seen, drawn, seed, stage, report, begun, keepFit));
+      await keep({ reward: members });
+    }
+    const rm = members[0]!;
+    const byMember = async (rows: Row[]) => {
+      const scored: number[][] = [];
+      for (const member of members) scored.push(await scores(calls.reward, member, rows, pad));
+      return scored;
+    };
     const scored = await scoresOf(calls.reward, rm, judgements.C, pad);
     const pairs = preferredIn(judgements.C, scored, Math.exp(rm.likelihood.choices.logScale.dataSync()[0]!));
     if (pairs.length > 0) {
@@ -132,7 +139,7 @@ async function stages(
     candidate = await ppo(
       model,
       calls.policy,
-      (rows) => scores(calls.reward, rm, rows, pad),
+      async (rows) => cautious(await byMember(rows), config.ppo.spreadPenalty),
       parent,
       prompts.A,
       sampler.sample,
@@ -140,9 +147,9 @@ async function stages(
       { ...config.ppo, seed: config.seed },
       report,
       from.ppo ?? null,
-      (state) => keep({ reward: rm, ppo: state }),
+      (state) => keep({ reward: members, ppo: state }),
     );
-    dispose(rm);
+    dispose(members);
     await keep({ candidate });
   }
   const optimised = candidate;

@@ -65,6 +65,19 @@ test('what the judge is normalised on answers prompts of B and C, none of those 
   expect(drawn[0]!.every((asked) => input.prompts.A.map(String).includes(asked))).toBe(true);
 });
 
+test('as many reward models as are wanted are fitted, on conversations of their own; a run goes on after any of them', async () => {
+  const config = runConfig({
+    ...SETTINGS,
+    reward: { members: 3, epochs: 1 },
+    ppo: { ...SETTINGS.ppo, spreadPenalty: 1 },
+  });
+  const { candidate, reports } = await run({ A: 12, B: 8, C: 8 }, config);
+  expect(candidate).not.toBeNull();
+  const first = (stage: string) => reports.find((report) => report.stage === stage)!.metrics;
+  expect(first('reward 2')['reward 2/loss']).not.toBe(first('reward')['reward/loss']);
+  expect(first('reward 3')).toBeDefined();
+});
+
 test('a mix of an aspect that nobody rated is refused before anything is fitted', async () => {
   await expect(run({ A: 12 }, runConfig({ ...SETTINGS, reward: { mix: { tone: 0.5 } } }))).rejects.toThrow(
     /^reward\.mix names tone: nothing is rated by aspect$/,

@@ -1,0 +1,31 @@
+// Several reward models of the same judgements: where they disagree, the score is a guess, and a policy that is optimised against one of them
+// finds just those guesses (Coste et al. 2024, "Reward model ensembles help mitigate overoptimization"). Members differ in the head they begin
+// with, the order of their steps, and the conversations they see: each draws them anew, with replacement (Breiman 1996). All weights are a
+// member's own, or with LoRA its adapters. Each is brought to mean 0 and variance 1 on the same answers (reward.ts) before they are compared: a
+// head's offset and scale are chance.
+
+import type { Judgement } from './judgements.ts';
+import type { Random } from './random.ts';
+
+/** As many conversations, drawn with replacement; each with all that was said of it. */
+export function bootstrapped(judgements: Judgement[], rng: Random): Judgement[] {
+  const byRoot = Map.groupBy(judgements, ({ root }) => root);
+  const conversations = [...byRoot.values()];
+  return conversations.flatMap(() => rng.pick(conversations));
+}
+
+/** Each answer's spread: the standard deviation of the members' scores. */
+export const spreadOf = (scores: number[][]): number[] => eachAnswer(scores, (_, deviation) => deviation);
+
+/** Each answer's mean score, less so many times its spread: a lower bound of what it is worth. */
+export const cautious = (scores: number[][], penalty: number): number[] =>
+  eachAnswer(scores, (mean, deviation) => mean - penalty * deviation);
+
+/** @param scores by member, then by answer */
+function eachAnswer(scores: number[][], make: (mean: number, deviation: number) => number): number[] {
+  return scores[0]!.map((_, answer) => {
+    const own = scores.map((member) => member[answer]!);
+    const mean = own.reduce((a, b) => a + b, 0) / own.length;
+    return make(mean, Math.sqrt(own.reduce((sum, x) => sum + (x - mean) ** 2, 0) / own.length));
+  });
+}
