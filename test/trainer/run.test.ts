@@ -1,13 +1,14 @@
 import { afterAll, expect, test } from 'vitest';
 import type { RunConfig } from '../../schema/run-config.ts';
 import type { Side } from '../../schema/snapshot.ts';
+import { rewardsFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import { runConfig } from '../../trainer/config.ts';
 import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import type { Progress } from '../../trainer/metrics.ts';
 import { random } from '../../trainer/random.ts';
 import { startSampler } from '../../trainer/rollout.ts';
-import { runStages, stageCalls } from '../../trainer/run.ts';
+import { type Progressed, runStages, stageCalls } from '../../trainer/run.ts';
 import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
@@ -66,16 +67,23 @@ test('what the judge is normalised on answers prompts of B and C, none of those 
 });
 
 test('as many reward models as are wanted are fitted, on conversations of their own; a run goes on after any of them', async () => {
-  const config = runConfig({
-    ...SETTINGS,
-    reward: { members: 3, epochs: 1 },
-    ppo: { ...SETTINGS.ppo, spreadPenalty: 1 },
-  });
-  const { candidate, reports } = await run({ A: 12, B: 8, C: 8 }, config);
-  expect(candidate).not.toBeNull();
+  const ppo = { ...SETTINGS.ppo, spreadPenalty: 1 };
+  const config = runConfig({ ...SETTINGS, reward: { members: 3, epochs: 1 }, ppo });
+  const { reports, input, candidate } = await run({ A: 12, B: 8, C: 8 }, config);
   const first = (stage: string) => reports.find((report) => report.stage === stage)!.metrics;
   expect(first('reward 2')['reward 2/loss']).not.toBe(first('reward')['reward/loss']);
   expect(first('reward 3')).toBeDefined();
+
+  let saved: Progressed = {};
+  const keep = ({ reward, fit }: Progressed) => {
+    if (reward?.length === 2 && !fit) saved = { reward: rewardsFromFile(treeToFile(reward), input.parent) };
+  };
+  await runStages(input, config, calls, sampler, 8, () => {}, {}, keep);
+  const stages: string[] = [];
+  const resumed = await runStages(input, config, calls, sampler, 8, ({ stage }) => void stages.push(stage), saved);
+  expect(stages[0]).toBe('reward 3');
+  const bytes = (weights: typeof candidate) => treeToFile(weights!);
+  expect(Buffer.compare(bytes(resumed.candidate), bytes(candidate))).toBe(0);
 });
 
 test('a mix of an aspect that nobody rated is refused before anything is fitted', async () => {
