@@ -6,6 +6,7 @@
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
 //   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
 //   trl       the stages beside TRL's
+//   growth    a training step as batch and context grow, beside what the arithmetic of the middle one makes of it
 //   demo      one round of the demo, stage by stage, beside what each is meant to take
 import { parseArgs } from 'node:util';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
@@ -26,6 +27,10 @@ const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
   trl: async () => {
     await setUpEngine();
     return (await import('./trl.ts')).trl();
+  },
+  growth: async () => {
+    await setUpEngine();
+    return (await import('./growth.ts')).growth();
   },
   demo: async () => {
     await setUpEngine();

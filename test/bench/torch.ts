@@ -29,14 +29,14 @@ export const MODEL: ModelConfig = {
   eos_token_id: 1,
   pad_token_id: 0,
 };
-const [B, T] = [16, 128];
+const [ROWS, COLUMNS] = [16, 128];
 const ADAM = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, clipNorm: 1 };
-/** Multiplications and additions a token: six for each weight of a product, and attention's scores and mixtures. */
+/** Multiplications and additions a token: six for each weight of a product, and attention's scores and mixtures over T places. */
 const { hidden_size: D, num_hidden_layers: L, intermediate_size: F, vocab_size: V } = MODEL;
-const FLOP_A_TOKEN = 6 * (L * (4 * D * D + 3 * D * F) + V * D) + 12 * L * T * D;
+export const flopOf = (T: number): number => 6 * (L * (4 * D * D + 3 * D * F) + V * D) + 12 * L * T * D;
 
-/** Steps of ours in the given precision, and how fast they were. */
-function ours(precision: 'float32' | 'bfloat16'): (steps: number) => number {
+/** Steps of ours on B rows of T tokens: how many tokens a second. */
+export function ours(precision: 'float32' | 'bfloat16', B = ROWS, T = COLUMNS): (steps: number) => number {
   const rng = random(1);
   const rows = Array.from({ length: B }, () => {
     const tokens = Array.from({ length: T }, () => rng.int(2, V));
@@ -102,7 +102,7 @@ export async function* torch(): AsyncGenerator<Pair> {
       theirs: () => peer.rate(6),
     });
     peer.close();
-    const speed = (row.ours * FLOP_A_TOKEN) / 1e9;
+    const speed = (row.ours * flopOf(COLUMNS)) / 1e9;
     yield { ...row, note: `${speed.toFixed(0)} GFLOP/s; products alone ${most.toFixed(0)} in float32` };
   }
 }
