@@ -125,9 +125,7 @@ export function trainer<
     },
     { state: true },
   );
-  let parted = false; // once a batch came in parts, one that is a single part goes the same way: nothing more is compiled for it
   return (given: P, adam: AdamState, learningRate: number, parts: Part[], frozen: Frozen = [] as never) => {
-    parted ||= parts.length > 1;
     const rate = tf.scalar(learningRate);
     const values: Record<string, number> = {};
     const sumUp = (of: Tree) => {
@@ -139,7 +137,8 @@ export function trainer<
       dispose(of);
     };
     let result: { state: State; norm: Tensor };
-    if (parted) {
+    // By the batch alone, whatever came before it: the two ways differ in the last digits, and a run that goes on must not.
+    if (parts.length > 1) {
       let sums = flatten(given).map((tensor) => tf.zerosLike(tensor));
       for (const part of parts) {
         const { state, values } = accumulate(sums, given, part, frozen);
