@@ -125,7 +125,11 @@ export function trainer<
     },
     { state: true },
   );
+  // Once a batch came in parts, one that is a single part goes the same way: nothing more is compiled for it. Both ways give the same bits,
+  // so a run that goes on elsewhere in the row of batches ends with the same weights.
+  let parted = false;
   return (given: P, adam: AdamState, learningRate: number, parts: Part[], frozen: Frozen = [] as never) => {
+    parted ||= parts.length > 1;
     const rate = tf.scalar(learningRate);
     const values: Record<string, number> = {};
     const sumUp = (of: Tree) => {
@@ -137,8 +141,7 @@ export function trainer<
       dispose(of);
     };
     let result: { state: State; norm: Tensor };
-    // By the batch alone, whatever came before it: the two ways differ in the last digits, and a run that goes on must not.
-    if (parts.length > 1) {
+    if (parted) {
       let sums = flatten(given).map((tensor) => tf.zerosLike(tensor));
       for (const part of parts) {
         const { state, values } = accumulate(sums, given, part, frozen);
