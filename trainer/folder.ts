@@ -16,13 +16,14 @@ export function makeFolder(path: string): void {
   }
 }
 
-/** Does what writes to a path. Where the disk is full, Node says so without naming what was written. */
+/** Does what writes to a path. Where there is no more room, Node says so without naming what was written. */
 export function writing<T>(path: string, write: () => T): T {
   try {
     return write();
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
-    if (code === 'ENOSPC' && !message.includes(path)) (error as Error).message = `${path}: ${message}`;
+    if (['ENOSPC', 'EDQUOT', 'EFBIG'].includes(code ?? '') && !message.includes(path))
+      (error as Error).message = `${path}: ${message}`;
     throw error;
   }
 }
@@ -30,8 +31,8 @@ export function writing<T>(path: string, write: () => T): T {
 /** Writes so that a reader sees the whole file or none, and a power cut leaves one or the other: another name, synced, renamed. */
 export function writeWhole(path: string, bytes: Uint8Array, mode = 0o666): void {
   const part = `${path}.part`;
+  const file = openSync(part, 'w', mode);
   try {
-    const file = openSync(part, 'w', mode);
     try {
       writing(path, () => {
         for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
