@@ -31,8 +31,13 @@ writeFileSync(
     .join('\n'),
 );
 
-/** Runs a stage, and kills it after so many milliseconds as a power cut would. */
-async function train(stage: string, out: string, args: string[], killAfter = Number.POSITIVE_INFINITY) {
+/** When to kill: so many milliseconds after the start, or after the first save was seen. */
+interface Kill {
+  after: number;
+  of: 'start' | 'save';
+}
+/** Runs a stage, and kills it as a power cut would. */
+async function train(stage: string, out: string, args: string[], kill?: Kill) {
   const fixed = ['--data', at('pairs.jsonl'), '--base', at('base'), '--out', at(out), '--deterministic'];
   const began = performance.now();
   const child = spawn(process.execPath, [PLUMB, 'train', stage, ...fixed, ...args]);
@@ -46,7 +51,7 @@ async function train(stage: string, out: string, args: string[], killAfter = Num
   const watch = setInterval(() => {
     const passed = performance.now() - began;
     if (existsSync(place)) saved = Math.min(saved, passed);
-    if (passed > killAfter) child.kill('SIGKILL');
+    if (kill && passed > kill.after + (kill.of === 'save' ? saved : 0)) child.kill('SIGKILL');
   }, 2);
   const signal = await new Promise((resolve) => child.on('close', (_, signal) => resolve(signal)));
   clearInterval(watch);
@@ -58,7 +63,11 @@ async function train(stage: string, out: string, args: string[], killAfter = Num
 const stages = [
   ['sft', 'model.safetensors', ['--steps', '200', '--batch', '8']],
   ['reward', 'reward.safetensors', ['--epochs', '10']],
-  ['ppo', 'model.safetensors', ['--reward', at('reward-whole'), '--episodes', '768', '--answer-tokens', '12']],
+  [
+    'ppo',
+    'model.safetensors',
+    ['--reward', at('reward-whole'), '--episodes', '768', '--answer-tokens', '12', '--learning-rate', '1e-3'],
+  ],
 ] as const;
 test.each(stages)(
   'plumb train %s, killed at any moment and resumed, ends with the same bytes',
@@ -85,8 +94,10 @@ test.each(stages)(
     let fresh = true;
     for (let call = 1; kills < KILLS; call++) {
       // The first kill of a folder comes once there is something to go on from; the others at any moment.
-      const earliest = fresh ? whole.saved : 0;
-      const { killed, saved } = await train(stage, out, [...args], earliest + uniform() * (whole.ended - earliest));
+      const kill: Kill = fresh
+        ? { after: uniform() * (whole.ended - whole.saved), of: 'save' }
+        : { after: uniform() * whole.ended, of: 'start' };
+      const { killed, saved } = await train(stage, out, [...args], kill);
       fresh = false;
       if (killed) {
         kills++;
