@@ -6,22 +6,38 @@ import { type FloatTensor, floats, readSafetensors, writeSafetensors } from '../
 import type { Tree } from './engine/compile.ts';
 import { tf } from './engine/tf.ts';
 import type { Trained } from './lora.ts';
+import { DivergedError } from './metrics.ts';
 import { type Parameters, trunkOf } from './model.ts';
 import type { AdamState } from './optimizer.ts';
 import type { PpoState } from './ppo.ts';
 import type { FitState, RewardModel } from './reward.ts';
 import type { SftState } from './sft.ts';
 
-/** A tree as a file; its paths become the tensors' names ("actor/parameters/layers/0/qkv"). */
-export function treeToFile(tree: Tree): Uint8Array {
+/**
+ * A tree as a file; its paths become the tensors' names ("actor/parameters/layers/0/qkv"). Values that are not finite are no state to go on from.
+ * @param when the tree is so, for the message
+ */
+export function treeToFile(tree: Tree, when?: { stage: string; step: number }): Uint8Array {
   const tensors = new Map<string, FloatTensor>();
   const walk = (branch: Tree, path: string) => {
-    if (branch instanceof tf.Tensor)
-      tensors.set(path, { shape: branch.shape, data: branch.dataSync() as Float32Array });
-    else for (const [key, value] of Object.entries(branch)) walk(value as Tree, path ? `${path}/${key}` : key);
+    if (branch instanceof tf.Tensor) {
+      const data = branch.dataSync() as Float32Array;
+      if (!allFinite(data)) {
+        const what = `${path} holds values that are not finite`;
+        throw new DivergedError(when ? `${when.stage}: ${what} at step ${when.step}` : what);
+      }
+      tensors.set(path, { shape: branch.shape, data });
+    } else for (const [key, value] of Object.entries(branch)) walk(value as Tree, path ? `${path}/${key}` : key);
   };
   walk(tree, '');
   return writeSafetensors(tensors, 'F32');
+}
+
+/** Without a branch for each number: there are millions, at each save. */
+function allFinite(numbers: Float32Array): boolean {
+  let sum = 0;
+  for (let i = 0; i < numbers.length; i++) sum += numbers[i]! * 0; // NaN where the number is NaN or infinite
+  return sum === 0;
 }
 
 /** The tree that treeToFile wrote: numbered branches become arrays again, in order. */

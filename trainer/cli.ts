@@ -33,6 +33,13 @@ const loraParts = (text: string): string[] => {
   return [...new Set(parts)].sort();
 };
 
+const deterministic = () =>
+  new Option(
+    '--deterministic',
+    'refuse to go on with a save of another machine: killed and resumed, the weights have the same SHA-256 as those of a call left alone on the same CPU model',
+  );
+const plan = () => new Option('--plan', 'say what it would take, from its first steps, and write nothing');
+
 /** @param ready sets the training engine up, if need be */
 export function trainCommand(ready: () => Promise<unknown>): Command {
   const stages = async () => {
@@ -74,6 +81,8 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     )
     .option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`, loraParts, [...LORA_PARTS])
     .option('--seed <n>', 'of weights and order', seed, 0)
+    .addOption(deterministic())
+    .addOption(plan())
     .action(async (options) => (await stages()).sftOnFiles(options));
 
   train
@@ -88,6 +97,8 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .option('--learning-rate <x>', 'at its peak', number, REWARD_DEFAULTS.learningRate)
     .option('--answer-tokens <n>', 'longest answer', count, 256)
     .option('--seed <n>', 'of head and order', seed, 0)
+    .addOption(deterministic())
+    .addOption(plan())
     .action(async (options) => (await stages()).rewardOnFiles(options));
 
   train
@@ -103,6 +114,8 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .option('--kl-target <x>', 'nats a sequence', number, PPO_DEFAULTS.klTarget)
     .option('--answer-tokens <n>', 'longest answer', count, 64)
     .option('--seed <n>', 'of answers and order', seed, 0)
+    .addOption(deterministic())
+    .addOption(plan())
     .action(async (options) => (await stages()).ppoOnFiles(options));
 
   train

@@ -3,6 +3,7 @@
 import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
+import type { ModelConfig } from '../schema/manifest.ts';
 import { Message } from '../schema/message.ts';
 import { GATE_DEFAULTS, type LoraConfig, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
@@ -17,10 +18,12 @@ import { makeFolder, writeWhole } from './folder.ts';
 import { interrupted, saveOnSignals } from './interrupt.ts';
 import { type Judgement, readJudgements, subjectsOf } from './judgements.ts';
 import { freshLora } from './lora.ts';
+import { alike, apart, Machine, onGpu, thisMachine } from './machine.ts';
 import { sha256 } from './manifest.ts';
-import { DivergedError, type Report, toAll, toFile, toTerminal } from './metrics.ts';
+import { DivergedError, toAll, toFile, toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
 import { drawingShape, shapeFor } from './pack.ts';
+import { planned } from './plan.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
 import { policyCalls, ppo } from './ppo.ts';
 import { random } from './random.ts';
@@ -29,7 +32,7 @@ import { startSampler } from './rollout.ts';
 import { sft } from './sft.ts';
 import { toTensorBoard } from './tensorboard.ts';
 import { reading, requireFolder, UserError } from './user-error.ts';
-import { readWeights, writePolicy } from './weights.ts';
+import { countParameters, readWeights, writePolicy } from './weights.ts';
 
 export async function sftOnFiles(options: {
   data: string;
@@ -46,6 +49,8 @@ export async function sftOnFiles(options: {
   loraRank: number;
   loraOn: LoraConfig['on'];
   seed: number;
+  deterministic?: boolean;
+  plan?: boolean;
 }): Promise<void> {
   let policy = readPolicy(options.base);
   const context = policy.config.max_position_embeddings;
@@ -77,8 +82,12 @@ export async function sftOnFiles(options: {
   const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
   const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
   const lora = options.loraRank > 0 ? { rank: options.loraRank, on: options.loraOn } : null;
-  const report = await reportTo(options.out);
-  const cut = savepoint('sft', options, [options.data, weightsOf(options.base)]);
+  const tokens = options.batch * tokensIn(fitted);
+  // The held-out loss is measured ten times, forward alone; where steps are so few, it falls among those that are timed.
+  const measuring = options.steps > 40 && held.length > 0 ? (10 * held.length * tokensIn(held)) / (3 * tokens) : 0;
+  const work = options.plan
+    ? planned(countParameters(weights), () => tokens, measuring)
+    : await savepoint('sft', options, [options.data, weightsOf(options.base)], policy.config);
   const { parameters, loss } = await sft(
     policy.config,
     weights,
@@ -96,14 +105,15 @@ export async function sftOnFiles(options: {
       lora,
       seed: options.seed,
     },
-    report,
-    cut.saved((tensors, scalars) =>
+    work.report,
+    work.saved((tensors, scalars) =>
       sftStateFromFile(tensors, scalars, lora ? freshLora(policy.config, lora, random(0, 'form')) : weights),
     ),
-    ({ trained, adam, best, ...scalars }) => cut.save({ trained, adam, ...(best ? { best } : {}) }, scalars),
-  ).catch(cut.giveUp);
+    ({ trained, adam, best, ...scalars }) =>
+      work.save(scalars.step, { trained, adam, ...(best ? { best } : {}) }, scalars),
+  ).catch(work.giveUp);
   writePolicy(options.out, policy, parameters);
-  cut.remove();
+  work.remove();
   console.log(
     `${Number.isNaN(loss) ? '' : `held-out loss ${loss.toFixed(4)} nats a token; `}policy written to ${options.out}`,
   );
@@ -117,6 +127,8 @@ export async function rewardOnFiles(options: {
   learningRate: number;
   answerTokens: number;
   seed: number;
+  deterministic?: boolean;
+  plan?: boolean;
 }): Promise<void> {
   const policy = readPolicy(options.base);
   requireContext(policy, options.answerTokens);
@@ -132,8 +144,12 @@ export async function rewardOnFiles(options: {
   const { epochs, learningRate } = options;
   const calls = rewardCalls(policy.config, shape, runConfig({ reward: { epochs, learningRate } }).reward);
   const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, options.seed);
-  const report = await reportTo(options.out);
-  const cut = savepoint('reward', options, [options.data, weightsOf(options.base)]);
+  const tokens =
+    (Math.min(calls.config.judgements, fitted.length) / fitted.length) *
+    sumOfTokens(fitted.flatMap(({ rows }) => rows));
+  const work = options.plan
+    ? planned(countParameters(weights), () => tokens)
+    : await savepoint('reward', options, [options.data, weightsOf(options.base)], policy.config);
   const rm = await fitReward(
     policy.config,
     calls,
@@ -142,10 +158,10 @@ export async function rewardOnFiles(options: {
     on,
     options.seed,
     'reward',
-    report,
-    cut.saved((tensors, scalars) => fitStateFromFile(tensors, scalars, weights)),
-    ({ rm, adam, step }) => cut.save({ rm, adam }, { step }),
-  ).catch(cut.giveUp);
+    work.report,
+    work.saved((tensors, scalars) => fitStateFromFile(tensors, scalars, weights)),
+    ({ rm, adam, step }) => work.save(step, { rm, adam }, { step }),
+  ).catch(work.giveUp);
   const { pad_token_id: pad } = policy.config;
   const scored = await scoresOf(calls, rm, held, pad);
   const tallies = tallied(held, scored);
@@ -153,7 +169,7 @@ export async function rewardOnFiles(options: {
   const text = (value: unknown) => new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`);
   writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
   writeWhole(join(options.out, 'reward.report.json'), text(heldOut));
-  cut.remove();
+  work.remove();
   const accurate =
     tallies.length > 0
       ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out conversations; `
@@ -173,6 +189,8 @@ export async function ppoOnFiles(options: {
   klTarget: number;
   answerTokens: number;
   seed: number;
+  deterministic?: boolean;
+  plan?: boolean;
 }): Promise<void> {
   const policy = readPolicy(options.base);
   requireContext(policy, options.answerTokens);
@@ -182,16 +200,17 @@ export async function ppoOnFiles(options: {
   const { maxTokens, shape } = drawingShape(policy.config.max_position_embeddings, [], prompts, options.answerTokens);
   const { episodes, learningRate, beta, klTarget, seed } = options;
   const config = { ...runConfig({ ppo: { episodes, learningRate, beta, klTarget } }).ppo, seed };
+  if (episodes < config.rollout)
+    throw new UserError(`--episodes ${episodes}: each step draws ${config.rollout} answers, so give that many or more`);
   const calls = {
     policy: policyCalls(policy.config, shape, config),
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
   };
-  const report = await reportTo(options.out);
-  const cut = savepoint('ppo', options, [
-    options.data,
-    weightsOf(options.base),
-    join(options.reward, 'reward.safetensors'),
-  ]);
+  const asked = prompts.reduce((sum, { length }) => sum + length, 0) / prompts.length;
+  const inputs = [options.data, weightsOf(options.base), join(options.reward, 'reward.safetensors')];
+  const work = options.plan
+    ? planned(countParameters(parent), (metrics) => config.rollout * (asked + metrics['objective/length']!))
+    : await savepoint('ppo', options, inputs, policy.config);
   const sampler = startSampler(policy.config);
   try {
     const optimised = await ppo(
@@ -203,15 +222,15 @@ export async function ppoOnFiles(options: {
       sampler.sample,
       maxTokens,
       config,
-      report,
-      cut.saved((tensors, scalars) => ppoStateFromFile(tensors, scalars, parent)),
-      ({ actor, adam, ...scalars }) => cut.save({ actor, adam }, scalars),
-    ).catch(cut.giveUp);
+      work.report,
+      work.saved((tensors, scalars) => ppoStateFromFile(tensors, scalars, parent)),
+      ({ actor, adam, ...scalars }) => work.save(scalars.iteration, { actor, adam }, scalars),
+    ).catch(work.giveUp);
     writePolicy(options.out, policy, optimised);
   } finally {
     await sampler.close();
   }
-  cut.remove();
+  work.remove();
   console.log(`policy written to ${options.out}`);
 }
 
@@ -278,29 +297,29 @@ function makeOut(path: string): void {
   }
 }
 
-/** Metrics to <out>/metrics.jsonl, for TensorBoard, and to the terminal; the folder is this process's as long as it runs. */
-async function reportTo(out: string): Promise<Report> {
-  makeOut(out);
-  if (!(await tryLock(`out ${realpathSync(out)}`)))
-    throw new UserError(`another plumb train writes to ${out}: wait for it, or give another --out`);
-  saveOnSignals();
-  return toAll(
-    toFile(join(out, 'metrics.jsonl')),
-    toTensorBoard(join(out, 'tensorboard')),
-    toTerminal(process.stderr, compilations),
-  );
-}
-
-/** Seconds between two saves, but the first; and no more than a twentieth of the time goes into them. */
+/** Seconds between two saves, when some time has passed; and no more than a twentieth of the time goes into them. */
 const SAVE_EVERY = 10;
 const SAVE_SHARE = 1 / 20;
-const Save = z.object({ count: z.int(), sha256: z.string(), scalars: z.unknown() });
-const Saved = z.object({ settings: z.string(), saves: z.array(Save).min(1) });
+const Save = z.object({ count: z.int(), sha256: z.string(), step: z.int(), scalars: z.unknown() });
+const Saved = z.object({ settings: z.string(), machines: z.array(Machine), saves: z.array(Save).min(1) });
 
-/** Where a stage that is cut off goes on: the tensors of its last two saves in files, and a place that names them once they are whole. */
-function savepoint(stage: string, options: { out: string }, inputs: string[]) {
+/**
+ * What a stage leaves in its folder, which is this process's as long as it runs: metrics in metrics.jsonl and for TensorBoard; and where it
+ * goes on if it is cut off, the tensors of its last two saves in files, and a place that names them once they are whole.
+ */
+async function savepoint(
+  stage: string,
+  options: { out: string; deterministic?: boolean; plan?: boolean },
+  inputs: string[],
+  model: ModelConfig,
+) {
+  makeOut(options.out);
+  if (!(await tryLock(`out ${realpathSync(options.out)}`)))
+    throw new UserError(`another plumb train writes to ${options.out}: wait for it, or give another --out`);
+  saveOnSignals();
+  const { deterministic, plan: _, ...rest } = options;
   // What the files hold counts, not how they are called.
-  const numbers = Object.entries(options).filter(([name, value]) => typeof value !== 'string' || name === 'schedule');
+  const numbers = Object.entries(rest).filter(([name, value]) => typeof value !== 'string' || name === 'schedule');
   const settings = JSON.stringify([...numbers.sort(), ...inputs.map((path) => sha256(readFileSync(path)))]);
   const place = join(options.out, `${stage}.state.json`);
   const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);
@@ -315,18 +334,40 @@ function savepoint(stage: string, options: { out: string }, inputs: string[]) {
     throw new UserError(
       `${options.out} holds the unfinished work of a call with other settings or data: give it the same ones to go on, another --out, or remove ${place}`,
     );
+  if (deterministic && onGpu())
+    throw new UserError(
+      '--deterministic holds on processors alone, and this engine computes on a GPU: set CUDA_VISIBLE_DEVICES to nothing, or leave it out',
+    );
+  const here = thisMachine(model);
+  const machines = last?.machines ?? [];
+  const other = machines.find((machine) => apart(machine, here) !== '');
+  if (deterministic && other)
+    throw new UserError(
+      `${place} is of another machine (${apart(other, here)}): ${alike(other, here)}, or leave --deterministic out`,
+    );
+  if (other)
+    console.error(
+      `going on with a save of another machine (${apart(other, here)}): results may differ in the last digits`,
+    );
+  if (machines.every((machine) => apart(machine, here) !== '')) machines.push(here);
   let saves = last?.saves ?? [];
+  let first = Number.NaN;
   let next = 0;
-  const remove = () => {
-    rmSync(place, { force: true });
-    for (const name of readdirSync(options.out))
-      if (name.startsWith(`${stage}.state.`)) rmSync(join(options.out, name));
-  };
   return {
-    remove,
-    /** What has diverged would only diverge again. */
+    report: toAll(
+      toFile(join(options.out, 'metrics.jsonl')),
+      toTensorBoard(join(options.out, 'tensorboard')),
+      toTerminal(process.stderr, compilations),
+    ),
+    remove: () => {
+      rmSync(place, { force: true });
+      for (const name of readdirSync(options.out))
+        if (name.startsWith(`${stage}.state.`)) rmSync(join(options.out, name));
+    },
+    /** What has diverged would only diverge again: the last good state stays, for who wants to look at it. */
     giveUp: (error: unknown): never => {
-      if (error instanceof DivergedError) remove();
+      if (error instanceof DivergedError && saves[0])
+        error.message += `; the state after step ${saves[0].step} is kept in ${options.out}: try a lower --learning-rate with another --out`;
       throw error;
     },
     /** Reads what there is to go on from, the one before it where the last is damaged; null where there is nothing. */
@@ -346,23 +387,26 @@ function savepoint(stage: string, options: { out: string }, inputs: string[]) {
       if (saves.length > 0) throw damaged();
       return null;
     },
-    save: (tensors: Tree, scalars: object) => {
+    save: (step: number, tensors: Tree, scalars: object) => {
       const began = performance.now();
       const code = interrupted();
       if (began < next && code === null) return;
       const count = (saves[0]?.count ?? 0) + 1;
-      const file = treeToFile(tensors);
+      const file = treeToFile(tensors, { stage, step });
       writeWhole(tensorsOf(count), file);
       const [kept, ...gone] = saves;
-      saves = [{ count, sha256: sha256(file), scalars }, ...(kept ? [kept] : [])];
-      writeWhole(place, new TextEncoder().encode(JSON.stringify({ settings, saves })));
+      saves = [{ count, sha256: sha256(file), step, scalars }, ...(kept ? [kept] : [])];
+      writeWhole(place, new TextEncoder().encode(JSON.stringify({ settings, machines, saves })));
       for (const { count } of gone) rmSync(tensorsOf(count), { force: true });
       if (code !== null) {
         console.error(`${stage} was interrupted: the same call goes on from here`);
         process.exit(code);
       }
+      // The first saves come close together, after 0, 1, 2, 4 and 8 s: short runs are cut off too.
+      if (Number.isNaN(first)) first = began;
       const took = performance.now() - began;
-      next = began + took + Math.max(1000 * SAVE_EVERY, took / SAVE_SHARE);
+      const pause = Math.min(1000 * SAVE_EVERY, Math.max(1000, began - first));
+      next = began + took + Math.max(pause, took / SAVE_SHARE);
     },
   };
 }
@@ -374,6 +418,11 @@ function requireContext({ config }: Policy, answerTokens: number): void {
   const context = config.max_position_embeddings;
   if (answerTokens > context) throw tooLong(answerTokens, context);
 }
+
+const sumOfTokens = (rows: Row[]): number =>
+  rows.reduce((sum, { prompt, answer }) => sum + prompt.length + answer.length, 0);
+/** Of a row, on average. */
+const tokensIn = (rows: Row[]): number => sumOfTokens(rows) / rows.length;
 
 const weightsOf = (folder: string) => join(folder, 'model.safetensors');
 

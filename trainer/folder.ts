@@ -1,6 +1,6 @@
 // Folders and files that are written to.
 
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 
 /** Makes a folder and those above it, one by one: Node's recursive mkdir never ends where the kernel refuses one (/proc). */
@@ -16,25 +16,41 @@ export function makeFolder(path: string): void {
   }
 }
 
-/** Does what writes to a path. Where the disk is full, Node says so without naming what was written. */
+/** Does what writes to a path. Where there is no more room, Node says so without naming what was written. */
 export function writing<T>(path: string, write: () => T): T {
   try {
     return write();
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
-    if (code === 'ENOSPC' && !message.includes(path)) (error as Error).message = `${path}: ${message}`;
+    if (['ENOSPC', 'EDQUOT', 'EFBIG'].includes(code ?? '') && !message.includes(path))
+      (error as Error).message = `${path}: ${message}`;
     throw error;
   }
 }
 
-/** Writes so that a reader sees the whole file or none: another name, synced, renamed. */
+/** Writes so that a reader sees the whole file or none, and a power cut leaves one or the other: another name, synced, renamed. */
 export function writeWhole(path: string, bytes: Uint8Array, mode = 0o666): void {
   const part = `${path}.part`;
   const file = openSync(part, 'w', mode);
-  writing(path, () => {
-    for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
-  });
-  fsyncSync(file);
-  closeSync(file);
-  renameSync(part, path);
+  try {
+    try {
+      writing(path, () => {
+        for (let at = 0; at < bytes.length; ) at += writeSync(file, bytes, at);
+        fsyncSync(file);
+      });
+    } finally {
+      closeSync(file);
+    }
+    renameSync(part, path);
+  } catch (error) {
+    rmSync(part, { force: true }); // where the disk is full, half a file is in the way
+    throw error;
+  }
+  // The rename is a change of the folder.
+  const folder = openSync(dirname(path), 'r');
+  try {
+    fsyncSync(folder);
+  } finally {
+    closeSync(folder);
+  }
 }

@@ -279,16 +279,24 @@ async function uploaded(api: Client, blobs: Uint8Array[]): Promise<void> {
 
 // ---- talking to the Worker
 
-function heartbeats(api: Client, fence: number, leaseSeconds: number) {
+/** Numbers that one beat takes. */
+const BEAT = 2000;
+/** Numbers that wait while the Worker is away; beyond them the oldest go. */
+const WAITING = 100_000;
+
+export function heartbeats(api: Pick<Client, 'json'>, fence: number, leaseSeconds: number) {
   let stage = 'start';
   let step = 0;
   let steps = 0;
   let metrics: Heartbeat['metrics'] = [];
   let stopped: Error | null = null;
   let last = 0;
-  const beat = async () => {
+  let underWay: Promise<boolean> | null = null;
+  /** Whether what it sent is done with. */
+  const send = async (): Promise<boolean> => {
     last = Date.now();
-    const sending = metrics.splice(0, 2000);
+    const sending = metrics.slice(0, BEAT);
+    let done = true;
     try {
       const { cancel } = await api.json(HeartbeatAnswer, 'POST', '/heartbeat', {
         fence,
@@ -301,8 +309,18 @@ function heartbeats(api: Client, fence: number, leaseSeconds: number) {
     } catch (error) {
       // A Worker that cannot be reached for a while is no reason to stop: the lease tells. What it refuses once it always will.
       if (error instanceof Gone) stopped = error;
-      if (!(error instanceof Refused)) metrics = [...sending, ...metrics];
+      done = error instanceof Refused;
     }
+    if (done) metrics = metrics.slice(sending.length);
+    else metrics = metrics.slice(-WAITING);
+    return done;
+  };
+  /** One at a time: a beat that is tried again for a while must not be overtaken by what was noted after it. */
+  const beat = (): Promise<boolean> => {
+    underWay ??= send().finally(() => {
+      underWay = null;
+    });
+    return underWay;
   };
   const interval = (1000 * leaseSeconds) / 4;
   const timer = setInterval(beat, interval);
@@ -319,7 +337,7 @@ function heartbeats(api: Client, fence: number, leaseSeconds: number) {
     },
     /** Sends what has not been sent yet: before the run's end, after which no beat is taken. */
     flush: async () => {
-      for (let tries = 0; metrics.length > 0 && !stopped && tries < 3; tries++) await beat();
+      for (let failures = 0; metrics.length > 0 && !stopped && failures < 3; ) if (!(await beat())) failures++;
     },
     stop: () => clearInterval(timer),
   };
@@ -327,7 +345,7 @@ function heartbeats(api: Client, fence: number, leaseSeconds: number) {
 
 type Client = ReturnType<typeof client>;
 
-function client({ url, run, token }: JobAccess) {
+export function client({ url, run, token }: JobAccess) {
   const headers = { authorization: `Bearer ${token}` };
   const request = async (method: string, target: string, body?: Uint8Array | object): Promise<Response> => {
     for (let tries = 1; ; tries++) {

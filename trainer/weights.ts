@@ -1,13 +1,13 @@
 // Weights between files and tensors: Hugging Face's names and (out, in) matrices on disk, the trainer's (in, out) tree in memory.
 
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MalformedFile } from '../schema/malformed.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
 import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../schema/safetensors.ts';
 import { flatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
-import { makeFolder, writing } from './folder.ts';
+import { makeFolder, writeWhole } from './folder.ts';
 import { DivergedError } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
@@ -29,7 +29,7 @@ export function writePolicy(folder: string, policy: Policy, parameters: Paramete
   makeFolder(folder);
   const put = (name: string, content: string | Uint8Array) => {
     const path = join(folder, name);
-    writing(path, () => writeFileSync(path, content));
+    writeWhole(path, typeof content === 'string' ? new TextEncoder().encode(content) : content);
   };
   for (const [name, text] of Object.entries(policy.files)) put(name, text);
   put('config.json', `${JSON.stringify(policy.config, null, 2)}\n`);

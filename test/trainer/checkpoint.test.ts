@@ -1,4 +1,5 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
@@ -40,4 +41,31 @@ test('a disk that is full is said with what was being written', () => {
   const path = join(folder, 'full.safetensors');
   symlinkSync('/dev/full', `${path}.part`);
   expect(() => writeWhole(path, new Uint8Array(10))).toThrow(`${path}: ENOSPC`);
+});
+
+test('values that are not finite are no state: they are named by stage, step and path', () => {
+  for (const value of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
+    const actor = { parameters: { layers: [{ qkv: tf.tensor1d([1, value, 3]) as Tensor }] } };
+    expect(() => treeToFile({ actor }, { stage: 'ppo', step: 12 })).toThrow(
+      'ppo: actor/parameters/layers/0/qkv holds values that are not finite at step 12',
+    );
+  }
+  const large = { v: tf.tensor1d([3.4e38, -3.4e38, 1e-45]) };
+  expect(() => treeToFile(large)).not.toThrow();
+});
+
+test('a disk that fills up half way leaves the file that was there, and nothing beside it', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'plumb-'));
+  const path = join(folder, 'state.safetensors');
+  const before = treeToFile(tree());
+  writeWhole(path, before);
+  // Files of this process may not grow beyond a limit, as on a disk of that size.
+  const code = `import { writeWhole } from ${JSON.stringify(join(import.meta.dirname, '../../trainer/folder.ts'))};
+    process.on('SIGXFSZ', () => {});
+    writeWhole(${JSON.stringify(path)}, new Uint8Array(4_000_000));`;
+  const limited = ['-c', 'ulimit -f 1000; exec "$0" --input-type=module -e "$1"', process.execPath, code];
+  const { status, stderr } = spawnSync('bash', limited, { encoding: 'utf8' });
+  expect([status, stderr]).toEqual([1, expect.stringContaining(`${path}: EFBIG`)]);
+  expect(readFileSync(path)).toEqual(Buffer.from(before));
+  expect(readdirSync(folder)).toEqual(['state.safetensors']);
 });

@@ -15,7 +15,9 @@ import { afterAll, expect, test } from 'vitest';
 import { writeSafetensors } from '../../schema/safetensors.ts';
 import { tryLock } from '../../trainer/engine/lock.ts';
 import { tickets } from '../../trainer/seed/world.ts';
+import { PLUMB } from '../support/plumb.ts';
 import { SEED_FOLDER } from '../support/seed.ts';
+import { tinyFolder } from '../support/tiny-folder.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-files-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -26,8 +28,10 @@ function train(
   args: string[],
   whenSeen?: string,
   signal: NodeJS.Signals = 'SIGKILL',
+  environment: Record<string, string> = {},
 ): Promise<{ code: number | null; out: string }> {
-  const child = spawn(process.execPath, [join(import.meta.dirname, '../../infra/plumb.mjs'), 'train', ...args]);
+  const env = { ...process.env, ...environment };
+  const child = spawn(process.execPath, [PLUMB, 'train', ...args], { env });
   let out = '';
   child.stdout.on('data', (chunk) => {
     out += chunk;
@@ -93,6 +97,29 @@ test('plumb train ppo that was killed goes on where it was, and ends with the sa
   expect(steps.map((line) => JSON.parse(line).step)).toEqual([1, 2, 3]); // each once, whatever was done twice
   expect(readdirSync(at('cut')).filter((name) => name.startsWith('ppo.state'))).toEqual([]);
 }, 300_000);
+
+test('--plan says what a stage would take, and writes nothing', async () => {
+  const before = readdirSync(folder);
+  const base = ['--base', SEED_FOLDER, '--out', at('planned'), '--plan'];
+  for (const [args, tokens, steps] of [
+    [['sft', '--data', at('pairs.jsonl'), '--steps', '500', '--batch', '8'], /[34]\d\d/, '500'],
+    [['reward', '--data', at('pairs.jsonl'), '--epochs', '20'], /1,\d{3}/, '60'],
+    [[...ppo('planned').filter((option) => option !== at('planned') && option !== '--out')], /2,\d{3}/, '3'],
+  ] as const) {
+    const { code, out } = await train([...args, ...base]);
+    expect(code).toBe(0);
+    const rows = Object.fromEntries(out.split('\n').map((line) => line.split(/ {2,}/) as [string, string]));
+    expect(rows).toMatchObject({
+      parameters: '1,967,808',
+      'tokens a step': expect.stringMatching(tokens),
+      steps,
+      'peak memory': expect.stringMatching(/^(\d,)?\d{3} MiB$/),
+      time: expect.stringMatching(/^(\d+ min )?\d+ s$/),
+    });
+    expect(readdirSync(folder)).toEqual(before);
+  }
+}, 120_000);
+
 test('SIGTERM saves what is done and ends; of two saves a damaged one is passed over, and the weights come out the same', async () => {
   const stopped = await train(ppo('stopped'), join(at('stopped'), 'ppo.state.json'), 'SIGTERM');
   expect(stopped).toMatchObject({
@@ -216,4 +243,53 @@ test('bad lines are named by number and reason before anything starts', async ()
   expect(code).toBe(1);
   expect(out).toMatch(/bad\.jsonl has 3 bad lines\n {2}line 1: .*\n {2}line 2: not JSON\n {2}line 3: /);
   expect(existsSync(at('none'))).toBe(false);
+}, 60_000);
+
+const short = (out: string, ...more: string[]) => [
+  ...['sft', '--data', at('tiny.jsonl'), '--base', at('tiny'), '--out', at(out)],
+  ...['--steps', '100', '--batch', '4', ...more],
+];
+
+test('a save of another machine is gone on with and said, and with --deterministic refused by what differs', async () => {
+  tinyFolder(at('tiny'));
+  writeFileSync(at('tiny.jsonl'), jsonl(asked.map((prompt) => ({ prompt, completion: 'It is on its way.' }))));
+  const place = join(at('moved'), 'sft.state.json');
+  const threads = (count: string) => ({ TF_NUM_INTRAOP_THREADS: count });
+  await train(short('moved'), place, 'SIGKILL', threads('2'));
+  const saved = readFileSync(place, 'utf8');
+
+  const fewer = await train(short('moved', '--deterministic'), undefined, undefined, threads('1'));
+  expect([fewer.code, fewer.out.trim()]).toEqual([
+    1,
+    `plumb: ${place} is of another machine (2 threads there, 1 here): set TF_NUM_INTRAOP_THREADS=2, or leave --deterministic out`,
+  ]);
+  const elsewhere = JSON.parse(saved);
+  elsewhere.machines[0].cpu = 'Abacus 3000';
+  writeFileSync(place, JSON.stringify(elsewhere));
+  const other = await train(short('moved', '--deterministic'), undefined, undefined, threads('2'));
+  expect([other.code, other.out.trim()]).toEqual([
+    1,
+    expect.stringMatching(
+      /\(a processor Abacus 3000 there, .* here\): go on with it on a machine like that one, or leave/,
+    ),
+  ]);
+
+  writeFileSync(place, saved);
+  const on = await train(short('moved'), undefined, undefined, threads('1'));
+  expect([on.code, on.out]).toEqual([
+    0,
+    expect.stringContaining(
+      'going on with a save of another machine (2 threads there, 1 here): results may differ in the last digits\n',
+    ),
+  ]);
+}, 120_000);
+
+test('what has diverged ends with step, stage and number, and its last good state stays', async () => {
+  const { code, out } = await train(short('diverged', '--learning-rate', '1e30'));
+  expect(code).toBe(1);
+  const last = out.trim().split('\n').at(-1)!;
+  expect(last).toMatch(
+    /^plumb: sft: (loss\/train|grad\/norm) is \S+ at step (\d+); the state after step \d+ is kept in .*diverged: try a lower --learning-rate with another --out$/,
+  );
+  expect(readdirSync(at('diverged')).filter((name) => name.startsWith('sft.state'))).not.toEqual([]);
 }, 60_000);

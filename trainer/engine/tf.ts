@@ -104,6 +104,10 @@ function load(): typeof Tf {
 }
 
 export const tf = load();
+/** Which TensorFlow it is, and of which wheel: "tensorflow-cpu==2.21.0". */
+export const engineName: string = stock
+  ? `tfjs-node ${(tf as unknown as { version: Record<string, string> }).version['tfjs-node']}`
+  : JSON.parse(readFileSync(join(engineFolder(), 'ready.json'), 'utf8')).wheel;
 export const backend = tf.backend() as unknown as NodeBackend;
 /** The messages of TensorFlow's protobuf files that tfjs-node ships (GraphDef and what it is made of). */
 export const messages = stock
