@@ -193,6 +193,7 @@ async function api<T>(method: string, path: string, body?: object): Promise<T> {
     headers: { authorization: `Bearer ${key}`, ...(body && { 'content-type': 'application/json' }) },
   };
   if (body) init.body = JSON.stringify(body);
+  if (!URL.canParse(url)) throw new UserError(`PLUMB_URL=${url} is not an address such as https://plumb.example.org`);
   const response = await fetch(url + path, init).catch((error) => {
     throw new UserError(`Plumb at ${url} cannot be reached (${error.cause?.code ?? error.message}): is it running?`);
   });
@@ -349,7 +350,8 @@ try {
       error instanceof MalformedFile ||
       syscall !== undefined || // a full disk, a folder that is not ours
       code?.startsWith('ERR_PARSE_ARGS') === true;
-    console.error(mendable ? `plumb: ${message}` : error);
+    const remedy = code === 'ENOSPC' ? ': free some space, and do it again' : '';
+    console.error(mendable ? `plumb: ${message}${remedy}` : error);
     process.exit(1);
   }
 }

@@ -14,7 +14,7 @@ const shared = {
   top_p: z.number().min(0).max(1).default(1),
   seed: z.int().optional(),
   stop: z
-    .union([Stop.transform((one) => [one]), z.array(Stop).max(4)])
+    .union([Stop.transform((one) => [one]), z.array(Stop).max(4)], 'must be a string, or up to four')
     .default([])
     .meta({ anyOf: [{ type: 'string' }, { type: 'array', items: { type: 'string' }, maxItems: 4 }] }),
   stream: z.boolean().default(false),

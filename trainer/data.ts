@@ -1,5 +1,6 @@
 // What the stages read: lines of JSON in TRL's shapes, checked before anything starts, and the token rows they become.
 
+import { isUtf8 } from 'node:buffer';
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { ChatTemplateError } from '../schema/chat.ts';
@@ -29,13 +30,18 @@ const SftLine = z.union(
 export type SftLine = z.infer<typeof SftLine>;
 
 function readText(path: string): string {
-  let text: string;
+  let bytes: Buffer;
   try {
-    text = readFileSync(path, 'utf8').replace(/^\uFEFF/, '');
+    bytes = readFileSync(path);
   } catch (error) {
     throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
   }
-  if (text.includes('\0')) throw new UserError(`${path} is not text in UTF-8: save it as UTF-8`);
+  if (!isUtf8(bytes) || bytes.includes(0)) {
+    const lines = bytes.toString('latin1').split('\n');
+    const at = lines.findIndex((line) => line.includes('\0') || !isUtf8(Buffer.from(line, 'latin1')));
+    throw new UserError(`${path} is not text in UTF-8 (line ${at + 1}): save it as UTF-8`);
+  }
+  const text = bytes.toString('utf8').replace(/^\uFEFF/, '');
   if (text.trim() === '') throw new UserError(`${path} has no rows`);
   return text;
 }

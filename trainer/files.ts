@@ -134,7 +134,14 @@ export async function rewardOnFiles(options: {
   requireContext(policy, options.answerTokens);
   const weights = readWeights(options.base, policy.config);
   const judgements = readJudgements(policy, options.data);
+  const long = judgements
+    .flatMap(({ rows }) => rows)
+    .filter(({ prompt, answer }) => prompt.length + answer.length > policy.config.max_position_embeddings).length;
+  if (long > 0)
+    console.error(`${long} answers are longer than the policy's context, and are judged by their beginnings`);
   const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 10);
+  if (held.length === 0)
+    console.error('fewer than ten conversations: none is held out, so nothing says how right it is');
   const { maxTokens, shape } = drawingShape(
     policy.config.max_position_embeddings,
     judgements.map(({ rows }) => rows),

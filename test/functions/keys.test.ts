@@ -150,9 +150,15 @@ describe('the order of checks', () => {
 
   test('a preflight is answered to any origin; errors can be read by pages too', async () => {
     const preflight = await ask('OPTIONS', '/v1/keys', {
-      headers: { Origin: 'https://a.example', 'Access-Control-Request-Method': 'POST' },
+      headers: {
+        Origin: 'https://a.example',
+        'Access-Control-Request-Method': 'POST',
+        'Access-Control-Request-Headers': 'authorization,plumb-session,x-stainless-os',
+      },
     });
     expect(preflight.status).toBe(204);
+    // OpenAI's SDK in a page sends headers that nobody here knows
+    expect(preflight.headers.get('Access-Control-Allow-Headers')).toBe('authorization,plumb-session,x-stainless-os');
     expect(preflight.headers.get('Access-Control-Allow-Origin')).toBe('*');
     expect(preflight.headers.get('Access-Control-Allow-Credentials')).toBeNull();
     const refused = await ask('GET', '/v1/keys', { headers: { Origin: ORIGIN } });

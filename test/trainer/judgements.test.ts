@@ -180,6 +180,8 @@ test('a file that is no JSON Lines is told as such, not line by line', () => {
   expect(() => readJudgements(policy, path)).toThrow(/one JSON array: write JSON Lines/);
   writeFileSync(path, '{"prompt": "Hi"}', 'utf16le');
   expect(() => readJudgements(policy, path)).toThrow(/not text in UTF-8/);
+  writeFileSync(path, '{"prompt": "Hi"}\n{"prompt": "na\xefve"}\n', 'latin1');
+  expect(() => readJudgements(policy, path)).toThrow(/not text in UTF-8 \(line 2\): save it as UTF-8/);
 });
 
 test('bad lines are named by number and reason, up to twenty, before anything starts', () => {
