@@ -146,9 +146,18 @@ test('a stop string is found across tokens, and neither it nor any part of it co
   expect((await collect(complete(request({ stop: [near] }), never))).answers[0]!.text).toBe(whole);
 });
 
-test('log-probabilities are the model’s own, for each token, with the likeliest beside them', async () => {
+const [kettle] = encode(tokenizer, 'kettle') as [number];
+const bias = new Map([
+  [kettle, 4],
+  [config.eos_token_id, -100],
+]);
+test.each([
+  ['', undefined],
+  [', whatever the bias', bias],
+])('log-probabilities are the model’s own, for each token, with the likeliest beside them%s', async (_, logitBias) => {
   const { complete, decoder } = setUp();
-  const { answers } = await collect(complete(request({ topLogprobs: 3, temperature: 0.7, topP: 0.9 }), never));
+  const asked = request({ topLogprobs: 3, temperature: 0.7, topP: 0.9, ...(logitBias && { logitBias }) });
+  const { answers } = await collect(complete(asked, never));
   const [{ logprobs, text, completionTokens, finishReason }] = answers as [Answer];
   expect(logprobs.length).toBe(completionTokens! - (finishReason === 'stop' ? 1 : 0));
   expect(new TextDecoder().decode(Uint8Array.from(logprobs.flatMap((l) => l.bytes)))).toBe(text);
