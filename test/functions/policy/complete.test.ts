@@ -247,6 +247,16 @@ test('when no slot comes free the request is refused as busy, and a waiting one 
   expect((await collect(complete(request(), never))).answers).toHaveLength(1);
 });
 
+test('one request takes half of the slots at most: of two that want them all, both are under way', async () => {
+  const { complete } = setUp({ slots: 4 });
+  const wanting = request({ n: 4 });
+  const first = complete(wanting, never)[Symbol.asyncIterator]();
+  await first.next();
+  const second = complete(wanting, never)[Symbol.asyncIterator]();
+  expect((await second.next()).value).toMatchObject({ type: 'prompt' });
+  await Promise.all([first.return!(), second.return!()]);
+});
+
 test('what stood still for a minute loses its slot, and does not free it for a third by ending', async () => {
   const { complete } = setUp({ slots: 1 });
   const started = async () => {
