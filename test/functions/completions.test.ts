@@ -375,12 +375,17 @@ describe('a key that is in use', () => {
     expect([next.status, next.headers.get('Idempotent-Replayed')]).toEqual([200, null]);
   });
 
-  test('is free again after 24 hours', async () => {
+  test('gives its answer again for 24 hours, and is free after them', async () => {
     const headers = { 'Idempotency-Key': 'a day' };
     const first = await chat({}, sk, headers);
-    await env.DB.prepare('UPDATE requests SET created_at = ?')
-      .bind(new Date(Date.now() - 24 * 3600 * 1000 - 1000).toISOString())
-      .run();
+    const answered = (secondsAgo: number) =>
+      env.DB.prepare('UPDATE requests SET created_at = ?')
+        .bind(new Date(Date.now() - secondsAgo * 1000).toISOString())
+        .run();
+    await answered(24 * 3600 - 60);
+    const again = await chat({}, sk, headers);
+    expect([again.headers.get('Idempotent-Replayed'), again.json]).toEqual(['true', first.json]);
+    await answered(24 * 3600 + 1);
     const next = await chat({}, sk, headers);
     expect([next.headers.get('Idempotent-Replayed'), next.json.id === first.json.id]).toEqual([null, false]);
   });

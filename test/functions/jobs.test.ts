@@ -410,6 +410,34 @@ describe('snapshots', () => {
     expect((await get(`/v1/runs/${id}`)).json.status).toBe('launched');
     expect(await buildSnapshot(env, snapshot, 0)).toBe(true);
   });
+
+  test('a tick that was held up takes nothing back that another has built meanwhile', async () => {
+    const votes = await judgements(101);
+    // a hundred of them are more than a part holds
+    await env.DB.prepare('UPDATE samples SET text = hex(zeroblob(25000))').run();
+    await post('/v1/runs', {});
+    const [{ id, snapshot }] = await runs();
+    const { buildSnapshot } = await import('../../functions/jobs/snapshot.ts');
+    const deadline = Date.now() + 500;
+    let heldUp = 0;
+    const bucket = new Proxy(env.BUCKET, {
+      get(target, name) {
+        if (name !== 'put') return Reflect.get(target, name).bind(target);
+        return async (...args: Parameters<R2Bucket['put']>) => {
+          heldUp++;
+          await tick(env);
+          while (Date.now() <= deadline) await scheduler.wait(20);
+          return target.put(...args);
+        };
+      },
+    });
+    expect(await buildSnapshot({ ...env, BUCKET: bucket }, snapshot, deadline)).toBe(true);
+    expect(heldUp).toBe(1);
+    const job = Job.parse((await (await trainer(id)).send('GET', '')).json);
+    expect(job.snapshot.parts).toHaveLength(2);
+    const built = await rows(job.snapshot.parts, await jobToken(settings(env), id));
+    expect(built.map(({ feedback }) => feedback)).toEqual(votes.map((vote) => vote.id));
+  });
 });
 
 describe('runs', () => {

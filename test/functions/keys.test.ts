@@ -143,6 +143,19 @@ describe('the order of checks', () => {
       expect((await ask('DELETE', path, { key: sk })).status, path).toBeLessThan(500);
   });
 
+  test('a body nested more than 64 deep is 400 and told so', async () => {
+    const nested = (depth: number) => `{"name":${'['.repeat(depth - 1)}${']'.repeat(depth - 1)}}`;
+    const detail = 'the body is nested too deeply';
+    for (const depth of [65, 5000]) {
+      const { status, json } = await create({ body: nested(depth) });
+      expect([status, json.detail]).toEqual([400, detail]);
+      const chat = await ask('POST', '/v1/chat/completions', { key: sk, body: nested(depth) });
+      expect([chat.status, chat.json.error.message]).toEqual([400, detail]);
+    }
+    const within = await create({ body: nested(64) });
+    expect([within.status, within.json.detail === detail]).toEqual([400, false]);
+  });
+
   test('unknown, repeated and malformed query parameters are 400', async () => {
     for (const query of ['x=1', 'limit=1&limit=2', 'limit=0', 'limit=1001', 'limit=x', 'after=pol_x', 'order=up'])
       expect((await ask('GET', `/v1/keys?${query}`, { key: sk })).status, query).toBe(400);

@@ -5,6 +5,7 @@ import { expect, test } from 'vitest';
 import { decode } from '../../schema/tokenizer.ts';
 import { readSftLines, sftRows, textPieces } from '../../trainer/data.ts';
 import { readPolicy } from '../../trainer/policy.ts';
+import { UserError } from '../../trainer/user-error.ts';
 
 const policy = readPolicy('trainer/seed/policy');
 const answers = (lines: object[]) => {
@@ -41,4 +42,16 @@ test('plain text is cut at blank lines, a piece being some paragraphs; all of it
   expect(readSftLines(path, (line) => line)).toEqual(textPieces(text).map((piece) => ({ text: piece })));
   writeFileSync(path, ' \n');
   expect(() => readSftLines(path, (line) => line)).toThrow('has no rows');
+});
+
+test.each([
+  [20, []],
+  [25, ['  and 5 more']],
+])('of %i bad lines the first 20 are listed, and how many more there are', (bad, more) => {
+  const path = join(tmpdir(), `sft-${process.pid}.jsonl`);
+  writeFileSync(path, `${'{\n'.repeat(bad)}{"prompt": "Hi", "completion": "Yes."}\n`);
+  const listed = Array.from({ length: 20 }, (_, i) => `  line ${i + 1}: not JSON`);
+  expect(() => readSftLines(path, (line) => line)).toThrow(
+    new UserError([`${path} has ${bad} bad lines`, ...listed, ...more].join('\n')),
+  );
 });

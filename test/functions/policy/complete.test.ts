@@ -146,9 +146,18 @@ test('a stop string is found across tokens, and neither it nor any part of it co
   expect((await collect(complete(request({ stop: [near] }), never))).answers[0]!.text).toBe(whole);
 });
 
-test('log-probabilities are the model’s own, for each token, with the likeliest beside them', async () => {
+const [kettle] = encode(tokenizer, 'kettle') as [number];
+const bias = new Map([
+  [kettle, 4],
+  [config.eos_token_id, -100],
+]);
+test.each([
+  ['', undefined],
+  [', whatever the bias', bias],
+])('log-probabilities are the model’s own, for each token, with the likeliest beside them%s', async (_, logitBias) => {
   const { complete, decoder } = setUp();
-  const { answers } = await collect(complete(request({ topLogprobs: 3, temperature: 0.7, topP: 0.9 }), never));
+  const asked = request({ topLogprobs: 3, temperature: 0.7, topP: 0.9, ...(logitBias && { logitBias }) });
+  const { answers } = await collect(complete(asked, never));
   const [{ logprobs, text, completionTokens, finishReason }] = answers as [Answer];
   expect(logprobs.length).toBe(completionTokens! - (finishReason === 'stop' ? 1 : 0));
   expect(new TextDecoder().decode(Uint8Array.from(logprobs.flatMap((l) => l.bytes)))).toBe(text);
@@ -236,6 +245,16 @@ test('when no slot comes free the request is refused as busy, and a waiting one 
   await expect(refused).rejects.toBeInstanceOf(DecoderBusy);
   await holder.return!();
   expect((await collect(complete(request(), never))).answers).toHaveLength(1);
+});
+
+test('one request takes half of the slots at most: of two that want them all, both are under way', async () => {
+  const { complete } = setUp({ slots: 4 });
+  const wanting = request({ n: 4 });
+  const first = complete(wanting, never)[Symbol.asyncIterator]();
+  await first.next();
+  const second = complete(wanting, never)[Symbol.asyncIterator]();
+  expect((await second.next()).value).toMatchObject({ type: 'prompt' });
+  await Promise.all([first.return!(), second.return!()]);
 });
 
 test('what stood still for a minute loses its slot, and does not free it for a third by ending', async () => {

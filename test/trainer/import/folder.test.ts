@@ -1,11 +1,24 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, expect, test, vi } from 'vitest';
 import { readSafetensors } from '../../../schema/safetensors.ts';
 import { importFolder } from '../../../trainer/import/folder.ts';
 import { UserError } from '../../../trainer/user-error.ts';
 import { SEED_FOLDER } from '../../support/seed.ts';
+
+/** Where it is set, images have this length, whatever is in them. */
+let imageBytes: number | undefined;
+vi.mock(import('../../../trainer/manifest.ts'), async (original) => {
+  const real = await original();
+  return {
+    ...real,
+    filesOf: (...args) => {
+      const files = real.filesOf(...args);
+      return imageBytes === undefined ? files : files.set('edge.bin', new Uint8Array(imageBytes));
+    },
+  };
+});
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-import-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -60,4 +73,25 @@ test.each<[string, () => string, RegExp]>([
   expect(refused).toThrow(words);
   expect(refused).toThrow(path);
   expect(refused).not.toThrow(/\n/);
+});
+
+test('an image of 90 MB is imported, one of more refused; so is a cache that takes the two beyond 115 MB', () => {
+  // a position takes 6144 bytes
+  const fits = config('max_position_embeddings', 4069);
+  const more = config('max_position_embeddings', 4070);
+  try {
+    imageBytes = 90e6;
+    expect(importFolder(fits, 'x').files.get('edge.bin')!.length).toBe(90e6);
+    expect(() => importFolder(more, 'x')).toThrow(
+      `${more} asks for a cache of 26 MB at 4070 positions; with its image it has 115 MB: lower max_position_embeddings`,
+    );
+    imageBytes = 90e6 + 1;
+    const refused = () => importFolder(SEED_FOLDER, 'x');
+    expect(refused).toThrow(UserError);
+    expect(refused).toThrow(
+      `${SEED_FOLDER} is too large to be served: its 8-bit image has 91 MB, and with its cache it must fit into the 128 MB of a Worker (90 MB at most)`,
+    );
+  } finally {
+    imageBytes = undefined;
+  }
 });

@@ -1,0 +1,45 @@
+import { expect, test } from 'vitest';
+import { openChannel, openPolicy } from '../../functions/serving.ts';
+import { importPolicy } from '../../functions/store/policies.ts';
+import { env } from './support.ts';
+import { tinyPolicy } from './tiny.ts';
+
+/** The policies of these seeds, and a bucket that notes whose image is read. */
+async function policies(...seeds: number[]) {
+  const images = new Map<string, string>();
+  const ids: string[] = [];
+  for (const seed of seeds) {
+    const { manifest, files } = await tinyPolicy(seed);
+    await importPolicy(env.DB, env.BUCKET, manifest, files);
+    images.set(`blobs/sha256/${manifest.files.find(({ name }) => name === 'edge.bin')!.sha256}`, manifest.id);
+    ids.push(manifest.id);
+  }
+  const read: string[] = [];
+  const bucket = new Proxy(env.BUCKET, {
+    get(target, name) {
+      if (name !== 'get') return Reflect.get(target, name).bind(target);
+      return (key: string) => {
+        if (images.has(key)) read.push(images.get(key)!);
+        return target.get(key);
+      };
+    },
+  });
+  return { ids, read, bucket };
+}
+
+test('an isolate holds two policies; for a third, the one that was not used for longest is given up', async () => {
+  const { ids, read, bucket } = await policies(1, 2, 3);
+  const [a, b, c] = ids as [string, string, string];
+  for (const id of [a, b, a, c, a, b]) expect((await openPolicy(bucket, id))!.policy).toBe(id);
+  expect(read).toEqual([a, b, c, b]);
+});
+
+test('what a channel serves is never given up', async () => {
+  const { ids, read, bucket } = await policies(4, 5, 6);
+  const [a, b, c] = ids as [string, string, string];
+  const stable = { stable: { policy: a, share: 1 } };
+  await openChannel(bucket, stable, 'stable');
+  for (const id of [b, c, b]) await openPolicy(bucket, id);
+  expect((await openChannel(bucket, stable, 'stable'))!.policy).toBe(a);
+  expect(read).toEqual([a, b, c, b]);
+});
