@@ -274,7 +274,7 @@ plumb
         run.id,
         run.status,
         run.stage ? `${run.stage} ${run.step}/${run.steps}` : '',
-        run.policy ?? run.error ?? '',
+        [run.policy, run.error].filter(Boolean).join('  '),
       ]),
     );
   });

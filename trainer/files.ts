@@ -1,7 +1,7 @@
 // What plumb train does: one stage of the loop on files. cli.ts has the options.
 
 import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import type { ModelConfig } from '../schema/manifest.ts';
 import { Message } from '../schema/message.ts';
@@ -254,8 +254,8 @@ export async function evaluateOnFiles(options: {
   requireContext(policy, options.answerTokens);
   const model = policy.config;
   const parent = readWeights(options.base, model);
-  const candidate = readWeights(options.candidate, model);
-  const root = options.root ? readWeights(options.root, model) : parent;
+  const candidate = weightsLike(policy, options.candidate);
+  const root = options.root ? weightsLike(policy, options.root) : parent;
   const judgements = readJudgements(policy, options.data);
   const prompts = readPrompts(policy, options.prompts);
   const judged = judgements.map(({ rows }) => rows);
@@ -292,8 +292,10 @@ export async function evaluateOnFiles(options: {
   }
 }
 
-/** The folder that --out names, made where it is not there. */
-function makeOut(path: string): void {
+/** The folder that --out names, made where it is not there. What is begun from is never written over. */
+function makeOut(path: string, base: string): void {
+  if (resolve(path) === resolve(base) || (existsSync(path) && realpathSync(path) === realpathSync(base)))
+    throw new UserError(`--out ${path} is the base itself: give another folder, so that the base stays`);
   try {
     makeFolder(path);
     if (!statSync(path).isDirectory()) throw new UserError(`${path} is a file: --out wants a folder`);
@@ -316,11 +318,11 @@ const Saved = z.object({ settings: z.string(), machines: z.array(Machine), saves
  */
 async function savepoint(
   stage: string,
-  options: { out: string; deterministic?: boolean; plan?: boolean },
+  options: { out: string; base: string; deterministic?: boolean; plan?: boolean },
   inputs: string[],
   model: ModelConfig,
 ) {
-  makeOut(options.out);
+  makeOut(options.out, options.base);
   if (!(await tryLock(`out ${realpathSync(options.out)}`)))
     throw new UserError(`another plumb train writes to ${options.out}: wait for it, or give another --out`);
   saveOnSignals();
@@ -406,7 +408,8 @@ async function savepoint(
       writeWhole(place, new TextEncoder().encode(JSON.stringify({ settings, machines, saves })));
       for (const { count } of gone) rmSync(tensorsOf(count), { force: true });
       if (code !== null) {
-        console.error(`${stage} was interrupted: the same call goes on from here`);
+        const clear = process.stderr.isTTY ? '\r\x1b[K' : ''; // of the line of progress
+        console.error(`${clear}${stage} was interrupted: the same call goes on from here`);
         process.exit(code);
       }
       // The first saves come close together, after 0, 1, 2, 4 and 8 s: short runs are cut off too.
@@ -455,6 +458,20 @@ const readPrompts = (policy: Policy, path: string): number[][] => {
   );
   return [...new Map(encoded.map((ids) => [ids.join(), ids])).values()];
 };
+
+/** The weights of a policy that is to be compared with another: of the same form. */
+function weightsLike({ config }: Policy, folder: string): Parameters {
+  requireFolder(folder);
+  const other = readPolicy(folder).config;
+  const differ = (['vocab_size', 'hidden_size', 'num_hidden_layers'] as const).filter(
+    (name) => other[name] !== config[name],
+  );
+  if (differ.length > 0)
+    throw new UserError(
+      `${folder} is not of the base's form: ${differ.map((name) => `${name} ${other[name]}, not ${config[name]}`).join('; ')}`,
+    );
+  return readWeights(folder, config);
+}
 
 function readReward(folder: string, like: Parameters): RewardModel {
   requireFolder(folder);

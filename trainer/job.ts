@@ -8,7 +8,7 @@ import type { z } from 'zod';
 import { ChatTemplateError } from '../schema/chat.ts';
 import type { PolicyFile } from '../schema/manifest.ts';
 import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
-import { type Heartbeat, HeartbeatAnswer, Job, SavedCheckpoint, UploadAnswer } from '../schema/wire-runs.ts';
+import { type Heartbeat, HeartbeatAnswer, Job, Published, SavedCheckpoint, UploadAnswer } from '../schema/wire-runs.ts';
 import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardsFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
@@ -44,8 +44,8 @@ interface JobAccess {
   fence?: number;
 }
 
-/** Works a job to its end. Throws Gone when told to stop; any other failure is reported to the Worker, then thrown. */
-export async function workJob(access: JobAccess, local: Report): Promise<'published' | 'rejected'> {
+/** Works a job to its end, and says which. Throws Gone when told to stop; any other failure is reported to the Worker, then thrown. */
+export async function workJob(access: JobAccess, local: Report): Promise<string> {
   const api = client(access);
   const job = await api.json(Job, 'GET', '');
   if (access.fence !== undefined && access.fence !== job.fence) throw new Gone('the run was launched again');
@@ -66,12 +66,7 @@ export async function workJob(access: JobAccess, local: Report): Promise<'publis
   }
 }
 
-async function train(
-  api: Client,
-  job: Job,
-  beats: ReturnType<typeof heartbeats>,
-  local: Report,
-): Promise<'published' | 'rejected'> {
+async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>, local: Report): Promise<string> {
   const config = runConfig(job.config);
   // Where the time goes, by stage: what passes until a stage's report is that stage's.
   const seconds: Record<string, number> = {};
@@ -163,8 +158,10 @@ async function train(
     });
     await report({ stage: 'publish', step: 1, steps: 1, metrics: {} });
     await uploaded(api, [...out.values()]);
-    await api.send('POST', '/publish', { fence: job.fence, manifest, report: details, verdict: gate.verdict });
-    return gate.verdict === 'promote' ? 'published' : 'rejected';
+    const body = { fence: job.fence, manifest, report: details, verdict: gate.verdict };
+    const release = await api.json(Published, 'POST', '/publish', body);
+    if (gate.verdict === 'reject') return 'rejected';
+    return release ? 'published' : 'published, but not released: what it started from is no longer stable';
   } finally {
     await sampler.close();
   }

@@ -27,7 +27,7 @@ export async function tick(env: Env): Promise<void> {
   const run = (await activeRun(env.DB)) ?? (await startRun(env, set));
   if (!run) return;
   const due = run.status === 'queued' ? run : await lost(env.DB, set, run);
-  if (!due) return;
+  if (!due || (await groundless(env.DB, due))) return;
   if (!(await buildSnapshot(env, due.snapshot, Date.now() + TICK_MS))) return;
   await start(env, set, due);
 }
@@ -47,6 +47,23 @@ async function startRun(env: Env, set: Settings): Promise<RunRow | undefined> {
     if (!(error instanceof ApiError && error.status === 409)) throw error; // somebody was faster
   }
   return activeRun(env.DB);
+}
+
+/** Ends a queued run whose base was withdrawn meanwhile: nothing is to be trained from it. */
+async function groundless(d1: D1Database, run: RunRow): Promise<boolean> {
+  const ended = await database(d1)
+    .update(runs)
+    .set({ status: 'failed', ended_at: dbNow, error: 'its base was withdrawn before it was launched' })
+    .where(
+      and(
+        eq(runs.id, run.id),
+        eq(runs.fence, run.fence),
+        eq(runs.status, 'queued'),
+        sql`EXISTS (SELECT 1 FROM policies WHERE policies.id = ${run.base_policy} AND policies.withdrawn_at IS NOT NULL)`,
+      ),
+    )
+    .returning({ id: runs.id });
+  return ended.length > 0;
 }
 
 /** A run whose trainer hasn't beaten since its launch, or has lost its lease, is queued again under the next fence. */

@@ -1,8 +1,10 @@
 // GET /v1/datasets/…: standing votes as NDJSON, streamed a page at a time.
 import { DATASETS, type DatasetKind } from '../../schema/dataset.ts';
 import { DatasetQuery } from '../../schema/wire-feedback.ts';
+import { at } from '../error.ts';
 import { route } from '../route.ts';
 import { dataset } from '../store/datasets.ts';
+import { readSnapshot } from '../store/jobs.ts';
 
 const SUMMARIES: Record<DatasetKind, string> = {
   preference: 'Every pair of unequal rank of a choice or ranking',
@@ -22,6 +24,8 @@ export const datasetRoutes = (Object.keys(DATASETS) as DatasetKind[]).map((kind)
     answers: { 200: DATASETS[kind] },
     media: 'application/x-ndjson',
     async handle({ env, query }) {
+      if (query.snapshot && !(await readSnapshot(env.DB, query.snapshot)))
+        throw at(422, 'snapshot', `${query.snapshot} is not known`);
       const lines = dataset(env.DB, kind, query);
       const utf8 = new TextEncoder();
       const first = await lines.next(); // what fails, fails while the status is open

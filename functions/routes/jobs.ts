@@ -46,7 +46,7 @@ export const jobRoutes = [
     async handle(call) {
       const { c, env, set, param } = call;
       const run = await activeJob(env.DB, param('run'));
-      const snapshot = await readSnapshot(env.DB, run.snapshot);
+      const snapshot = (await readSnapshot(env.DB, run.snapshot))!;
       const policy = await jobPolicy(call, run.base_policy);
       return c.json({
         run: run.id,

@@ -53,7 +53,10 @@ function textLogprobs(logprobs: TokenLogprob[] | undefined, offset: number) {
   return {
     tokens: logprobs.map(({ token }) => token),
     token_logprobs: logprobs.map(({ logprob }) => logprob),
-    top_logprobs: logprobs.map(({ top }) => Object.fromEntries(top.map(({ token, logprob }) => [token, logprob]))),
+    // the token that was drawn is always among them, so that there may be one more than was asked for
+    top_logprobs: logprobs.map(({ top, token, logprob }) =>
+      Object.fromEntries([...top, { token, logprob }].map((one) => [one.token, one.logprob])),
+    ),
     text_offset: logprobs.map(({ token }) => {
       at += token.length;
       return at - token.length;

@@ -100,6 +100,8 @@ export async function failRun(d1: D1Database, run: string, fence: number, error:
   if (rows.length === 0) throw gone();
 }
 
+const NOT_RELEASED = 'published, but not released: what it started from is no longer stable';
+
 /** Ends a run with its verdict: policy, release and the run's end, all or nothing, and only under its fence and lease. */
 export async function endRun(
   d1: D1Database,
@@ -129,7 +131,9 @@ export async function endRun(
     raw<{ id: string }>(
       db,
       sql`UPDATE runs SET status = ${verdict === 'reject' ? 'rejected' : 'published'}, verdict = ${verdict}, policy = ${manifest?.id ?? null},
-            report = ${JSON.stringify(report)}, ended_at = ${dbNow}, lease_until = NULL
+            report = ${JSON.stringify(report)}, ended_at = ${dbNow}, lease_until = NULL,
+            error = CASE WHEN ${verdict === 'reject' ? 1 : 0} OR EXISTS (SELECT 1 FROM releases WHERE id = ${release.id}) THEN NULL
+                    ELSE ${NOT_RELEASED} END
           WHERE id = ${run.id} AND ${held} RETURNING id`,
     ),
     db.select().from(releases).where(eq(releases.id, release.id)),
@@ -154,7 +158,7 @@ export async function endedBefore(
 }
 
 export async function readSnapshot(d1: D1Database, id: string) {
-  return (await database(d1).select().from(snapshots).where(eq(snapshots.id, id)))[0]!;
+  return (await database(d1).select().from(snapshots).where(eq(snapshots.id, id)))[0];
 }
 
 /** The run, if it is active. */

@@ -147,5 +147,7 @@ describe('datasets', () => {
     for (const query of ['limit=3', 'after=fb_1', 'shape=odd', 'since=now'])
       expect((await ask('GET', `/v1/datasets/rating?${query}`, { key: sk })).status).toBe(400);
     expect((await ask('GET', '/v1/datasets/opinions', { key: sk })).status).toBe(404);
+    const nowhere = await ask('GET', '/v1/datasets/rating?snapshot=snp_01ARZ3NDEKTSV4RRFFQ69G5FAV', { key: sk });
+    expect([nowhere.status, nowhere.json.detail]).toEqual([422, expect.stringContaining('is not known')]);
   });
 });

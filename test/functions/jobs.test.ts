@@ -714,6 +714,18 @@ describe('publishing', () => {
     await env.DB.prepare("UPDATE policies SET withdrawn_at = '2020-01-01T00:00:00.000Z' WHERE id = ?").bind(base).run();
     expect((await publish(run, { manifest: await run.manifest() })).json).toBeNull();
     expect((await get('/v1/releases')).json.data).toHaveLength(1);
+    expect((await get(`/v1/runs/${run.id}`)).json.error).toMatch(/not released: .* no longer stable/);
+  });
+
+  test('one that is queued when its base is withdrawn is never launched', async () => {
+    await judgements(3);
+    const { json } = await post('/v1/runs', {});
+    await env.DB.prepare("UPDATE policies SET withdrawn_at = '2020-01-01T00:00:00.000Z' WHERE id = ?").bind(base).run();
+    await tick(env);
+    expect((await get(`/v1/runs/${json.id}`)).json).toMatchObject({
+      status: 'failed',
+      error: 'its base was withdrawn before it was launched',
+    });
   });
 });
 

@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import {
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -171,6 +172,17 @@ test('what no training can come of is said before anything starts', async () => 
   expect(await refused('long.jsonl', ['', long], (data) => ['reward', '--data', data, ...base])).toMatch(
     /line 2: the prompt has \d+ tokens, and the policy takes 256/,
   );
+}, 60_000);
+
+test('a base is never written over', async () => {
+  for (const out of [at('base'), join(at('base'), '..', 'base')]) {
+    cpSync(SEED_FOLDER, at('base'), { recursive: true });
+    const args = ['--data', at('pairs.jsonl'), '--base', at('base'), '--out', out, '--steps', '1'];
+    const { code, out: said } = await train(['sft', ...args]);
+    expect([code, said.trim()]).toEqual([1, expect.stringMatching(/is the base itself: give another folder/)]);
+  }
+  const weights = (folder: string) => readFileSync(join(folder, 'model.safetensors'));
+  expect(weights(at('base')).equals(weights(SEED_FOLDER))).toBe(true);
 }, 60_000);
 
 test('a folder that cannot be written to is said in one line', async () => {
