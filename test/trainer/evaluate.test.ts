@@ -112,34 +112,31 @@ test('a judge right more often than not, but not surely so, is not enough eviden
   expect(report.reasons[0]!.words).toMatch(/not enough evidence/);
 });
 
-test('a candidate that wins more often than not, but not surely so, is refused for that alone', async () => {
+/** A gate between two who give one of two answers to each prompt: the candidate the better one where `wins` says so, else the worse. */
+async function contest(asked: number[][], wins: (prompt: number, at: number) => boolean, comparisons: number) {
   const texts = [
     [5, 6, 1],
     [9, 3, 1],
   ];
-  const pairs = prompts.flatMap((prompt) => texts.map((answer) => ({ prompt, answer })));
-  const scored = await scores(calls.reward, judge, pairs, TINY.pad_token_id);
-  // the parent is asked first; the candidate has the better answer to 55 prompts of a hundred
-  let drawing = 0;
-  const sampleImage: typeof sampler.sampleImage = async (_, asked) => {
+  const rows = asked.flatMap((prompt) => texts.map((answer) => ({ prompt, answer })));
+  const scored = await scores(calls.reward, judge, rows, TINY.pad_token_id);
+  let drawing = 0; // the parent is asked first
+  const sampleImage: typeof sampler.sampleImage = async (_, prompts) => {
     const candidate = drawing++ === 1;
-    return asked.map((prompt, i) => {
-      const p = prompts.indexOf(prompt);
+    return prompts.map((prompt, i) => {
+      const p = asked.indexOf(prompt);
       const better = scored[2 * p]! > scored[2 * p + 1]! ? 0 : 1;
-      return { ids: texts[candidate === i < 55 ? better : 1 - better]!, logprobs: [-3, -3, -3] };
+      return { ids: texts[candidate === wins(p, i) ? better : 1 - better]!, logprobs: [-3, -3, -3] };
     });
   };
-  const report = await evaluate(
-    TINY,
-    calls,
-    { root, parent: root, candidate: root },
-    judge,
-    await judgements(0.9),
-    prompts,
-    { ...sampler, sampleImage },
-    MAX_TOKENS,
-    { ...GATE_DEFAULTS, comparisons: 100, seed: 1 },
-  );
+  const all = { root, parent: root, candidate: root };
+  const config = { ...GATE_DEFAULTS, comparisons, seed: 1 };
+  const shown = { ...sampler, sampleImage };
+  return evaluate(TINY, calls, all, judge, await judgements(0.9), asked, shown, MAX_TOKENS, config);
+}
+
+test('a candidate that wins more often than not, but not surely so, is refused for that alone', async () => {
+  const report = await contest(prompts, (_, at) => at < 55, 100); // the better answer to 55 prompts of a hundred
   expect(report.metrics['gate/win_rate']).toBeCloseTo(0.55, 10);
   expect(report.metrics['gate/win_rate_low']).toBeLessThanOrEqual(0.5);
   expect(report.verdict).toBe('reject');
@@ -163,36 +160,8 @@ test('what must be above one half is the 5 % quantile of the bootstrap', async (
 });
 
 test('several answers to one prompt are one piece of evidence: the win rate is resampled by prompt', async () => {
-  const few = prompts.slice(0, 2);
-  const texts = [
-    [5, 6, 1],
-    [9, 3, 1],
-  ];
-  const rows = few.flatMap((prompt) => texts.map((answer) => ({ prompt, answer })));
-  const scored = await scores(calls.reward, judge, rows, TINY.pad_token_id);
-  // the candidate has all the better answers to one prompt and none to the other
-  let drawing = 0;
-  const sampleImage: typeof sampler.sampleImage = async (_, asked) => {
-    const candidate = drawing++;
-    return asked.map((prompt) => {
-      const p = few.indexOf(prompt);
-      const better = scored[2 * p]! > scored[2 * p + 1]! ? 0 : 1;
-      const wins = candidate === p;
-      return { ids: texts[wins ? better : 1 - better]!, logprobs: [-3, -3, -3] };
-    });
-  };
-  const config = { ...GATE_DEFAULTS, comparisons: 40, seed: 1 };
-  const { metrics } = await evaluate(
-    TINY,
-    calls,
-    { root, parent: root, candidate: root },
-    judge,
-    await judgements(0.9),
-    few,
-    { ...sampler, sampleImage },
-    MAX_TOKENS,
-    config,
-  );
+  // all the better answers to one prompt and none to the other
+  const { metrics } = await contest(prompts.slice(0, 2), (prompt) => prompt === 1, 40);
   expect(metrics['gate/win_rate']).toBe(0.5);
   expect(metrics['gate/win_rate_low']).toBe(0); // a quarter of the resamples hold the lost prompt alone
 });

@@ -14,6 +14,7 @@ import { random } from '../../trainer/random.ts';
 import { accuracy, type FitState, fitReward, rewardCalls, rightShare } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { sft } from '../../trainer/sft.ts';
+import { countingRow } from '../support/counting.ts';
 import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
@@ -22,11 +23,7 @@ const BOTH: LoraConfig = { rank: 4, on: ['attention', 'mlp'] };
 const sampler = startSampler(TINY);
 afterAll(() => sampler.close());
 const rng = random(4);
-const row = (): Row => {
-  const from = rng.int(2, 28);
-  return { prompt: [from], answer: [from + 1, from + 2, from + 3, 1] };
-};
-const rows = Array.from({ length: 50 }, row);
+const rows = Array.from({ length: 50 }, () => countingRow(rng));
 const held = rows.slice(0, 20);
 const batch = batchOf(pack(rows.slice(0, 4), [[0], [1], [2], [3]], SHAPE, 0)[0]!, SHAPE);
 const numbers = (tree: Tree) =>

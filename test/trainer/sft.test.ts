@@ -5,19 +5,15 @@ import type { Row } from '../../trainer/data.ts';
 import { flatten, type Tree } from '../../trainer/engine/compile.ts';
 import { random } from '../../trainer/random.ts';
 import { type SftState, sft } from '../../trainer/sft.ts';
+import { countingRow } from '../support/counting.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const SHAPE = { rows: 2, columns: 64 };
 const CONFIG = { ...SFT_DEFAULTS, steps: 60, batch: 8, shape: SHAPE, learningRate: 1e-2, warmup: 5 };
 const rng = random(4);
-/** An answer counts on from the prompt's token: 7 → 8 9 10 EOS. */
-const row = (): Row => {
-  const from = rng.int(2, 28);
-  return { prompt: [from], answer: [from + 1, from + 2, from + 3, 1] };
-};
-const rows = Array.from({ length: 50 }, row);
+const rows = Array.from({ length: 50 }, () => countingRow(rng));
 const seen = new Set(rows.map(({ prompt }) => prompt[0]));
-const held = Array.from({ length: 20 }, row).filter(({ prompt }) => seen.has(prompt[0]));
+const held = Array.from({ length: 20 }, () => countingRow(rng)).filter(({ prompt }) => seen.has(prompt[0]));
 const bytes = (tree: Tree) => flatten(tree).map((tensor) => Array.from(tensor.dataSync()));
 
 test('the loss on held-out rows falls from a guess among all tokens to little', async () => {
