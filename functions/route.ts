@@ -84,12 +84,16 @@ interface Asking {
   rest: unknown[][];
 }
 
-/** Who asks: read in one round trip, with what else is wanted then. */
+/**
+ * Who asks: read in one round trip, with what else is wanted then.
+ * @param hash SHA-256 of the bearer
+ */
 async function identify(
   r: AnyRoute,
   c: Context<App>,
   set: Settings,
   bearer: string | undefined,
+  hash: string,
   also: Statement[],
 ): Promise<Asking> {
   const nobody = { channels: {}, count: 0, rest: [] };
@@ -104,7 +108,6 @@ async function identify(
     return nobody;
   }
 
-  const hash = await sha256(bearer);
   const visitor = bearer.startsWith('pk_') ? (c.req.header('CF-Connecting-IP') ?? '') : '';
   const counted = set.PLUMB_RATE_LIMIT > 0 ? [counting(c.env.DB, hash, visitor)] : [];
   const { key, channels, rest } = await lookup(c.env.DB, hash, r.channels === true, [...counted, ...also]);
@@ -195,15 +198,16 @@ async function serve(r: AnyRoute, c: Context<App>): Promise<Response> {
   // what anybody may ask must answer where the configuration is wrong, too
   const set = r.auth === 'none' ? ({} as Settings) : settings(c.env);
   const bearer = /^Bearer +(\S+)$/i.exec(c.req.header('Authorization') ?? '')?.[1];
+  const hash = bearer ? await sha256(bearer) : '';
   const bytes = r.body ? await readBytes(c) : undefined;
   const bodyHash = bytes ? await sha256(bytes) : '';
   const header = r.idempotent ? c.req.header('Idempotency-Key') : undefined;
   const claim =
     bearer && bytes && header !== undefined && IDEMPOTENCY_KEY.test(header)
-      ? await claiming(c.env.DB, await sha256(bearer), [r.method, r.path, header], bodyHash)
+      ? await claiming(c.env.DB, hash, [r.method, r.path, header], bodyHash)
       : undefined;
 
-  const asking = await identify(r, c, set, bearer, claim?.statements ?? []);
+  const asking = await identify(r, c, set, bearer, hash, claim?.statements ?? []);
   const made = claim?.isMade(asking.rest) === true;
   try {
     const caller = permit(r, c, set, asking);

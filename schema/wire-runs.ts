@@ -147,4 +147,7 @@ export type Publish = z.infer<typeof Publish>;
 /** The release, or null where there is none: the run was rejected, or its base is no longer stable. */
 export const Published = Release.nullable();
 
+/** What is said of a run that passed its gate and has no release. */
+export const NOT_RELEASED = 'published, but not released: what it started from is no longer stable';
+
 export const Fail = z.strictObject({ fence: Fence, error: z.string().min(1).max(8192) });

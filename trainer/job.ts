@@ -8,20 +8,27 @@ import type { z } from 'zod';
 import { ChatTemplateError } from '../schema/chat.ts';
 import type { PolicyFile } from '../schema/manifest.ts';
 import { PromptRow, type Side, SnapshotRow, type Vote } from '../schema/snapshot.ts';
-import { type Heartbeat, HeartbeatAnswer, Job, Published, SavedCheckpoint, UploadAnswer } from '../schema/wire-runs.ts';
+import {
+  type Heartbeat,
+  HeartbeatAnswer,
+  Job,
+  NOT_RELEASED,
+  Published,
+  SavedCheckpoint,
+  UploadAnswer,
+} from '../schema/wire-runs.ts';
 import { fitStateFromFile, parametersFromFile, ppoStateFromFile, rewardsFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig } from './config.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { interrupted } from './interrupt.ts';
 import { type Judgement, judgementOf, placed } from './judgements.ts';
-import { freshLora, type Trained } from './lora.ts';
+import { formOf, type Trained } from './lora.ts';
 import { manifestOf, sha256 } from './manifest.ts';
 import type { Progress, Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import { drawingShape } from './pack.ts';
 import { policyFromFiles } from './policy.ts';
 import { policyFiles } from './publish.ts';
-import { random } from './random.ts';
 import { startSampler } from './rollout.ts';
 import { type Progressed, runStages, stageCalls } from './run.ts';
 import { UserError } from './user-error.ts';
@@ -117,8 +124,7 @@ async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>
   const calls = stageCalls(model, shape, config);
   const sampler = startSampler(model);
   try {
-    const like = config.lora ? freshLora(model, config.lora, random(0)) : parent;
-    const resumed = await savedProgress(api, parent, like);
+    const resumed = await savedProgress(api, parent, formOf(model, config.lora, parent));
     let lastSaved = Date.now();
     const keep = async (progressed: Progressed) => {
       // Every finished stage; steps within one as often as half a minute, for each is some megabytes to send; and the last before an end.
@@ -161,7 +167,7 @@ async function train(api: Client, job: Job, beats: ReturnType<typeof heartbeats>
     const body = { fence: job.fence, manifest, report: details, verdict: gate.verdict };
     const release = await api.json(Published, 'POST', '/publish', body);
     if (gate.verdict === 'reject') return 'rejected';
-    return release ? 'published' : 'published, but not released: what it started from is no longer stable';
+    return release ? 'published' : NOT_RELEASED;
   } finally {
     await sampler.close();
   }

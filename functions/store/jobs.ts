@@ -4,7 +4,7 @@ import { and, desc, eq, gt, inArray, sql } from 'drizzle-orm';
 import { newId } from '../../schema/ids.ts';
 import type { Manifest } from '../../schema/manifest.ts';
 import { ACTIVE, releases, runs, snapshots } from '../../schema/tables.ts';
-import { Checkpoint, type Heartbeat, type Publish, type Release } from '../../schema/wire-runs.ts';
+import { Checkpoint, type Heartbeat, NOT_RELEASED, type Publish, type Release } from '../../schema/wire-runs.ts';
 import { ApiError } from '../error.ts';
 import { database, dbIn, dbNow, now, raw, seq, takeSeq } from './db.ts';
 import { blobKey, type ReleaseRow, readManifest, shareOf, wireRelease } from './policies.ts';
@@ -99,8 +99,6 @@ export async function failRun(d1: D1Database, run: string, fence: number, error:
     .returning({ id: runs.id });
   if (rows.length === 0) throw gone();
 }
-
-const NOT_RELEASED = 'published, but not released: what it started from is no longer stable';
 
 /** Ends a run with its verdict: policy, release and the run's end, all or nothing, and only under its fence and lease. */
 export async function endRun(
