@@ -61,6 +61,9 @@ export interface Calibration {
 const BINS = 10;
 const LEAST_PAIRS = 10;
 
+/** What margins are multiplied by: the scale of choices. */
+export const scaleOf = ({ likelihood }: RewardModel): number => Math.exp(likelihood.choices.logScale.dataSync()[0]!);
+
 export function preferredIn(judgements: Judgement[], scored: number[][], scale: number): Preferred[] {
   return judgements.flatMap((judgement, j) => {
     const pairs = pairsOf(judgement);
@@ -220,7 +223,7 @@ export async function reportOn(
   scored: number[][],
   pad: number,
 ): Promise<RewardReport> {
-  const pairs = preferredIn(held, scored, Math.exp(rm.likelihood.choices.logScale.dataSync()[0]!));
+  const pairs = preferredIn(held, scored, scaleOf(rm));
   const named = (entries: [string, Share | null][]) =>
     Object.fromEntries(entries.filter((entry): entry is [string, Share] => entry[1] !== null));
   const byAspect: [string, Share | null][] = [];

@@ -6,6 +6,7 @@
 
 import type { Judgement } from './judgements.ts';
 import type { Random } from './random.ts';
+import { mean, variance } from './rl.ts';
 
 /** As many conversations, drawn with replacement; each with all that was said of it. */
 export function bootstrapped(judgements: Judgement[], rng: Random): Judgement[] {
@@ -25,7 +26,6 @@ export const cautious = (scores: number[][], penalty: number): number[] =>
 function eachAnswer(scores: number[][], make: (mean: number, deviation: number) => number): number[] {
   return scores[0]!.map((_, answer) => {
     const own = scores.map((member) => member[answer]!);
-    const mean = own.reduce((a, b) => a + b, 0) / own.length;
-    return make(mean, Math.sqrt(own.reduce((sum, x) => sum + (x - mean) ** 2, 0) / own.length));
+    return make(mean(own), Math.sqrt(variance(own)));
   });
 }

@@ -16,7 +16,7 @@ import { answerLogprobsOf, type PolicyCalls, perTokenOf } from './ppo.ts';
 import { random } from './random.ts';
 import { accuracy, type RewardCalls, rightShare, type Scorer, scores, type Tally, wins } from './reward.ts';
 import { mean, sequenceMean } from './rl.ts';
-import type { Sampled, startSampler } from './rollout.ts';
+import { rowsOf, type startSampler } from './rollout.ts';
 import { toHuggingFace } from './weights.ts';
 
 interface Reason {
@@ -66,8 +66,7 @@ export async function evaluate(
   const options = { maxTokens, temperature: 1 };
   const answers = async (parameters: Parameters): Promise<Row[]> => {
     const image = packEdge(model, toHuggingFace(model, parameters));
-    const sampled: Sampled[] = await sampler.sampleImage(image, asked, seeds, options);
-    return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
+    return rowsOf(asked, await sampler.sampleImage(image, asked, seeds, options));
   };
   const old = await answers(parent);
   const fresh = await answers(candidate);

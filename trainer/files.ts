@@ -1,9 +1,8 @@
 // What plumb train does: one stage of the loop on files. cli.ts has the options.
 
-import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { z } from 'zod';
-import type { ModelConfig } from '../schema/manifest.ts';
 import { Message } from '../schema/message.ts';
 import { GATE_DEFAULTS, type LoraConfig, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
@@ -11,16 +10,12 @@ import { reportOn, tableOf } from './calibration.ts';
 import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
 import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
-import { compilations, dispose, type Tree } from './engine/compile.ts';
-import { tryLock } from './engine/lock.ts';
+import { compilations, dispose } from './engine/compile.ts';
 import { evaluate } from './evaluate.ts';
-import { makeFolder, writeWhole } from './folder.ts';
-import { interrupted, saveOnSignals } from './interrupt.ts';
+import { writeWhole } from './folder.ts';
 import { type Judgement, readJudgements, subjectsOf } from './judgements.ts';
-import { freshLora } from './lora.ts';
-import { alike, apart, Machine, onGpu, thisMachine } from './machine.ts';
-import { sha256 } from './manifest.ts';
-import { DivergedError, toAll, toFile, toTerminal } from './metrics.ts';
+import { formOf } from './lora.ts';
+import { toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
 import { drawingShape, shapeFor } from './pack.ts';
 import { planned } from './plan.ts';
@@ -28,9 +23,9 @@ import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
 import { policyCalls, ppo } from './ppo.ts';
 import { random } from './random.ts';
 import { fitReward, type RewardModel, rewardCalls, rightShare, scores, scoresOf, tallied } from './reward.ts';
-import { startSampler } from './rollout.ts';
+import { rowsOf, startSampler } from './rollout.ts';
+import { savepoint } from './savepoint.ts';
 import { sft } from './sft.ts';
-import { toTensorBoard } from './tensorboard.ts';
 import { reading, requireFolder, UserError } from './user-error.ts';
 import { countParameters, readWeights, writePolicy } from './weights.ts';
 
@@ -106,9 +101,7 @@ export async function sftOnFiles(options: {
       seed: options.seed,
     },
     work.report,
-    work.saved((tensors, scalars) =>
-      sftStateFromFile(tensors, scalars, lora ? freshLora(policy.config, lora, random(0, 'form')) : weights),
-    ),
+    work.saved((tensors, scalars) => sftStateFromFile(tensors, scalars, formOf(policy.config, lora, weights))),
     ({ trained, adam, best, ...scalars }) =>
       work.save(scalars.step, { trained, adam, ...(best ? { best } : {}) }, scalars),
   ).catch(work.giveUp);
@@ -292,135 +285,6 @@ export async function evaluateOnFiles(options: {
   }
 }
 
-/** The folder that --out names, made where it is not there. What is begun from is never written over. */
-function makeOut(path: string, base: string): void {
-  if (resolve(path) === resolve(base) || (existsSync(path) && realpathSync(path) === realpathSync(base)))
-    throw new UserError(`--out ${path} is the base itself: give another folder, so that the base stays`);
-  try {
-    makeFolder(path);
-    if (!statSync(path).isDirectory()) throw new UserError(`${path} is a file: --out wants a folder`);
-    accessSync(path, constants.W_OK);
-  } catch (error) {
-    if (error instanceof UserError) throw error;
-    throw new UserError(`cannot write to ${path}: ${(error as NodeJS.ErrnoException).code}`);
-  }
-}
-
-/** Seconds between two saves, when some time has passed; and no more than a twentieth of the time goes into them. */
-const SAVE_EVERY = 10;
-const SAVE_SHARE = 1 / 20;
-const Save = z.object({ count: z.int(), sha256: z.string(), step: z.int(), scalars: z.unknown() });
-const Saved = z.object({ settings: z.string(), machines: z.array(Machine), saves: z.array(Save).min(1) });
-
-/**
- * What a stage leaves in its folder, which is this process's as long as it runs: metrics in metrics.jsonl and for TensorBoard; and where it
- * goes on if it is cut off, the tensors of its last two saves in files, and a place that names them once they are whole.
- */
-async function savepoint(
-  stage: string,
-  options: { out: string; base: string; deterministic?: boolean; plan?: boolean },
-  inputs: string[],
-  model: ModelConfig,
-) {
-  makeOut(options.out, options.base);
-  if (!(await tryLock(`out ${realpathSync(options.out)}`)))
-    throw new UserError(`another plumb train writes to ${options.out}: wait for it, or give another --out`);
-  saveOnSignals();
-  const { deterministic, plan: _, ...rest } = options;
-  // What the files hold counts, not how they are called.
-  const numbers = Object.entries(rest).filter(([name, value]) => typeof value !== 'string' || name === 'schedule');
-  const settings = JSON.stringify([...numbers.sort(), ...inputs.map((path) => sha256(readFileSync(path)))]);
-  const place = join(options.out, `${stage}.state.json`);
-  const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);
-  const damaged = () => new UserError(`${place} is damaged: remove it, and the stage begins anew`);
-  let last: z.infer<typeof Saved> | null = null;
-  try {
-    if (existsSync(place)) last = Saved.parse(JSON.parse(readFileSync(place, 'utf8')));
-  } catch {
-    throw damaged();
-  }
-  if (last && last.settings !== settings)
-    throw new UserError(
-      `${options.out} holds the unfinished work of a call with other settings or data: give it the same ones to go on, another --out, or remove ${place}`,
-    );
-  if (deterministic && onGpu())
-    throw new UserError(
-      '--deterministic holds on processors alone, and this engine computes on a GPU: set CUDA_VISIBLE_DEVICES to nothing, or leave it out',
-    );
-  const here = thisMachine(model);
-  const machines = last?.machines ?? [];
-  const other = machines.find((machine) => apart(machine, here) !== '');
-  if (deterministic && other)
-    throw new UserError(
-      `${place} is of another machine (${apart(other, here)}): ${alike(other, here)}, or leave --deterministic out`,
-    );
-  if (other)
-    console.error(
-      `going on with a save of another machine (${apart(other, here)}): results may differ in the last digits`,
-    );
-  if (machines.every((machine) => apart(machine, here) !== '')) machines.push(here);
-  let saves = last?.saves ?? [];
-  let first = Number.NaN;
-  let next = 0;
-  return {
-    report: toAll(
-      toFile(join(options.out, 'metrics.jsonl')),
-      toTensorBoard(join(options.out, 'tensorboard')),
-      toTerminal(process.stderr, compilations),
-    ),
-    remove: () => {
-      rmSync(place, { force: true });
-      for (const name of readdirSync(options.out))
-        if (name.startsWith(`${stage}.state.`)) rmSync(join(options.out, name));
-    },
-    /** What has diverged would only diverge again: the last good state stays, for who wants to look at it. */
-    giveUp: (error: unknown): never => {
-      if (error instanceof DivergedError && saves[0])
-        error.message += `; the state after step ${saves[0].step} is kept in ${options.out}: try a lower --learning-rate with another --out`;
-      throw error;
-    },
-    /** Reads what there is to go on from, the one before it where the last is damaged; null where there is nothing. */
-    saved: <T>(read: (tensors: Uint8Array, scalars: unknown) => T): T | null => {
-      for (const [index, { count, sha256: hash, scalars }] of saves.entries()) {
-        const path = tensorsOf(count);
-        try {
-          const file = readFileSync(path);
-          if (sha256(file) !== hash) throw new Error('other bytes than were written');
-          const state = read(file, scalars);
-          saves = saves.slice(index);
-          return state;
-        } catch {
-          if (index + 1 < saves.length) console.error(`${path} is damaged: going on from the save before it`);
-        }
-      }
-      if (saves.length > 0) throw damaged();
-      return null;
-    },
-    save: (step: number, tensors: Tree, scalars: object) => {
-      const began = performance.now();
-      const code = interrupted();
-      if (began < next && code === null) return;
-      const count = (saves[0]?.count ?? 0) + 1;
-      const file = treeToFile(tensors, { stage, step });
-      writeWhole(tensorsOf(count), file);
-      const [kept, ...gone] = saves;
-      saves = [{ count, sha256: sha256(file), step, scalars }, ...(kept ? [kept] : [])];
-      writeWhole(place, new TextEncoder().encode(JSON.stringify({ settings, machines, saves })));
-      for (const { count } of gone) rmSync(tensorsOf(count), { force: true });
-      if (code !== null) {
-        const clear = process.stderr.isTTY ? '\r\x1b[K' : ''; // of the line of progress
-        console.error(`${clear}${stage} was interrupted: the same call goes on from here`);
-        process.exit(code);
-      }
-      // The first saves come close together, after 0, 1, 2, 4 and 8 s: short runs are cut off too.
-      if (Number.isNaN(first)) first = began;
-      const took = performance.now() - began;
-      const pause = Math.min(1000 * SAVE_EVERY, Math.max(1000, began - first));
-      next = began + took + Math.max(pause, took / SAVE_SHARE);
-    },
-  };
-}
-
 const tooLong = (answerTokens: number, context: number) =>
   new UserError(`--answer-tokens ${answerTokens}: the policy takes ${context} tokens, the prompt's among them`);
 /** Answers that are drawn end with the context, but nobody means more than it. */
@@ -498,7 +362,7 @@ async function drawn(
       asked.map((_, i) => seed * 1_000_003 + i),
       { maxTokens: answer, temperature: 1 },
     );
-    return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
+    return rowsOf(asked, sampled);
   } finally {
     await sampler.close();
   }

@@ -7,6 +7,7 @@ import type { Vote } from '../schema/snapshot.ts';
 import { answerRow, type Row, readLines, requireRoom } from './data.ts';
 import { ASPECTS, OUTCOMES } from './likelihood.ts';
 import type { Policy } from './policy.ts';
+import { mean, variance } from './rl.ts';
 import { UserError } from './user-error.ts';
 
 /** Out of the answers `remaining` (indices into rows), those of `chosen` were taken together, as equals. */
@@ -229,9 +230,8 @@ export function subjectsOf(judgements: Judgement[]): Subjects {
     const isNumber = typeof values[0] === 'number';
     if (values.some((value) => (typeof value === 'number') !== isNumber))
       throw new UserError(`outcome ${name} is a number here and true or false there: give it one type`);
-    const mean = values.reduce<number>((sum, value) => sum + Number(value), 0) / values.length;
-    const variance = values.reduce<number>((sum, value) => sum + (Number(value) - mean) ** 2, 0) / values.length;
-    return { name, isNumber, mean, deviation: variance > 0 ? Math.sqrt(variance) : 1 };
+    const numbers = values.map(Number);
+    return { name, isNumber, mean: mean(numbers), deviation: Math.sqrt(variance(numbers)) || 1 };
   });
   const raters = new Map<string, number>();
   for (const { rater, thumbs } of judgements)

@@ -5,7 +5,7 @@ import type { ModelConfig } from '../schema/manifest.ts';
 import type { LORA_PARTS, LoraConfig } from '../schema/run-config.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import type { Adapter, Matrix, Parameters } from './model.ts';
-import type { Random } from './random.ts';
+import { type Random, random } from './random.ts';
 
 /** Adapters by layer; of the matrices that are adapted. */
 export type Lora = { layers: Partial<Record<Matrix, Adapter>>[] };
@@ -40,6 +40,10 @@ export function freshLora(config: ModelConfig, { rank, on }: LoraConfig, rng: Ra
     ),
   };
 }
+
+/** What is trained, by its form alone: for reading a state from its file. */
+export const formOf = (config: ModelConfig, lora: LoraConfig | null, weights: Parameters): Trained =>
+  lora ? freshLora(config, lora, random(0)) : weights;
 
 /** The model with its adapters beside the matrices, for a forward pass in a compiled call. */
 export const withLora = (base: Parameters, { layers }: Lora): Parameters => ({

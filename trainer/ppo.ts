@@ -52,7 +52,7 @@ import {
   valueLoss,
   whiten,
 } from './rl.ts';
-import type { Sampler } from './rollout.ts';
+import { rowsOf, type Sampler } from './rollout.ts';
 
 /** What an iteration leaves behind, enough to go on from. */
 export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };
@@ -105,7 +105,11 @@ export function policyCalls(
   const precision = precisionFor(model);
   const adam = { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 };
   const step = trainer('ppo', loss, adam, precision, ['ratioErrorMax']);
-  return { score: compile('policy score', read, { precision }), step, shape, lora };
+  const score = (...asked: [Actor, Tensor, Batch, Predictions, Parameters[]]) => {
+    const { logprobs, values } = read(...asked); // each (N)
+    return { logprobs, values };
+  };
+  return { score: compile('policy score', score, { precision }), step, shape, lora };
 }
 
 const noValue = (model: ModelConfig): Head => ({ weight: tf.zeros([model.hidden_size]), bias: tf.scalar(0) });
@@ -116,7 +120,7 @@ export const perTokenOf = (rows: Row[]): PerToken => {
   return { columns: Math.max(...lengths), lengths };
 };
 
-/** Log-probabilities, entropies and values of answers' tokens, each rows × columns of perTokenOf. */
+/** Log-probabilities and values of answers' tokens, each rows × columns of perTokenOf. */
 export async function scoreAnswers(
   { shape, score }: PolicyCalls,
   actor: Actor,
@@ -127,13 +131,13 @@ export async function scoreAnswers(
 ) {
   const { columns } = perTokenOf(rows);
   const numbers = () => new Float32Array(rows.length * columns);
-  const out = { logprobs: numbers(), entropy: numbers(), values: numbers() };
+  const out = { logprobs: numbers(), values: numbers() };
   const warmth = tf.scalar(temperature);
   for (const part of pack(rows, byPrompt(rows, shape), shape, pad)) {
     const batch = batchOf(part, shape);
     const predictions = predictionsOf(part, 1);
     const result = score(actor, warmth, batch, predictions, frozen);
-    for (const name of ['logprobs', 'entropy', 'values'] as const)
+    for (const name of ['logprobs', 'values'] as const)
       scattered(result[name].dataSync() as Float32Array, out[name], columns, part);
     dispose(batch, predictions, result);
     await new Promise(setImmediate);
@@ -200,7 +204,7 @@ export async function ppo(
     const policy = whole();
     const sampled = await sampler(policy, asked, seeds, { maxTokens, temperature: config.temperature });
     if (lora) dispose(policy);
-    const rows: Row[] = sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
+    const rows = rowsOf(asked, sampled);
     const perToken = perTokenOf(rows);
     const { columns } = perToken;
 

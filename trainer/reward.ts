@@ -34,6 +34,7 @@ import { type Head, hiddenStates, type Parameters, precisionFor, trunkOf } from 
 import { type AdamState, adamState, trainer } from './optimizer.ts';
 import { ANSWERS, type Batch, batchOf, byPrompt, type Pack, pack, type Shape } from './pack.ts';
 import { type Random, random } from './random.ts';
+import { mean, variance } from './rl.ts';
 
 export type RewardModel = {
   parameters: Parameters;
@@ -275,15 +276,15 @@ function mixed(rm: RewardModel, { aspects }: Subjects, mix: RewardConfig['mix'])
 
 /** The same ranking of answers with mean 0 and variance 1 on the given scores (whatever its offset and scale were), and the same probabilities of all that people say. */
 export function normalised(rm: RewardModel, on: number[]): RewardModel {
-  const mean = on.reduce((a, b) => a + b, 0) / on.length;
-  const deviation = Math.sqrt(on.reduce((sum, x) => sum + (x - mean) ** 2, 0) / on.length);
+  const middle = mean(on);
+  const deviation = Math.sqrt(variance(on));
   const gain = deviation > 1e-8 ? 1 / deviation : 1;
   const head = {
     weight: tf.mul(rm.head.weight, gain),
-    bias: tf.tidy(() => tf.mul(tf.sub(rm.head.bias, mean), gain)),
+    bias: tf.tidy(() => tf.mul(tf.sub(rm.head.bias, middle), gain)),
   };
   const aspects = tf.mul(rm.aspects, gain);
-  const likelihood = rescaled(rm.likelihood, gain, mean);
+  const likelihood = rescaled(rm.likelihood, gain, middle);
   dispose(rm.head, rm.aspects, rm.likelihood);
   return { parameters: rm.parameters, head, aspects, likelihood };
 }

@@ -203,6 +203,14 @@ export function valueLoss(values: Tensor, old: Tensor, returns: Tensor, weight: 
   };
 }
 
+/** Biased. */
+export const variance = (values: ArrayLike<number>): number => {
+  const middle = mean(values);
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += (values[i]! - middle) ** 2;
+  return sum / values.length;
+};
+
 export const mean = (values: ArrayLike<number>): number => {
   let sum = 0;
   for (let i = 0; i < values.length; i++) sum += values[i]!;

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { packEdge } from '../schema/edge.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
+import type { Row } from './data.ts';
 import type { Parameters } from './model.ts';
 import { toHuggingFace } from './weights.ts';
 
@@ -18,6 +19,10 @@ export interface Sampled {
   ids: number[];
   logprobs: number[];
 }
+/** Prompts with what was drawn to them. */
+export const rowsOf = (prompts: number[][], sampled: Sampled[]): Row[] =>
+  sampled.map(({ ids }, i) => ({ prompt: prompts[i]!, answer: ids }));
+
 /** One answer to each prompt; the same weights, prompt and seed give the same answer. */
 export type Sampler = (
   parameters: Parameters,

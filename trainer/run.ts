@@ -4,7 +4,7 @@
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { RunConfig } from '../schema/run-config.ts';
 import type { Side } from '../schema/snapshot.ts';
-import { calibrationOf, preferredIn } from './calibration.ts';
+import { calibrationOf, preferredIn, scaleOf } from './calibration.ts';
 import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { bootstrapped, cautious } from './ensemble.ts';
@@ -25,7 +25,7 @@ import {
   scoresOf,
   tallied,
 } from './reward.ts';
-import type { startSampler } from './rollout.ts';
+import { rowsOf, type startSampler } from './rollout.ts';
 import { UserError } from './user-error.ts';
 
 interface RunInput {
@@ -98,7 +98,7 @@ async function stages(
     const asked = Array.from({ length: Math.min(400, 2 * of.length) }, (_, i) => of[i % of.length]!);
     const seeds = asked.map((_, i) => (seed * 1_000_003 + i) >>> 0);
     const sampled = await sampler.sample(parameters, asked, seeds, { maxTokens, temperature: 1 });
-    return sampled.map(({ ids }, i) => ({ prompt: asked[i]!, answer: ids }));
+    return rowsOf(asked, sampled);
   };
 
   let candidate = from.candidate ?? null;
@@ -123,7 +123,7 @@ async function stages(
       return scored;
     };
     const scored = await scoresOf(calls.reward, rm, judgements.C, pad);
-    const pairs = preferredIn(judgements.C, scored, Math.exp(rm.likelihood.choices.logScale.dataSync()[0]!));
+    const pairs = preferredIn(judgements.C, scored, scaleOf(rm));
     if (pairs.length > 0) {
       const { asFitted, temperature, agreement } = calibrationOf(pairs);
       const metrics = {

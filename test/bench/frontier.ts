@@ -23,7 +23,7 @@ import { answerLogprobsOf, perTokenOf, policyCalls, ppo } from '../../trainer/pp
 import { random } from '../../trainer/random.ts';
 import { fitReward, rewardCalls, scores } from '../../trainer/reward.ts';
 import { mean, sequenceMean } from '../../trainer/rl.ts';
-import { startSampler } from '../../trainer/rollout.ts';
+import { rowsOf, startSampler } from '../../trainer/rollout.ts';
 import { RATER_DEFAULTS } from '../../trainer/seed/raters.ts';
 import { questions, repeated, votesOn } from '../../trainer/seed/votes.ts';
 import { gold, tickets } from '../../trainer/seed/world.ts';
@@ -62,7 +62,7 @@ interface Point {
 async function draw(parameters: Parameters, prompts: number[][], seed: number): Promise<Row[]> {
   const seeds = prompts.map((_, i) => (seed * 1_000_003 + i) >>> 0);
   const sampled = await sampler.sample(parameters, prompts, seeds, { maxTokens: MAX_TOKENS, temperature: 1 });
-  return sampled.map(({ ids }, i) => ({ prompt: prompts[i]!, answer: ids }));
+  return rowsOf(prompts, sampled);
 }
 const goldOf = (rows: Row[], ticketOf = (i: number) => i): number[] =>
   rows.map(({ answer }, i) => gold(evaluation[ticketOf(i)]!, decode(policy.tokenizer, answer)).mean);

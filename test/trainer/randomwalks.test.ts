@@ -13,7 +13,7 @@ import { shapeFor } from '../../trainer/pack.ts';
 import { policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
 import { mean } from '../../trainer/rl.ts';
-import { startSampler } from '../../trainer/rollout.ts';
+import { rowsOf, startSampler } from '../../trainer/rollout.ts';
 import { sft } from '../../trainer/sft.ts';
 
 const { longest, edges, shortest, walks } = JSON.parse(
@@ -73,7 +73,7 @@ async function scoreOf(parameters: Parameters, seed: number): Promise<number> {
   const asked = Array.from({ length: 500 }, (_, i) => [starts[i % starts.length]!]);
   const seeds = asked.map((_, i) => seed * 1000 + i);
   const drawn = await sampler.sample(parameters, asked, seeds, { maxTokens: longest, temperature: 1 });
-  return mean(drawn.map(({ ids }, i) => optimality({ prompt: asked[i]!, answer: ids })));
+  return mean(rowsOf(asked, drawn).map(optimality));
 }
 
 /** All three take a minute: `npm run test:seeds`. */
