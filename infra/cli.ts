@@ -1,7 +1,7 @@
 // The plumb command. Each command loads what it needs: serving never waits for the training engine, nor a list for the Worker.
 
 import { existsSync, statSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { MalformedFile } from '../schema/malformed.ts';
 import type { Key } from '../schema/wire.ts';
@@ -160,20 +160,22 @@ plumb
 
 plumb
   .command('import <path>')
-  .description('publish a policy from a folder in Hugging Face’s layout; prints its id last')
+  .description('publish a policy from a folder in Hugging Face’s layout or a .gguf file; prints its id last')
   .option('--name <name>', 'what to call it')
   .option('--release <channel>', 'release it to a channel: stable or canary')
   .action(async (path, options) => {
     if (!existsSync(path)) throw new UserError(`there is no ${path}`);
-    if (!statSync(path).isDirectory())
-      throw new UserError(`${path} is not a folder with config.json, tokenizer.json and model.safetensors`);
+    if (!statSync(path).isDirectory() && !path.endsWith('.gguf'))
+      throw new UserError(
+        `${path} is neither a folder with config.json, tokenizer.json and model.safetensors nor a .gguf file`,
+      );
     if (options.release && !['stable', 'canary'].includes(options.release))
       throw new UserError(`${options.release} is not a channel: stable or canary`);
-    const { importFolder } = await import('../trainer/import/folder.ts');
+    const { importFrom } = await import('../trainer/import/import.ts');
     const { importPolicy } = await import('../functions/store/policies.ts');
     const { withStore } = await import('./local.ts');
-    const folder = resolve(path);
-    const { manifest, files } = importFolder(folder, options.name ?? folder.split('/').at(-1)!);
+    const from = resolve(path);
+    const { manifest, files } = importFrom(from, options.name ?? basename(from, '.gguf'));
     await withStore(homeFolder(), ({ DB, BUCKET }) =>
       importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), options.release),
     );

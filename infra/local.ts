@@ -23,7 +23,7 @@ import { insertKey, isValid, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
 import { tryLock } from '../trainer/engine/lock.ts';
 import { makeFolder, writeWhole } from '../trainer/folder.ts';
-import { importFolder } from '../trainer/import/folder.ts';
+import { importFrom } from '../trainer/import/import.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { type DevFile, devFile, ROOT } from './home.ts';
 import { type Launcher, startLauncher } from './launcher.ts';
@@ -287,7 +287,7 @@ async function bootstrap(home: string, port: number, secrets: Secrets): Promise<
       "SELECT policy FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1",
     ).first<{ policy: string }>();
     if (stable) return { policy: stable.policy, publicKey };
-    const { manifest, files } = importFolder(SEED_FOLDER, 'plumb-seed');
+    const { manifest, files } = importFrom(SEED_FOLDER, 'plumb-seed');
     await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
     return { policy: manifest.id, publicKey };
   });

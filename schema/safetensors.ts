@@ -94,6 +94,9 @@ function halfTable(): Float32Array {
   return halves;
 }
 
+/** A half-precision number from its 16 bits. */
+export const fromHalf = (bits: number): number => halfTable()[bits]!;
+
 /** A tensor's numbers: the file's own bytes where they are F32 and lie on a multiple of four, else a copy. */
 export function floats({ dtype, bytes }: StoredTensor): Float32Array {
   const size = SIZES[dtype];

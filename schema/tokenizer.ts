@@ -487,12 +487,27 @@ export function trainBpe(texts: Iterable<string>, { vocabSize, special, individu
     for (const k of grown) offer([pairCounts.get(k) ?? 0, k]);
   }
 
-  const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true };
+  return byteLevelFile(
+    tokens,
+    merges,
+    special.map((content, id) => ({ id, content, special: true })),
+    pre_tokenizer,
+  );
+}
+
+/** The file of a byte-level BPE: tokens by their ids, merges in their order, added tokens, and how text is cut before. */
+export function byteLevelFile(
+  tokens: string[],
+  merges: (string | [string, string])[],
+  added: { id: number; content: string; special: boolean }[],
+  pre_tokenizer: object,
+): TokenizerFile {
+  const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false };
   return {
     version: '1.0',
     truncation: null,
     padding: null,
-    added_tokens: special.map((content, id) => ({ id, content, ...flags })),
+    added_tokens: added.map(({ id, content, special }) => ({ id, content, ...flags, special })),
     normalizer: null,
     pre_tokenizer,
     post_processor: null,

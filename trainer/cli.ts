@@ -33,6 +33,26 @@ const loraParts = (text: string): string[] => {
   return [...new Set(parts)].sort();
 };
 
+const shares = (text: string): Record<string, number> =>
+  Object.fromEntries(
+    text.split(',').map((part) => {
+      const [, name, value] = /^(.+)=(.+)$/.exec(part) ?? [];
+      if (!name || !value) throw new InvalidArgumentError('not like helpful=1,harmless=0.5');
+      return [name, number(value)];
+    }),
+  );
+
+const loraRank = () =>
+  new Option(
+    '--lora-rank <n>',
+    'train adapters of this rank in place of the weights, and merge them in the end; 0: all weights',
+  )
+    .argParser(seed)
+    .default(0);
+const loraOn = () =>
+  new Option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`)
+    .argParser(loraParts)
+    .default([...LORA_PARTS]);
 const deterministic = () =>
   new Option(
     '--deterministic',
@@ -56,7 +76,10 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
       'initial model training: cross-entropy on answers ({messages}, {prompt, completion}, {prompt, chosen}) or on plain text',
     )
     .requiredOption('--data <file>', 'JSONL; or plain text (.txt), which is cut into pieces at blank lines')
-    .requiredOption('--base <folder>', 'policy whose configuration, tokenizer and weights to begin with')
+    .requiredOption(
+      '--base <policy>',
+      'policy whose configuration, tokenizer and weights to begin with: a folder, or a .gguf file',
+    )
     .requiredOption('--out <folder>', 'where the policy goes')
     .option('--from-scratch', 'fresh weights instead of the base’s')
     .option('--own-tokenizer <size>', 'train a tokenizer of this size on the data first; implies --from-scratch', count)
@@ -73,13 +96,8 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
       seed,
       3,
     )
-    .option(
-      '--lora-rank <n>',
-      'train adapters of this rank in place of the weights, and merge them in the end; 0: all weights',
-      seed,
-      0,
-    )
-    .option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`, loraParts, [...LORA_PARTS])
+    .addOption(loraRank())
+    .addOption(loraOn())
     .option('--seed <n>', 'of weights and order', seed, 0)
     .addOption(deterministic())
     .addOption(plan())
@@ -91,11 +109,25 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
       'fit a reward model to {prompt, chosen, rejected}, {prompt, completions, ranks}, {prompt, completion, label}, {prompt, completion, aspect, value} or {prompt, completion, name, outcome}',
     )
     .requiredOption('--data <file>', 'JSONL')
-    .requiredOption('--base <folder>', 'policy to begin from')
+    .requiredOption('--base <policy>', 'policy to begin from')
     .requiredOption('--out <folder>', 'where reward.safetensors and reward.report.json go')
     .option('--epochs <n>', 'passes over the data', count, REWARD_DEFAULTS.epochs)
     .option('--learning-rate <x>', 'at its peak', number, REWARD_DEFAULTS.learningRate)
     .option('--answer-tokens <n>', 'longest answer', count, 256)
+    .option(
+      '--members <n>',
+      'reward models, each fitted to conversations drawn anew; where they disagree, ppo --spread-penalty trusts none',
+      count,
+      REWARD_DEFAULTS.members,
+    )
+    .option(
+      '--mix <aspect=x,…>',
+      'how much of what sets each rated aspect apart goes into the score',
+      shares,
+      REWARD_DEFAULTS.mix,
+    )
+    .addOption(loraRank())
+    .addOption(loraOn())
     .option('--seed <n>', 'of head and order', seed, 0)
     .addOption(deterministic())
     .addOption(plan())
@@ -105,14 +137,22 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .command('ppo')
     .description('optimise a policy against a reward model')
     .requiredOption('--data <file>', 'JSONL of {prompt}')
-    .requiredOption('--base <folder>', 'policy to begin from, and to stay near')
+    .requiredOption('--base <policy>', 'policy to begin from, and to stay near')
     .requiredOption('--reward <folder>', 'of plumb train reward')
     .requiredOption('--out <folder>', 'where the policy goes')
     .option('--episodes <n>', 'answers drawn in all', count, PPO_DEFAULTS.episodes)
     .option('--learning-rate <x>', 'at the start', number, PPO_DEFAULTS.learningRate)
     .option('--beta <x>', 'KL coefficient at the start', number, PPO_DEFAULTS.beta)
     .option('--kl-target <x>', 'nats a sequence', number, PPO_DEFAULTS.klTarget)
+    .option(
+      '--spread-penalty <x>',
+      'against an answer, times the standard deviation of its scores by several reward models',
+      number,
+      PPO_DEFAULTS.spreadPenalty,
+    )
     .option('--answer-tokens <n>', 'longest answer', count, 64)
+    .addOption(loraRank())
+    .addOption(loraOn())
     .option('--seed <n>', 'of answers and order', seed, 0)
     .addOption(deterministic())
     .addOption(plan())
@@ -128,7 +168,7 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
       'judgements, JSONL: two thirds of their conversations fit the judge, one third checks it',
     )
     .requiredOption('--prompts <file>', 'JSONL of {prompt} on which the two compete')
-    .requiredOption('--base <folder>', 'the parent')
+    .requiredOption('--base <policy>', 'the parent')
     .requiredOption('--candidate <folder>', 'the new policy')
     .option('--root <folder>', 'first policy of the line (the parent, unless said)')
     .option('--answer-tokens <n>', 'longest answer', count, 64)

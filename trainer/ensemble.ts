@@ -5,8 +5,14 @@
 // head's offset and scale are chance.
 
 import type { Judgement } from './judgements.ts';
-import type { Random } from './random.ts';
+import { type Random, random } from './random.ts';
 import { mean, variance } from './rl.ts';
+
+/** What a member is fitted to: the first one to everything, so that with one member nothing is left to chance. */
+export const memberSees = (judgements: Judgement[], member: number, seed: number): Judgement[] =>
+  member === 0 ? judgements : bootstrapped(judgements, random(seed, `member ${member}`));
+export const memberSeed = (seed: number, member: number): number => seed + member * 7919;
+export const memberStage = (member: number): string => (member === 0 ? 'reward' : `reward ${member + 1}`);
 
 /** As many conversations, drawn with replacement; each with all that was said of it. */
 export function bootstrapped(judgements: Judgement[], rng: Random): Judgement[] {

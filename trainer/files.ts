@@ -11,9 +11,11 @@ import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, t
 import { runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
 import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
 import { compilations, dispose } from './engine/compile.ts';
+import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
 import { evaluate } from './evaluate.ts';
 import { writeWhole } from './folder.ts';
-import { type Judgement, readJudgements, subjectsOf } from './judgements.ts';
+import { isGguf } from './import/from-gguf.ts';
+import { type Judgement, readJudgements, requireRated, subjectsOf } from './judgements.ts';
 import { formOf } from './lora.ts';
 import { toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
@@ -29,24 +31,31 @@ import { sft } from './sft.ts';
 import { reading, requireFolder, UserError } from './user-error.ts';
 import { countParameters, readWeights, writePolicy } from './weights.ts';
 
-export async function sftOnFiles(options: {
+interface Training {
   data: string;
   base: string;
   out: string;
-  fromScratch?: boolean;
-  ownTokenizer?: number;
-  steps: number;
-  batch: number;
-  answerTokens: number;
-  learningRate: number;
-  schedule: SftConfig['schedule'];
-  patience: number;
   loraRank: number;
   loraOn: LoraConfig['on'];
   seed: number;
   deterministic?: boolean;
   plan?: boolean;
-}): Promise<void> {
+}
+const loraOf = ({ loraRank, loraOn }: Training): LoraConfig | null =>
+  loraRank > 0 ? { rank: loraRank, on: loraOn } : null;
+
+export async function sftOnFiles(
+  options: Training & {
+    fromScratch?: boolean;
+    ownTokenizer?: number;
+    steps: number;
+    batch: number;
+    answerTokens: number;
+    learningRate: number;
+    schedule: SftConfig['schedule'];
+    patience: number;
+  },
+): Promise<void> {
   let policy = readPolicy(options.base);
   const context = policy.config.max_position_embeddings;
   if (options.answerTokens >= context) throw tooLong(options.answerTokens, context);
@@ -76,7 +85,7 @@ export async function sftOnFiles(options: {
   const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
   const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
   const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));
-  const lora = options.loraRank > 0 ? { rank: options.loraRank, on: options.loraOn } : null;
+  const lora = loraOf(options);
   const tokens = options.batch * tokensIn(fitted);
   // The held-out loss is measured ten times, forward alone; where steps are so few, it falls among those that are timed.
   const measuring = options.steps > 40 && held.length > 0 ? (10 * held.length * tokensIn(held)) / (3 * tokens) : 0;
@@ -112,17 +121,15 @@ export async function sftOnFiles(options: {
   );
 }
 
-export async function rewardOnFiles(options: {
-  data: string;
-  base: string;
-  out: string;
-  epochs: number;
-  learningRate: number;
-  answerTokens: number;
-  seed: number;
-  deterministic?: boolean;
-  plan?: boolean;
-}): Promise<void> {
+export async function rewardOnFiles(
+  options: Training & {
+    epochs: number;
+    learningRate: number;
+    answerTokens: number;
+    members: number;
+    mix: Record<string, number>;
+  },
+): Promise<void> {
   const policy = readPolicy(options.base);
   requireContext(policy, options.answerTokens);
   const weights = readWeights(options.base, policy.config);
@@ -141,73 +148,101 @@ export async function rewardOnFiles(options: {
     [],
     options.answerTokens,
   );
-  const { epochs, learningRate } = options;
-  const calls = rewardCalls(policy.config, shape, runConfig({ reward: { epochs, learningRate } }).reward);
-  const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, options.seed);
+  const { epochs, learningRate, members, mix, seed } = options;
+  const lora = loraOf(options);
+  const config = runConfig({ lora, reward: { epochs, learningRate, members, mix } }).reward;
+  requireRated(mix, fitted);
+  const calls = rewardCalls(policy.config, shape, config, lora);
+  const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, seed);
   const tokens =
     (Math.min(calls.config.judgements, fitted.length) / fitted.length) *
     sumOfTokens(fitted.flatMap(({ rows }) => rows));
   const work = options.plan
-    ? planned(countParameters(weights), () => tokens)
+    ? planned(
+        countParameters(weights),
+        () => tokens,
+        (members - 1) * epochs * Math.ceil(fitted.length / config.judgements),
+      )
     : await savepoint('reward', options, [options.data, weightsOf(options.base)], policy.config);
-  const rm = await fitReward(
-    policy.config,
-    calls,
-    weights,
-    fitted,
-    on,
-    options.seed,
-    'reward',
-    work.report,
-    work.saved((tensors, scalars) => fitStateFromFile(tensors, scalars, weights)),
-    ({ rm, adam, step }) => work.save(step, { rm, adam }, { step }),
-  ).catch(work.giveUp);
-  const { pad_token_id: pad } = policy.config;
-  const scored = await scoresOf(calls, rm, held, pad);
-  const tallies = tallied(held, scored);
-  const heldOut = await reportOn(calls, rm, subjectsOf(fitted), held, scored, pad);
-  const text = (value: unknown) => new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`);
-  writeWhole(join(options.out, 'reward.safetensors'), treeToFile(rm));
-  writeWhole(join(options.out, 'reward.report.json'), text(heldOut));
+  const form = formOf(policy.config, lora, weights);
+  const begun = work.saved((tensors, scalars) => ({
+    fit: fitStateFromFile(tensors, scalars, form),
+    member: MemberScalar.parse(scalars).member,
+  }));
+  const pad = policy.config.pad_token_id;
+  const scored: number[][][] = []; // by member, judgement and answer
+  for (let member = 0; member < members; member++) {
+    const path = rewardFile(options.out, member);
+    let rm: RewardModel;
+    if (begun && member < begun.member) rm = reading(path, () => rewardFromFile(readFileSync(path), weights));
+    else {
+      rm = await fitReward(
+        policy.config,
+        calls,
+        weights,
+        memberSees(fitted, member, seed),
+        on,
+        memberSeed(seed, member),
+        memberStage(member),
+        work.report,
+        begun?.member === member ? begun.fit : null,
+        ({ rm, adam, step }) => work.save(step, { rm, adam }, { step, member }),
+      ).catch(work.giveUp);
+      writeWhole(path, treeToFile(rm));
+    }
+    scored.push(await scoresOf(calls, rm, held, pad));
+    if (member === 0) {
+      const report = await reportOn(calls, rm, subjectsOf(fitted), held, scored[0]!, pad);
+      const text = new TextEncoder().encode(`${JSON.stringify(report, null, 2)}\n`);
+      writeWhole(join(options.out, 'reward.report.json'), text);
+      for (const line of tableOf(report)) console.log(line);
+    }
+    dispose(rm);
+  }
   work.remove();
+  const together = held.map((_, j) =>
+    cautious(
+      scored.map((by) => by[j]!),
+      0,
+    ),
+  );
+  const tallies = tallied(held, together);
+  const whose = members > 1 ? `, by the mean of ${members} models` : '';
   const accurate =
     tallies.length > 0
-      ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out conversations; `
+      ? `right about ${(100 * rightShare(tallies)).toFixed(1)} % of the pairs in ${tallies.length} held-out conversations${whose}; `
       : '';
-  console.log(`${accurate}reward model written to ${options.out}`);
-  for (const line of tableOf(heldOut)) console.log(line);
+  console.log(`${accurate}${members > 1 ? 'reward models' : 'reward model'} written to ${options.out}`);
 }
 
-export async function ppoOnFiles(options: {
-  data: string;
-  base: string;
-  reward: string;
-  out: string;
-  episodes: number;
-  learningRate: number;
-  beta: number;
-  klTarget: number;
-  answerTokens: number;
-  seed: number;
-  deterministic?: boolean;
-  plan?: boolean;
-}): Promise<void> {
+export async function ppoOnFiles(
+  options: Training & {
+    reward: string;
+    episodes: number;
+    learningRate: number;
+    beta: number;
+    klTarget: number;
+    spreadPenalty: number;
+    answerTokens: number;
+  },
+): Promise<void> {
   const policy = readPolicy(options.base);
   requireContext(policy, options.answerTokens);
   const parent = readWeights(options.base, policy.config);
-  const rm = readReward(options.reward, parent);
+  const members = readRewards(options.reward, parent);
   const prompts = readPrompts(policy, options.data);
   const { maxTokens, shape } = drawingShape(policy.config.max_position_embeddings, [], prompts, options.answerTokens);
-  const { episodes, learningRate, beta, klTarget, seed } = options;
-  const config = { ...runConfig({ ppo: { episodes, learningRate, beta, klTarget } }).ppo, seed };
+  const { episodes, learningRate, beta, klTarget, spreadPenalty, seed } = options;
+  const lora = loraOf(options);
+  const config = { ...runConfig({ lora, ppo: { episodes, learningRate, beta, klTarget, spreadPenalty } }).ppo, seed };
   if (episodes < config.rollout)
     throw new UserError(`--episodes ${episodes}: each step draws ${config.rollout} answers, so give that many or more`);
   const calls = {
-    policy: policyCalls(policy.config, shape, config),
+    policy: policyCalls(policy.config, shape, config, lora),
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
   };
   const asked = prompts.reduce((sum, { length }) => sum + length, 0) / prompts.length;
-  const inputs = [options.data, weightsOf(options.base), join(options.reward, 'reward.safetensors')];
+  const inputs = [options.data, weightsOf(options.base), ...members.map((_, i) => rewardFile(options.reward, i))];
   const work = options.plan
     ? planned(countParameters(parent), (metrics) => config.rollout * (asked + metrics['objective/length']!))
     : await savepoint('ppo', options, inputs, policy.config);
@@ -216,14 +251,18 @@ export async function ppoOnFiles(options: {
     const optimised = await ppo(
       policy.config,
       calls.policy,
-      (rows) => scores(calls.reward, rm, rows, policy.config.pad_token_id),
+      async (rows) => {
+        const scored: number[][] = [];
+        for (const member of members) scored.push(await scores(calls.reward, member, rows, policy.config.pad_token_id));
+        return cautious(scored, spreadPenalty);
+      },
       parent,
       prompts,
       sampler.sample,
       maxTokens,
       config,
       work.report,
-      work.saved((tensors, scalars) => ppoStateFromFile(tensors, scalars, parent)),
+      work.saved((tensors, scalars) => ppoStateFromFile(tensors, scalars, formOf(policy.config, lora, parent))),
       ({ actor, adam, ...scalars }) => work.save(scalars.iteration, { actor, adam }, scalars),
     ).catch(work.giveUp);
     writePolicy(options.out, policy, optimised);
@@ -298,7 +337,13 @@ const sumOfTokens = (rows: Row[]): number =>
 /** Of a row, on average. */
 const tokensIn = (rows: Row[]): number => sumOfTokens(rows) / rows.length;
 
-const weightsOf = (folder: string) => join(folder, 'model.safetensors');
+const weightsOf = (policy: string) => (isGguf(policy) ? policy : join(policy, 'model.safetensors'));
+
+/** Where a reward model is: the first, which is all of them unless --members says more, has no number. */
+const rewardFile = (folder: string, member: number) =>
+  join(folder, member === 0 ? 'reward.safetensors' : `reward.${member + 1}.safetensors`);
+/** Of which reward model a save is. */
+const MemberScalar = z.object({ member: z.int() });
 
 /** What makes two lines one conversation: the same beginning; a text is one by itself. */
 const rootOf = (line: SftLine, index: number): string =>
@@ -337,12 +382,15 @@ function weightsLike({ config }: Policy, folder: string): Parameters {
   return readWeights(folder, config);
 }
 
-function readReward(folder: string, like: Parameters): RewardModel {
+/** The reward models of a folder, by their numbers. */
+function readRewards(folder: string, like: Parameters): RewardModel[] {
   requireFolder(folder);
-  const path = join(folder, 'reward.safetensors');
-  if (!existsSync(path))
+  const members: RewardModel[] = [];
+  for (let path = rewardFile(folder, 0); existsSync(path); path = rewardFile(folder, members.length))
+    members.push(reading(path, () => rewardFromFile(readFileSync(path), like)));
+  if (members.length === 0)
     throw new UserError(`${folder} has no reward.safetensors: make one with npx plumb train reward`);
-  return reading(path, () => rewardFromFile(readFileSync(path), like));
+  return members;
 }
 
 /** Answers of the policy to given prompts, for bringing scores to mean 0 and variance 1. */

@@ -239,6 +239,16 @@ export function subjectsOf(judgements: Judgement[]): Subjects {
   return { aspects, outcomes, raters, weight: judgements.reduce((sum, judgement) => sum + weightOf(judgement), 0) };
 }
 
+/** A mix of aspects that nothing is rated by would be no mix. */
+export function requireRated(mix: Record<string, number>, judgements: Judgement[]): void {
+  const { aspects } = subjectsOf(judgements);
+  const unknown = Object.keys(mix).find((aspect) => !aspects.includes(aspect));
+  if (unknown !== undefined)
+    throw new UserError(
+      `the mix names ${unknown}: ${aspects.length > 0 ? `rated are ${aspects.join(', ')}` : 'nothing is rated by aspect'}`,
+    );
+}
+
 /**
  * Which judgements a fit has places for: all but ratings and outcomes under names beyond the eight most used ones, and an outcome's values of
  * the type that fewer have. Names come from whoever may judge, and nobody's choice of names shall end a run.

@@ -1,5 +1,5 @@
-// A policy but for its weights: configuration, tokenizer and chat template, read from a folder in Hugging Face's layout or from
-// files. Needs no training engine: serving and importing go without one.
+// A policy but for its weights: configuration, tokenizer and chat template, read from a folder in Hugging Face's layout, from a
+// GGUF file or from files. Needs no training engine: serving and importing go without one.
 
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -9,6 +9,7 @@ import { inWords, MalformedFile } from '../schema/malformed.ts';
 import { ModelConfig } from '../schema/manifest.ts';
 import type { Message } from '../schema/message.ts';
 import { loadTokenizer, type Tokenizer } from '../schema/tokenizer.ts';
+import { isGguf, openGguf, textsOf } from './import/from-gguf.ts';
 import { reading, requireFolder, UserError } from './user-error.ts';
 
 export interface Policy {
@@ -78,15 +79,22 @@ export function policyFromTexts(text: (name: string) => string): Policy {
   };
 }
 
-/** Everything of a policy but its weights, from a folder. */
-export function readPolicy(folder: string): Policy {
-  requireFolder(folder);
+/** Everything of a policy but its weights, from a folder or a GGUF file. */
+export function readPolicy(path: string): Policy {
+  if (isGguf(path)) {
+    const gguf = openGguf(path);
+    return reading(path, () => {
+      const texts = textsOf(gguf);
+      return policyFromTexts((name) => texts[name]!);
+    });
+  }
+  requireFolder(path);
   const text = (name: string) => {
-    const path = join(folder, name);
-    if (!existsSync(path)) throw new UserError(`${folder} is not a policy: it has no ${name}`);
-    return readFileSync(path, 'utf8');
+    const file = join(path, name);
+    if (!existsSync(file)) throw new UserError(`${path} is not a policy: it has no ${name}`);
+    return readFileSync(file, 'utf8');
   };
-  return reading(folder, () => policyFromTexts(text));
+  return reading(path, () => policyFromTexts(text));
 }
 
 export function policyFromFiles(files: Map<string, Uint8Array>): Policy {

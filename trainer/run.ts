@@ -7,14 +7,13 @@ import type { Side } from '../schema/snapshot.ts';
 import { calibrationOf, preferredIn, scaleOf } from './calibration.ts';
 import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
-import { bootstrapped, cautious } from './ensemble.ts';
+import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
 import { evaluate, type GateReport } from './evaluate.ts';
-import { type Judgement, subjectsOf } from './judgements.ts';
+import { type Judgement, requireRated } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Shape } from './pack.ts';
 import { type PpoState, policyCalls, ppo } from './ppo.ts';
-import { random } from './random.ts';
 import {
   type FitState,
   fitReward,
@@ -26,7 +25,6 @@ import {
   tallied,
 } from './reward.ts';
 import { rowsOf, type startSampler } from './rollout.ts';
-import { UserError } from './user-error.ts';
 
 interface RunInput {
   model: ModelConfig;
@@ -87,12 +85,7 @@ async function stages(
 ): Promise<RunResult> {
   const { model, root, parent, judgements, prompts } = input;
   const pad = model.pad_token_id;
-  const { aspects } = subjectsOf(judgements.A);
-  const unknown = Object.keys(config.reward.mix).find((aspect) => !aspects.includes(aspect));
-  if (unknown !== undefined)
-    throw new UserError(
-      `reward.mix names ${unknown}: ${aspects.length > 0 ? `rated are ${aspects.join(', ')}` : 'nothing is rated by aspect'}`,
-    );
+  requireRated(config.reward.mix, judgements.A);
 
   const draw = async (parameters: Parameters, of: number[][], seed: number): Promise<Row[]> => {
     const asked = Array.from({ length: Math.min(400, 2 * of.length) }, (_, i) => of[i % of.length]!);
@@ -108,10 +101,9 @@ async function stages(
     const drawn = members.length < config.reward.members ? await draw(parent, prompts.A, config.seed) : [];
     for (let i = members.length; i < config.reward.members; i++) {
       const begun = i === next ? from.fit : null;
-      // The first one sees every conversation, so that with one member nothing is left to chance.
-      const seen = i === 0 ? judgements.A : bootstrapped(judgements.A, random(config.seed, `member ${i}`));
-      const seed = config.seed + i * 7919;
-      const stage = i === 0 ? 'reward' : `reward ${i + 1}`;
+      const seen = memberSees(judgements.A, i, config.seed);
+      const seed = memberSeed(config.seed, i);
+      const stage = memberStage(i);
       const keepFit = (fit: FitState) => keep({ reward: members, fit });
       members.push(await fitReward(model, calls.reward, parent, seen, drawn, seed, stage, report, begun, keepFit));
       await keep({ reward: members });

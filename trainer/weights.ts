@@ -8,16 +8,22 @@ import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../
 import { flatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { makeFolder, writeWhole } from './folder.ts';
+import { isGguf, openGguf, tensorsOf } from './import/from-gguf.ts';
 import { DivergedError } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
 import { reading, requireFolder, UserError } from './user-error.ts';
 
-export function readWeights(folder: string, config: ModelConfig): Parameters {
-  requireFolder(folder);
-  const path = join(folder, 'model.safetensors');
-  if (!existsSync(path)) throw new UserError(`${folder} has no model.safetensors`);
-  return reading(path, () => weightsFromFile(readFileSync(path), config));
+/** The weights of a policy: a folder's model.safetensors, or a GGUF file's. */
+export function readWeights(path: string, config: ModelConfig): Parameters {
+  if (isGguf(path)) {
+    const gguf = openGguf(path);
+    return reading(path, () => fromHuggingFace(config, tensorsOf(gguf)));
+  }
+  requireFolder(path);
+  const file = join(path, 'model.safetensors');
+  if (!existsSync(file)) throw new UserError(`${path} has no model.safetensors`);
+  return reading(file, () => weightsFromFile(readFileSync(file), config));
 }
 
 export function weightsFromFile(file: Uint8Array, config: ModelConfig): Parameters {

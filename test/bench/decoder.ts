@@ -5,7 +5,7 @@ import { generateBatch } from '../../functions/policy/generate.ts';
 import { loadDecoder } from '../../functions/policy/node.ts';
 import { referenceDecoder } from '../../functions/policy/reference.ts';
 import { unpackEdge } from '../../schema/edge.ts';
-import { importFolder } from '../../trainer/import/folder.ts';
+import { importFrom } from '../../trainer/import/import.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { seedPolicy } from '../support/seed.ts';
 import { type Pair, pair } from './pair.ts';
@@ -15,7 +15,7 @@ const ANSWER = 32;
 
 export async function* decoder(): AsyncGenerator<Pair> {
   const { folder, policy } = seedPolicy();
-  const image = importFolder(folder, 'seed').files.get('edge.bin')!;
+  const image = importFrom(folder, 'seed').files.get('edge.bin')!;
   const prompts = tickets('judging', 1, 64).map((ticket) =>
     policy.encodePrompt([{ role: 'user', content: ticket.text }]),
   );

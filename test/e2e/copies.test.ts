@@ -4,7 +4,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { importPolicy } from '../../functions/store/policies.ts';
 import { freePort } from '../../infra/home.ts';
 import { startWorker, withStore } from '../../infra/local.ts';
-import { importFolder } from '../../trainer/import/folder.ts';
+import { importFrom } from '../../trainer/import/import.ts';
 import { startTestLocal, type TestLocal } from '../support/local.ts';
 import { SEED_FOLDER } from '../support/seed.ts';
 
@@ -90,7 +90,7 @@ test('an idempotency key used at one is known at the other', async () => {
 }, 60_000);
 
 test('a release made at one is served by the other within two seconds, with no request lost', async () => {
-  const { manifest, files } = importFolder(SEED_FOLDER, 'the same under another id');
+  const { manifest, files } = importFrom(SEED_FOLDER, 'the same under another id');
   await withStore(first.home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
   const released = await call(first.url, first.keys.secret, 'POST', '/v1/releases', {
     channel: 'stable',

@@ -13,7 +13,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
-import { writeSafetensors } from '../../schema/safetensors.ts';
+import { readTensors, writeSafetensors } from '../../schema/safetensors.ts';
 import { tryLock } from '../../trainer/engine/lock.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { PLUMB } from '../support/plumb.ts';
@@ -305,3 +305,45 @@ test('what has diverged ends with step, stage and number, and its last good stat
   );
   expect(readdirSync(at('diverged')).filter((name) => name.startsWith('sft.state'))).not.toEqual([]);
 }, 60_000);
+
+test('an ensemble with LoRA that was killed keeps the members it has; PPO by LoRA goes by all of them', async () => {
+  const lora = ['--lora-rank', '2', '--lora-on', 'mlp'];
+  const members = [
+    '--data',
+    at('pairs.jsonl'),
+    '--base',
+    at('tiny'),
+    '--out',
+    at('several'),
+    '--members',
+    '2',
+    ...lora,
+  ];
+  const first = join(at('several'), 'reward.safetensors');
+  await train(['reward', ...members], first);
+  expect(existsSync(join(at('several'), 'reward.2.safetensors'))).toBe(false);
+  const kept = readFileSync(first);
+  const { code, out } = await train(['reward', ...members]);
+  expect([code, out]).toEqual([0, expect.stringContaining('by the mean of 2 models; reward models written to')]);
+  expect(out).not.toContain('reward 1/');
+  expect(readFileSync(first).equals(kept)).toBe(true);
+  const second = readFileSync(join(at('several'), 'reward.2.safetensors'));
+  expect(second.equals(kept)).toBe(false);
+
+  const trained = [
+    ...['ppo', '--data', at('prompts.jsonl'), '--base', at('tiny'), '--reward', at('several'), '--out', at('mean')],
+    ...['--episodes', '64', '--answer-tokens', '8', '--spread-penalty', '0.5', ...lora],
+  ];
+  writeFileSync(join(at('several'), 'reward.2.safetensors'), kept.subarray(0, 1000));
+  const damaged = await train(trained);
+  expect([damaged.code, damaged.out.trim()]).toEqual([1, expect.stringMatching(/reward\.2\.safetensors: .*beyond/)]);
+  writeFileSync(join(at('several'), 'reward.2.safetensors'), second);
+  expect(await train(trained)).toEqual({ code: 0, out: expect.stringContaining('policy written') });
+  const ours = readTensors(readFileSync(join(at('mean'), 'model.safetensors')));
+  const base = readTensors(readFileSync(join(at('tiny'), 'model.safetensors')));
+  const moved = [...base.keys()].filter((name) => !sameNumbers(ours.get(name)!.data, base.get(name)!.data));
+  expect(moved.sort()).toEqual(
+    [0, 1].flatMap((layer) => ['down', 'gate', 'up'].map((part) => `model.layers.${layer}.mlp.${part}_proj.weight`)),
+  );
+}, 120_000);
+const sameNumbers = (a: Float32Array, b: Float32Array) => a.every((value, i) => value === b[i]);

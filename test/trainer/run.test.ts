@@ -88,7 +88,7 @@ test('as many reward models as are wanted are fitted, on conversations of their 
 
 test('a mix of an aspect that nobody rated is refused before anything is fitted', async () => {
   await expect(run({ A: 12 }, runConfig({ ...SETTINGS, reward: { mix: { tone: 0.5 } } }))).rejects.toThrow(
-    /^reward\.mix names tone: nothing is rated by aspect$/,
+    /^the mix names tone: nothing is rated by aspect$/,
   );
 });
 

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test, vi } from 'vitest';
 import { readSafetensors } from '../../../schema/safetensors.ts';
-import { importFolder } from '../../../trainer/import/folder.ts';
+import { importFrom } from '../../../trainer/import/import.ts';
 import { UserError } from '../../../trainer/user-error.ts';
 import { SEED_FOLDER } from '../../support/seed.ts';
 
@@ -34,7 +34,7 @@ const config = (name: string, value: number) =>
   changed('config.json', (bytes) => `${bytes}`.replace(new RegExp(`("${name}": )\\d+`), `$1${value}`));
 
 test('a folder is imported with its files as they are, and an image', () => {
-  const { manifest, files } = importFolder(SEED_FOLDER, 'twin');
+  const { manifest, files } = importFrom(SEED_FOLDER, 'twin');
   expect(manifest.name).toBe('twin');
   expect(manifest.root).toBe(manifest.id);
   expect(files.get('model.safetensors')).toEqual(readFileSync(join(SEED_FOLDER, 'model.safetensors')));
@@ -68,7 +68,7 @@ test.each<[string, () => string, RegExp]>([
   ['a template that is none', () => changed('tokenizer_config.json', () => '{"chat_template": "{% for"}'), /template/],
 ])('%s is refused in a line that names the folder', (_, make, words) => {
   const path = make();
-  const refused = () => importFolder(path, 'x');
+  const refused = () => importFrom(path, 'x');
   expect(refused).toThrow(UserError);
   expect(refused).toThrow(words);
   expect(refused).toThrow(path);
@@ -81,12 +81,12 @@ test('an image of 90 MB is imported, one of more refused; so is a cache that tak
   const more = config('max_position_embeddings', 4070);
   try {
     imageBytes = 90e6;
-    expect(importFolder(fits, 'x').files.get('edge.bin')!.length).toBe(90e6);
-    expect(() => importFolder(more, 'x')).toThrow(
+    expect(importFrom(fits, 'x').files.get('edge.bin')!.length).toBe(90e6);
+    expect(() => importFrom(more, 'x')).toThrow(
       `${more} asks for a cache of 26 MB at 4070 positions; with its image it has 115 MB: lower max_position_embeddings`,
     );
     imageBytes = 90e6 + 1;
-    const refused = () => importFolder(SEED_FOLDER, 'x');
+    const refused = () => importFrom(SEED_FOLDER, 'x');
     expect(refused).toThrow(UserError);
     expect(refused).toThrow(
       `${SEED_FOLDER} is too large to be served: its 8-bit image has 91 MB, and with its cache it must fit into the 128 MB of a Worker (90 MB at most)`,

@@ -1,0 +1,196 @@
+import { createHash } from 'node:crypto';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { MalformedFile } from '../../../schema/malformed.ts';
+import { type FloatTensor, readTensors } from '../../../schema/safetensors.ts';
+import { encode } from '../../../schema/tokenizer.ts';
+import { tensorsOf, textsOf } from '../../../trainer/import/from-gguf.ts';
+import { type GgufValue, readGguf } from '../../../trainer/import/gguf.ts';
+import { importFrom } from '../../../trainer/import/import.ts';
+import { readPolicy } from '../../../trainer/policy.ts';
+import { random } from '../../../trainer/random.ts';
+import { UserError } from '../../../trainer/user-error.ts';
+import { ggufMetadata, ggufTensors, writeGguf } from '../../support/gguf.ts';
+import { SEED_FOLDER, seedPolicy } from '../../support/seed.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'plumb-gguf-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8Array(buffer, byteOffset, byteLength);
+
+const golden = readFileSync('test/golden/blocks.gguf');
+const expected = JSON.parse(readFileSync('test/golden/blocks.json', 'utf8')) as Record<
+  string,
+  { shape: number[]; first: number[]; sha256: string }
+>;
+const { policy } = seedPolicy();
+const weights = readTensors(readFileSync(join(SEED_FOLDER, 'model.safetensors')));
+const metadata = ggufMetadata(policy);
+const tensors = ggufTensors(policy.config.head_dim, weights);
+const asFile = (
+  change: Record<string, GgufValue> = {},
+  of: Map<string, FloatTensor> = tensors,
+  without?: string,
+): string => {
+  const path = join(folder, 'policy.gguf');
+  const pairs = Object.entries({ ...metadata, ...change }).filter(([key]) => key !== without);
+  writeFileSync(path, writeGguf(Object.fromEntries(pairs), of));
+  return path;
+};
+
+test("llama.cpp's own file reads as its package reads it, every format bit for bit", () => {
+  const { metadata: pairs, tensors: found } = readGguf(golden);
+  expect(Object.fromEntries(pairs)).toEqual({
+    'general.architecture': 'llama',
+    'a.text': 'grün\n',
+    'a.list': ['a', '', 'ü'],
+    numbers: [1, -2, 3],
+    yes: true,
+    large: 2 ** 40,
+    small: -300,
+    half: 0.5,
+  });
+  expect([...found.keys()].sort()).toEqual(Object.keys(expected).sort());
+  for (const [name, { shape, format, bytes }] of found) {
+    const floats = format.read(bytes);
+    expect(shape, name).toEqual(expected[name]!.shape);
+    expect([...floats.slice(0, 4)], name).toEqual(expected[name]!.first.map(Math.fround));
+    const sha256 = createHash('sha256').update(bytesOf(floats));
+    expect(sha256.digest('hex'), name).toBe(expected[name]!.sha256);
+  }
+});
+
+test("queries lie as Hugging Face has them again, after the converter's permutation", () => {
+  const gguf = readGguf(golden);
+  const only = new Map([...gguf.tensors].filter(([name]) => name.startsWith('blk')));
+  const { metadata: pairs } = readGguf(
+    writeGguf(
+      {
+        ...metadata,
+        'llama.attention.head_count': 2,
+        'llama.attention.head_count_kv': 2,
+        'llama.rope.dimension_count': 8,
+      },
+      tensors,
+    ),
+  );
+  only.set('token_embd.weight', gguf.tensors.get('as.F32')!);
+  const q = tensorsOf({ metadata: pairs, tensors: only }).get('model.layers.0.self_attn.q_proj.weight')!;
+  expect([...q.data]).toEqual(Array.from({ length: 64 }, (_, i) => i));
+});
+
+test('a policy is the same out of a GGUF file: configuration, ids, prompts, weights, image', () => {
+  const path = asFile();
+  const read = readPolicy(path);
+  expect(read.config).toEqual(policy.config);
+  expect(read.chatTemplate).toBe(policy.chatTemplate);
+  const text = 'My order 1207 was late. <|eos|> Naïve 日本\n';
+  expect(encode(read.tokenizer, text)).toEqual(encode(policy.tokenizer, text));
+  expect(encode(read.tokenizer, text, { special: true })).toEqual(encode(policy.tokenizer, text, { special: true }));
+  const said = [{ role: 'user' as const, content: text }];
+  expect(read.encodePrompt(said)).toEqual(policy.encodePrompt(said));
+  const { files, manifest } = importFrom(path, 'out of a file');
+  expect(manifest.config).toEqual(policy.config);
+  const again = readTensors(files.get('model.safetensors')!);
+  expect([...again.keys()].sort()).toEqual([...weights.keys()].sort());
+  for (const [name, { shape, data }] of weights) {
+    expect(again.get(name)!.shape, name).toEqual(shape);
+    expect(Buffer.compare(bytesOf(again.get(name)!.data), bytesOf(data)), name).toBe(0);
+  }
+  const image = (files: Map<string, Uint8Array>) => createHash('sha256').update(files.get('edge.bin')!).digest('hex');
+  expect(image(files)).toBe(image(importFrom(SEED_FOLDER, 'out of a folder').files));
+});
+
+test.each<[string, () => string, RegExp]>([
+  ['another architecture', () => asFile({ 'general.architecture': 'mamba' }), /architecture mamba; supported is llama/],
+  ['another tokenizer', () => asFile({ 'tokenizer.ggml.model': 'llama' }), /tokenizer of the kind llama/],
+  ['another pre-tokenizer', () => asFile({ 'tokenizer.ggml.pre': 'viking' }), /pre-tokenizer viking; supported are/],
+  [
+    'scaled RoPE',
+    () => asFile({ 'llama.rope.scaling.type': 'yarn' }),
+    /llama\.rope\.scaling\.type is yarn: not supported/,
+  ],
+  ['experts', () => asFile({ 'llama.expert_count': 8 }), /expert_count is 8/],
+  [
+    'biases',
+    () => asFile({}, new Map([...tensors, ['blk.0.attn_q.bias', { shape: [192], data: new Float32Array(192) }]])),
+    /attn_q\.bias is not supported/,
+  ],
+  [
+    'an unknown tensor',
+    () => asFile({}, new Map([...tensors, ['blk.0.extra.weight', { shape: [4], data: new Float32Array(4) }]])),
+    /blk\.0\.extra\.weight is no part of a Llama/,
+  ],
+  [
+    'a missing tensor',
+    () => asFile({}, new Map([...tensors].filter(([name]) => name !== 'blk.1.ffn_up.weight'))),
+    /no model\.layers\.1\.mlp\.up_proj/,
+  ],
+  ['no template', () => asFile({}, tensors, 'tokenizer.chat_template'), /has no tokenizer\.chat_template/],
+  ['a number that is a text', () => asFile({ 'llama.block_count': '4' }), /llama\.block_count is not a number/],
+  ['no file', () => join(folder, 'none.gguf'), /there is no file .*none\.gguf/],
+  ['a folder of that name', () => folder, /not a policy/],
+])('%s: refused in a line', (_, path, message) => {
+  const refused = () => importFrom(path(), 'x');
+  expect(refused).toThrow(UserError);
+  expect(refused).toThrow(message);
+});
+
+test('a format that is not read is refused by its name', () => {
+  const file = Buffer.from(writeGguf({}, new Map([['x', { shape: [256], data: new Float32Array(256) }]])));
+  file.writeUInt32LE(13, file.indexOf('x') + 1 + 4 + 8);
+  expect(() => readGguf(file)).toThrow(/x is Q5_K; supported are F32, F16, Q4_0/);
+});
+
+test.each<[string, (bytes: Buffer) => void, RegExp]>([
+  ['another kind of file', (b) => b.write('GGML'), /does not begin with GGUF/],
+  ['big-endian', (b) => b.writeUInt32BE(3, 4), /version 50331648/],
+  ['more tensors than can be', (b) => b.writeBigUInt64LE(2n ** 63n, 8), /says 9223372036854775808/],
+  ['a text beyond the end', (b) => b.writeBigUInt64LE(2n ** 40n, 24), /ends inside key 0/],
+  [
+    'a list of more than there is',
+    (b) => b.writeBigUInt64LE(2n ** 50n, b.indexOf('numbers') + 7 + 8),
+    /numbers says 1125899906842624 values/,
+  ],
+  [
+    'a tensor beyond the end',
+    (b) => b.writeBigUInt64LE(2n ** 40n, b.indexOf('as.F32') + 6 + 4 + 16 + 4),
+    /as\.F32 goes beyond/,
+  ],
+  ['overlapping tensors', (b) => b.writeBigUInt64LE(0n, b.indexOf('as.F16') + 6 + 4 + 16 + 4), /overlaps/],
+  [
+    'rows of a broken block',
+    (b) => b.writeBigUInt64LE(511n, b.indexOf('as.Q8_0') + 7 + 4),
+    /rows of 511, not whole blocks of 32/,
+  ],
+])('%s: said', (_, damage, message) => {
+  const bytes = Buffer.from(golden);
+  damage(bytes);
+  expect(() => readGguf(bytes)).toThrow(message);
+});
+
+test('a thousand damaged files are read or refused in words, none past its end', () => {
+  const rng = random(7);
+  const below = (n: number) => rng.int(0, n);
+  const extremes = [0n, 1n, 2n ** 31n, 2n ** 32n - 1n, 2n ** 53n, 2n ** 63n, 2n ** 64n - 1n];
+  const header = golden.indexOf('blk.0.attn_q.weight') + 60;
+  let refused = 0;
+  for (let i = 0; i < 1000; i++) {
+    const bytes = Buffer.from(golden);
+    for (let change = 0; change <= below(3); change++)
+      if (below(2) === 0) bytes[below(header)] = below(256);
+      else bytes.writeBigUInt64LE(extremes[below(extremes.length)]!, below(header - 8));
+    const file = below(4) === 0 ? bytes.subarray(0, below(bytes.length)) : bytes;
+    try {
+      const gguf = readGguf(file);
+      for (const { format, bytes: own } of gguf.tensors.values()) format.read(own);
+      textsOf(gguf);
+    } catch (error) {
+      refused++;
+      expect(error, `file ${i}`).toBeInstanceOf(MalformedFile);
+    }
+  }
+  expect(refused).toBe(1000); // this file is no policy, so at the latest its configuration is missed
+});

@@ -1,0 +1,229 @@
+// A policy out of a GGUF file: Hugging Face's files (configuration, tokenizer, chat template, generation settings) from its
+// metadata, and its weights in float32 under Hugging Face's names. What the file asks for and the model code does not do is
+// refused by name.
+//
+// Left out: architectures but llama; tokenizers but byte-level BPE (SentencePiece, WordPiece).
+
+import { existsSync, readFileSync, statSync } from 'node:fs';
+import { MalformedFile } from '../../schema/malformed.ts';
+import type { Dtype, FloatTensor } from '../../schema/safetensors.ts';
+import { byteLevelFile } from '../../schema/tokenizer.ts';
+import { reading, UserError } from '../user-error.ts';
+import { type Gguf, type GgufValue, readGguf } from './gguf.ts';
+
+export const isGguf = (path: string): boolean => path.endsWith('.gguf');
+
+export function openGguf(path: string): Gguf {
+  if (!existsSync(path)) throw new UserError(`there is no file ${path}`);
+  const stat = statSync(path);
+  if (!stat.isFile()) throw new UserError(`${path} is not a file`);
+  if (stat.size >= 2 ** 31)
+    throw new UserError(`${path} has ${(stat.size / 1e9).toFixed(1)} GB; supported are files below 2 GiB`);
+  return reading(path, () => readGguf(readFileSync(path)));
+}
+
+const fail = (what: string): never => {
+  throw new MalformedFile(`GGUF: ${what}`);
+};
+
+/** Reads metadata by type; what is missing or another type is said with its key. */
+function reader({ metadata }: Gguf) {
+  const get = <T extends GgufValue>(
+    key: string,
+    is: (value: GgufValue) => value is T,
+    what: string,
+    otherwise?: T,
+  ): T => {
+    const value = metadata.get(key);
+    if (value === undefined) return otherwise ?? fail(`has no ${key}`);
+    return is(value) ? value : fail(`${key} is not ${what}`);
+  };
+  const isNumber = (value: GgufValue): value is number => typeof value === 'number';
+  const isText = (value: GgufValue): value is string => typeof value === 'string';
+  const isTexts = (value: GgufValue): value is string[] => Array.isArray(value) && value.every(isText);
+  const isNumbers = (value: GgufValue): value is number[] => Array.isArray(value) && value.every(isNumber);
+  return {
+    number: (key: string, otherwise?: number) => get(key, isNumber, 'a number', otherwise),
+    text: (key: string, otherwise?: string) => get(key, isText, 'a text', otherwise),
+    texts: (key: string) => get(key, isTexts, 'a list of texts'),
+    numbers: (key: string, otherwise?: number[]) => get(key, isNumbers, 'a list of numbers', otherwise),
+  };
+}
+
+/** Metadata has single precision; a configuration says 1e-5, not 9.999999747378752e-6. */
+const short = (value: number) => Number(value.toPrecision(7));
+
+/** Whether the output matrix is the embedding: such files have no matrix of its own. */
+const isTied = ({ tensors }: Gguf) => !tensors.has('output.weight');
+
+function config(gguf: Gguf) {
+  const get = reader(gguf);
+  const architecture = get.text('general.architecture');
+  if (architecture !== 'llama') fail(`a model of the architecture ${architecture}; supported is llama`);
+  for (const key of gguf.metadata.keys())
+    if (
+      /^llama\.(rope\.scaling\.|expert_|attention\.(sliding_window|clamp))/.test(key) &&
+      gguf.metadata.get(key) !== 'none' &&
+      gguf.metadata.get(key) !== 0
+    )
+      fail(`${key} is ${gguf.metadata.get(key)}: not supported`);
+  const unknown = [...gguf.tensors.keys()].filter((name) => /\.bias$|^rope_freqs|_exps\./.test(name));
+  if (unknown.length > 0) fail(`the tensor ${unknown[0]} is not supported (biases, scaled RoPE and experts are not)`);
+  const heads = get.number('llama.attention.head_count');
+  const hidden = get.number('llama.embedding_length');
+  const headDim = get.number('llama.rope.dimension_count', hidden / heads);
+  const keyLength = get.number('llama.attention.key_length', headDim);
+  if (keyLength !== headDim) fail(`RoPE turns ${headDim} of a head's ${keyLength} dimensions: not supported`);
+  const eos = get.number('tokenizer.ggml.eos_token_id');
+  return {
+    architectures: ['LlamaForCausalLM'],
+    model_type: 'llama',
+    vocab_size: gguf.tensors.get('token_embd.weight')?.shape[0] ?? fail('has no token_embd.weight'),
+    hidden_size: hidden,
+    intermediate_size: get.number('llama.feed_forward_length'),
+    num_hidden_layers: get.number('llama.block_count'),
+    num_attention_heads: heads,
+    num_key_value_heads: get.number('llama.attention.head_count_kv', heads),
+    head_dim: headDim,
+    max_position_embeddings: get.number('llama.context_length'),
+    rms_norm_eps: short(get.number('llama.attention.layer_norm_rms_epsilon')),
+    rope_theta: short(get.number('llama.rope.freq_base', 10_000)),
+    hidden_act: 'silu',
+    attention_bias: false,
+    mlp_bias: false,
+    tie_word_embeddings: isTied(gguf),
+    bos_token_id: gguf.metadata.has('tokenizer.ggml.bos_token_id') ? get.number('tokenizer.ggml.bos_token_id') : null,
+    eos_token_id: eos,
+    pad_token_id: get.number('tokenizer.ggml.padding_token_id', eos),
+  };
+}
+
+const regex = (pattern: string) => ({
+  type: 'Split',
+  pattern: { Regex: pattern },
+  behavior: 'Isolated',
+  invert: false,
+});
+const byteLevel = (use_regex: boolean) => ({
+  type: 'ByteLevel',
+  add_prefix_space: false,
+  trim_offsets: true,
+  use_regex,
+});
+const sequence = (...pretokenizers: object[]) => ({ type: 'Sequence', pretokenizers });
+/** What a tokenizer's name (tokenizer.ggml.pre) says of how text is cut before merging, as Hugging Face's files of those models have it. */
+const PRE_TOKENIZERS: Record<string, { cut: object; whole?: true }> = {
+  'gpt-2': { cut: byteLevel(true) },
+  default: { cut: byteLevel(true) },
+  smollm: { cut: sequence({ type: 'Digits', individual_digits: true }, byteLevel(true)) },
+  'llama-bpe': {
+    cut: sequence(
+      regex(
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+      ),
+      byteLevel(false),
+    ),
+    whole: true,
+  },
+};
+const CONTROL = 3;
+const USER_DEFINED = 4;
+
+function tokenizer(gguf: Gguf) {
+  const get = reader(gguf);
+  const model = get.text('tokenizer.ggml.model');
+  if (model !== 'gpt2') fail(`a tokenizer of the kind ${model}; supported is gpt2 (byte-level BPE)`);
+  const pre = get.text('tokenizer.ggml.pre', 'default');
+  const known = Object.hasOwn(PRE_TOKENIZERS, pre) ? PRE_TOKENIZERS[pre] : undefined;
+  if (!known) return fail(`the pre-tokenizer ${pre}; supported are ${Object.keys(PRE_TOKENIZERS).join(', ')}`);
+  const tokens = get.texts('tokenizer.ggml.tokens');
+  const types = get.numbers(
+    'tokenizer.ggml.token_type',
+    tokens.map(() => 1),
+  );
+  if (types.length !== tokens.length) fail(`${types.length} types of ${tokens.length} tokens`);
+  if (new Set(tokens).size !== tokens.length) fail('the vocabulary has a token twice');
+  const added = tokens.flatMap((content, id) =>
+    types[id] === CONTROL || types[id] === USER_DEFINED ? [{ id, content, special: types[id] === CONTROL }] : [],
+  );
+  const file = byteLevelFile(tokens, get.texts('tokenizer.ggml.merges'), added, known.cut);
+  file.model.ignore_merges = known.whole ?? false;
+  return file;
+}
+
+/** Hugging Face's files but for the weights, by name. */
+export function textsOf(gguf: Gguf): Record<string, string> {
+  const get = reader(gguf);
+  const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
+  const model = config(gguf);
+  const { bos_token_id, eos_token_id, pad_token_id } = model;
+  const tokens = get.texts('tokenizer.ggml.tokens');
+  return {
+    'config.json': json(model),
+    'tokenizer.json': json(tokenizer(gguf)),
+    'tokenizer_config.json': json({
+      tokenizer_class: 'PreTrainedTokenizerFast',
+      ...(bos_token_id === null ? {} : { bos_token: tokens[bos_token_id] }),
+      eos_token: tokens[eos_token_id],
+      pad_token: tokens[pad_token_id],
+      model_max_length: model.max_position_embeddings,
+      chat_template: get.text('tokenizer.chat_template'),
+    }),
+    'generation_config.json': json({ bos_token_id, eos_token_id, pad_token_id }),
+  };
+}
+
+const LAYER_TENSORS: Record<string, string> = {
+  attn_norm: 'input_layernorm',
+  attn_q: 'self_attn.q_proj',
+  attn_k: 'self_attn.k_proj',
+  attn_v: 'self_attn.v_proj',
+  attn_output: 'self_attn.o_proj',
+  ffn_norm: 'post_attention_layernorm',
+  ffn_gate: 'mlp.gate_proj',
+  ffn_up: 'mlp.up_proj',
+  ffn_down: 'mlp.down_proj',
+};
+const OTHER_TENSORS: Record<string, string> = {
+  'token_embd.weight': 'model.embed_tokens.weight',
+  'output_norm.weight': 'model.norm.weight',
+  'output.weight': 'lm_head.weight',
+};
+
+/** Its weights in float32, under Hugging Face's names. */
+export function tensorsOf(gguf: Gguf): Map<string, FloatTensor> {
+  const { num_attention_heads, num_key_value_heads, head_dim } = config(gguf);
+  const out = new Map<string, FloatTensor>();
+  for (const [name, { shape, format, bytes }] of gguf.tensors) {
+    const [, layer, kind] = /^blk\.(\d+)\.(\w+)\.weight$/.exec(name) ?? [];
+    const inLayer = kind && Object.hasOwn(LAYER_TENSORS, kind) ? LAYER_TENSORS[kind] : undefined;
+    const target = inLayer ? `model.layers.${layer}.${inLayer}.weight` : OTHER_TENSORS[name];
+    if (!target) return fail(`the tensor ${name} is no part of a Llama`);
+    let data = format.read(bytes);
+    const heads = { attn_q: num_attention_heads, attn_k: num_key_value_heads }[kind ?? ''];
+    if (heads !== undefined) {
+      if (shape[0] !== heads * head_dim) fail(`${name} has ${shape[0]} rows, not ${heads} heads of ${head_dim}`);
+      data = halvesApart(data, heads, head_dim, shape[1]!);
+    }
+    out.set(target, { shape, data });
+  }
+  return out;
+}
+
+/** GGUF has the dimensions that RoPE turns together side by side, Hugging Face half a head apart. (heads, hd/2, 2, D) → (heads, 2, hd/2, D) */
+function halvesApart(data: Float32Array, heads: number, hd: number, D: number): Float32Array {
+  const out = new Float32Array(data.length);
+  for (let h = 0; h < heads; h++)
+    for (let i = 0; i < hd / 2; i++)
+      for (let half = 0; half < 2; half++) {
+        const from = (h * hd + 2 * i + half) * D;
+        out.set(data.subarray(from, from + D), (h * hd + half * (hd / 2) + i) * D);
+      }
+  return out;
+}
+
+/** In what its weights are written as safetensors: the file's own type where that is a float's, else the 16 bits that quantised numbers fit into best. */
+export function dtypeOf({ tensors }: Gguf): Dtype {
+  const names = new Set([...tensors.values()].filter(({ shape }) => shape.length > 1).map(({ format }) => format.name));
+  return names.has('F32') ? 'F32' : names.has('BF16') ? 'BF16' : 'F16';
+}

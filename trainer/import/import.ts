@@ -1,0 +1,44 @@
+// A policy from a folder in Hugging Face's layout (its files as they are) or from a GGUF file, made ready to publish: with the
+// image that the edge maps.
+// Needs no training engine.
+
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Manifest } from '../../schema/manifest.ts';
+import { readTensors, writeSafetensors } from '../../schema/safetensors.ts';
+import { filesOf, manifestOf } from '../manifest.ts';
+import { readPolicy } from '../policy.ts';
+import { reading, UserError } from '../user-error.ts';
+import { dtypeOf, isGguf, openGguf, tensorsOf } from './from-gguf.ts';
+
+/** Leaves room for the cache and what the Worker itself takes. */
+const LARGEST_IMAGE = 90e6;
+/** Image and one answer's cache. */
+const LARGEST = 115e6;
+
+export function importFrom(path: string, name: string): { manifest: Manifest; files: Map<string, Uint8Array> } {
+  const policy = readPolicy(path);
+  const weights = isGguf(path) ? path : join(path, 'model.safetensors');
+  if (!existsSync(weights)) throw new UserError(`${path} has no model.safetensors`);
+  const files = reading(weights, () => {
+    if (!isGguf(path)) {
+      const bytes = readFileSync(weights);
+      return filesOf(policy, bytes, readTensors(bytes));
+    }
+    const gguf = openGguf(path);
+    const tensors = tensorsOf(gguf);
+    return filesOf(policy, writeSafetensors(tensors, dtypeOf(gguf)), tensors);
+  });
+  const image = files.get('edge.bin')!.length;
+  if (image > LARGEST_IMAGE)
+    throw new UserError(
+      `${path} is too large to be served: its 8-bit image has ${Math.ceil(image / 1e6)} MB, and with its cache it must fit into the 128 MB of a Worker (${LARGEST_IMAGE / 1e6} MB at most)`,
+    );
+  const { num_hidden_layers, num_key_value_heads, head_dim, max_position_embeddings } = policy.config;
+  const cache = 8 * num_hidden_layers * num_key_value_heads * head_dim * max_position_embeddings;
+  if (image + cache > LARGEST)
+    throw new UserError(
+      `${path} asks for a cache of ${Math.ceil(cache / 1e6)} MB at ${max_position_embeddings} positions; with its image it has ${LARGEST / 1e6} MB: lower max_position_embeddings in config.json`,
+    );
+  return { manifest: manifestOf(policy, files, name), files };
+}
