@@ -66,7 +66,7 @@ function inTime(exact: number): string {
 }
 
 /** Bytes that this process held at most, its threads' among them. */
-function peakMemory(): number {
+export function peakMemory(): number {
   if (process.platform !== 'linux') return process.resourceUsage().maxRSS * 1024;
   return 1024 * Number(/^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))![1]);
 }

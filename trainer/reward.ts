@@ -58,7 +58,7 @@ export type FitState = { rm: Fitting; adam: AdamState; step: number };
  * Tokens with a reading of 0 that every mean has beside the answer's own. A plain mean varies more over short answers, and what varies
  * more is easier to raise: the policy would learn to say little.
  */
-const PRIOR_TOKENS = 20;
+export const PRIOR_TOKENS = 20;
 
 /** Stages of choices that a call can hold: a judgement has no more than answers. */
 const STAGES = ANSWERS;

@@ -3,9 +3,12 @@
 //
 //   node test/bench/frontier.ts [--seeds 1,2,3,4,5] [--plot file.svg]
 //
-// PPO with and without KL control, DPO (Rafailov et al. 2023) on the same pairs, and the best of n answers by the reward model, whose KL is
+// PPO with and without KL control, TRL's PPO at two coefficients of KL (it has no controller), DPO (Rafailov et al. 2023) on the same pairs, and the best of n answers by the reward model, whose KL is
 // log n − (n − 1)/n at most (Beirami et al. 2024). Without KL control gold falls again while the reward still rises (Gao et al. 2023).
-import { writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { PPO_DEFAULTS, type PpoConfig } from '../../schema/run-config.ts';
 import { decode } from '../../schema/tokenizer.ts';
@@ -21,13 +24,15 @@ import { ANSWERS, type Batch, batchOf, type Predictions, pack, predictionsOf, sh
 import { readPolicy } from '../../trainer/policy.ts';
 import { answerLogprobsOf, perTokenOf, policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
-import { fitReward, rewardCalls, scores } from '../../trainer/reward.ts';
+import { fitReward, PRIOR_TOKENS, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
 import { mean, sequenceMean } from '../../trainer/rl.ts';
 import { rowsOf, startSampler } from '../../trainer/rollout.ts';
 import { RATER_DEFAULTS } from '../../trainer/seed/raters.ts';
 import { questions, repeated, votesOn } from '../../trainer/seed/votes.ts';
 import { gold, tickets } from '../../trainer/seed/world.ts';
-import { readWeights } from '../../trainer/weights.ts';
+import { UserError } from '../../trainer/user-error.ts';
+import { readWeights, writePolicy } from '../../trainer/weights.ts';
+import { peersPython } from './peers.ts';
 
 const { values: options } = parseArgs({
   options: { seeds: { type: 'string', default: '1,2,3,4,5' }, plot: { type: 'string', default: '' } },
@@ -47,6 +52,7 @@ const PATHS: [string, Partial<PpoConfig>][] = [
   ['PPO', {}],
   ['PPO without KL control', { beta: 0, episodes: 3072, klLimit: 1e9 }],
 ];
+const TRL_BETAS = [0.1, 0.2];
 const calls = { policy: policyCalls(model, shape, PPO_DEFAULTS), reward: rewardCalls(model, shape, config.reward) };
 const evaluation = tickets('evaluation', 31_337, 300);
 const asked = evaluation.map(({ text }) => policy.encodePrompt([{ role: 'user', content: text }]));
@@ -138,6 +144,37 @@ async function dpo(
   dispose(weights, adam);
 }
 
+/** TRL's PPO against the same reward model, from the same policy on the same prompts: its weights eight times on its way. */
+async function trlPpo(
+  rm: RewardModel,
+  prompts: number[][],
+  settings: PpoConfig,
+  after: (weights: Parameters) => Promise<void>,
+): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'plumb-frontier-'));
+  try {
+    writePolicy(join(folder, 'policy'), policy, parent, 'F32');
+    writePolicy(join(folder, 'reward'), policy, rm.parameters, 'F32');
+    const [weight, bias] = [rm.head.weight, rm.head.bias].map((tensor) => [...tensor.dataSync()]);
+    writeFileSync(join(folder, 'head.json'), JSON.stringify({ weight, bias: bias![0], prior: PRIOR_TOKENS }));
+    writeFileSync(join(folder, 'prompts.json'), JSON.stringify(prompts));
+    const out = join(folder, 'out');
+    const script = join(import.meta.dirname, 'peers', 'trl_frontier.py');
+    const args = [script, folder, out, `${MAX_TOKENS}`, `${settings.seed}`, JSON.stringify(settings)];
+    const env = { ...process.env, OMP_NUM_THREADS: '2', CUDA_VISIBLE_DEVICES: '', HF_HUB_OFFLINE: '1' };
+    const { status } = spawnSync(peersPython(), args, { env, stdio: ['ignore', 'ignore', 'inherit'] });
+    if (status !== 0) throw new UserError(`${script} ended with ${status}`);
+    const steps = readdirSync(out).filter((name) => /^\d+$/.test(name));
+    for (const step of steps.sort((a, b) => Number(a) - Number(b))) {
+      const weights = readWeights(join(out, step), model);
+      await after(weights);
+      dispose(weights);
+    }
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
 const points: Point[] = [];
 const note = (point: Point) => {
   points.push(point);
@@ -214,6 +251,8 @@ for (const seed of options.seeds.split(',').map(Number)) {
     );
     dispose(weights);
   }
+  for (const beta of TRL_BETAS)
+    await trlPpo(rm, prompts, { ...config.ppo, beta, seed }, (weights) => measured(`TRL's PPO, β ${beta}`, weights));
   await dpo(judgements, seed, (weights) => measured('DPO', weights));
   dispose(rm);
 }
@@ -229,6 +268,8 @@ function plot(points: Point[]): string {
   const colours: Record<string, string> = {
     PPO: '#0b7285',
     'PPO without KL control': '#c92a2a',
+    "TRL's PPO, β 0.1": '#e8590c',
+    "TRL's PPO, β 0.2": '#f08c00',
     DPO: '#5f3dc4',
     'best of n': '#868e96',
   };

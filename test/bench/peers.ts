@@ -8,7 +8,7 @@ import { venvPython } from '../support/venv.ts';
 /** TRL 1.12 is the last with a PPOTrainer. */
 const PACKAGES = ['trl==1.12.0', 'torch==2.15.0', 'transformers==5.24.0', 'accelerate==1.15.0', 'peft==0.21.2'];
 
-const python = () => venvPython('bench-peers', PACKAGES, '6 GB');
+export const peersPython = () => venvPython('bench-peers', PACKAGES, '6 GB');
 
 export interface Peer {
   /** Does so much work and tells how fast. */
@@ -18,7 +18,7 @@ export interface Peer {
 
 /** Starts a script of peers/, which says "ready", then answers each number on its input with one on its output. */
 export async function startPeer(script: string, ...args: string[]): Promise<Peer> {
-  const child: ChildProcess = spawn(python(), [join(import.meta.dirname, 'peers', script), ...args], {
+  const child: ChildProcess = spawn(peersPython(), [join(import.meta.dirname, 'peers', script), ...args], {
     stdio: ['pipe', 'pipe', 'inherit'],
     env: { ...process.env, OMP_NUM_THREADS: '2', CUDA_VISIBLE_DEVICES: '', HF_HUB_OFFLINE: '1' },
   });
