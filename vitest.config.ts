@@ -18,6 +18,8 @@ async function launcher(request: Request) {
 
 export default defineConfig({
   test: {
+    // Many files wait for a server, a browser or a child: two run side by side even on two cores.
+    maxWorkers: 2,
     projects: [
       {
         test: {

@@ -3,11 +3,12 @@
 import { existsSync, statSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { z } from 'zod';
 import { MalformedFile } from '../schema/malformed.ts';
 import type { Key } from '../schema/wire.ts';
 import type { Policy, Run } from '../schema/wire-runs.ts';
 import { trainCommand } from '../trainer/cli.ts';
-import { device, EngineError, engineFolder, engineReady, setUpEngine } from '../trainer/engine/setup.ts';
+import { device, EngineError, engineFolder, engineReady, setUpEngine, stockAsked } from '../trainer/engine/setup.ts';
 import { makeFolder } from '../trainer/folder.ts';
 import { DivergedError } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
@@ -81,7 +82,7 @@ plumb
     const which = device();
     console.log(`device   ${which} (${which === 'gpu' ? 'nvidia-smi answers' : 'nvidia-smi does not answer'})`);
     console.log(`folder   ${engineFolder()}`);
-    if (process.env.PLUMB_ENGINE === 'stock') {
+    if (stockAsked()) {
       await import('../trainer/engine/tf.ts');
       console.log('engine   the stock tfjs-node package, for PLUMB_ENGINE=stock: slow, no compiled calls');
     } else if (engineReady()) {
@@ -184,11 +185,16 @@ plumb
 
 // ---- what asks a running Plumb over HTTP
 
+const notPlumb = () =>
+  new UserError(`what answers at ${process.env.PLUMB_URL ?? devFile()?.url} is not Plumb: check PLUMB_URL`);
+
 /** Calls the API of PLUMB_URL with PLUMB_KEY, or of the Plumb that runs on this machine. */
 async function api<T>(method: string, path: string, body?: object): Promise<T> {
   const dev = devFile();
   const url = process.env.PLUMB_URL ?? dev?.url;
-  const key = process.env.PLUMB_KEY ?? dev?.keys.secret;
+  // This machine's own key is for its own Plumb: it goes nowhere else.
+  const key = process.env.PLUMB_KEY ?? (url === dev?.url ? dev?.keys.secret : undefined);
+  if (url && !key) throw new UserError(`PLUMB_URL=${url} wants a key of its own: set PLUMB_KEY`);
   if (!url || !key) throw new UserError('no Plumb runs here: start one (npm start), or set PLUMB_URL and PLUMB_KEY');
   const init: RequestInit = {
     method,
@@ -201,14 +207,15 @@ async function api<T>(method: string, path: string, body?: object): Promise<T> {
   });
   if (response.status === 204) return undefined as T;
   const answer = (await response.json().catch(() => {
-    throw new UserError(`what answers at ${url} is not Plumb: check PLUMB_URL`);
+    throw notPlumb();
   })) as T & { detail?: string; title?: string };
   if (!response.ok) throw new UserError(`${answer.title ?? response.status}: ${answer.detail ?? ''}`);
   return answer;
 }
 /** The newest of a list, as many as one answer holds, oldest first. */
 async function newest<T>(path: string): Promise<T[]> {
-  const { data } = await api<{ data: T[] }>('GET', `${path}?order=desc&limit=1000`);
+  const { data } = await api<{ data?: T[] }>('GET', `${path}?order=desc&limit=1000`);
+  if (!Array.isArray(data)) throw notPlumb();
   return data.toReversed();
 }
 const table = (rows: string[][]): void => {
@@ -266,6 +273,14 @@ keys
     console.log(`${id} revoked`);
   });
 
+/** What a rejected candidate failed by, in the gate's words. */
+const GateReasons = z.object({ reasons: z.array(z.object({ passed: z.boolean(), words: z.string() })) });
+function failedIn({ status, report }: Run): string[] {
+  const read = GateReasons.safeParse(report);
+  if (status !== 'rejected' || !read.success) return [];
+  return read.data.reasons.filter(({ passed }) => !passed).map(({ words }) => words);
+}
+
 plumb
   .command('runs')
   .description('training runs, oldest first')
@@ -276,7 +291,7 @@ plumb
         run.id,
         run.status,
         run.stage ? `${run.stage} ${run.step}/${run.steps}` : '',
-        [run.policy, run.error].filter(Boolean).join('  '),
+        [run.policy, run.error, ...failedIn(run)].filter(Boolean).join('  '),
       ]),
     );
   });

@@ -263,8 +263,10 @@ async function migrate(DB: D1Database): Promise<void> {
   const { results } = await DB.prepare('SELECT name FROM d1_migrations').all<{ name: string }>();
   const applied = new Set(results.map(({ name }) => name));
   const folder = join(ROOT, 'schema/migrations');
-  const fresh = readdirSync(folder).filter((name) => name.endsWith('.sql') && !applied.has(name));
-  for (const name of fresh.sort()) {
+  const known = readdirSync(folder).filter((name) => name.endsWith('.sql'));
+  const newer = [...applied].find((name) => !known.includes(name));
+  if (newer) throw new UserError(`it is of a newer Plumb, which knows ${newer}: use that one, or set PLUMB_HOME`);
+  for (const name of known.filter((name) => !applied.has(name)).sort()) {
     const statements = readFileSync(join(folder, name), 'utf8').split('--> statement-breakpoint');
     await DB.batch([
       ...statements.map((statement) => DB.prepare(statement)),

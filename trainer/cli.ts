@@ -27,7 +27,7 @@ const count = (text: string): number => {
 };
 
 const loraParts = (text: string): string[] => {
-  const parts = text.split(',');
+  const parts = text === 'both' ? [...LORA_PARTS] : text.split(',');
   if (!parts.every((part) => (LORA_PARTS as readonly string[]).includes(part)))
     throw new InvalidArgumentError(`not ${LORA_PARTS.join(' or ')}`);
   return [...new Set(parts)].sort();
@@ -52,7 +52,7 @@ const loraRank = () =>
 const loraOn = () =>
   new Option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`)
     .argParser(loraParts)
-    .default([...LORA_PARTS]);
+    .default([...LORA_PARTS], 'both');
 const deterministic = () =>
   new Option(
     '--deterministic',
@@ -66,9 +66,11 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     await ready();
     return import('./files.ts');
   };
-  const train = new Command('train').description(
-    'train on files: one stage of the loop at a time. sft, reward and ppo go on where a call with the same --out was cut off',
-  );
+  const train = new Command('train')
+    .description(
+      'train on files: one stage of the loop at a time. sft, reward and ppo go on where a call with the same --out was cut off',
+    )
+    .showHelpAfterError('(npx plumb train --help lists the stages)');
 
   train
     .command('sft')

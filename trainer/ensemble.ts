@@ -21,17 +21,12 @@ export function bootstrapped(judgements: Judgement[], rng: Random): Judgement[] 
   return conversations.flatMap(() => rng.pick(conversations));
 }
 
-/** Each answer's spread: the standard deviation of the members' scores. */
-export const spreadOf = (scores: number[][]): number[] => eachAnswer(scores, (_, deviation) => deviation);
-
-/** Each answer's mean score, less so many times its spread: a lower bound of what it is worth. */
+/**
+ * Each answer's mean score, less so many times its spread, the members' standard deviation: a lower bound of what it is worth.
+ * @param scores by member, then by answer
+ */
 export const cautious = (scores: number[][], penalty: number): number[] =>
-  eachAnswer(scores, (mean, deviation) => mean - penalty * deviation);
-
-/** @param scores by member, then by answer */
-function eachAnswer(scores: number[][], make: (mean: number, deviation: number) => number): number[] {
-  return scores[0]!.map((_, answer) => {
+  scores[0]!.map((_, answer) => {
     const own = scores.map((member) => member[answer]!);
-    return make(mean(own), Math.sqrt(variance(own)));
+    return mean(own) - penalty * Math.sqrt(variance(own));
   });
-}

@@ -109,7 +109,7 @@ export async function evaluate(
       value: winBound,
       limit: 0.5,
       passed: winBound > 0.5,
-      words: `it wins ${percent(winRate)} of ${won.length} comparisons with its parent on ${chosen.length} prompts, at least ${percent(winBound)}`,
+      words: `it wins ${percent(winRate)} of ${won.length} comparisons with its parent on ${chosen.length} prompts, at least ${percent(winBound)}; it needs to be above ${percent(0.5)}`,
     },
     {
       check: 'length',

@@ -22,14 +22,27 @@ export interface Policy {
   files: Record<'tokenizer.json' | 'tokenizer_config.json' | 'generation_config.json', string>;
 }
 
+/** RoPE as a configuration describes it: since transformers 5 with its base, before that where it is scaled. */
+const Rope = z
+  .looseObject({ rope_theta: z.number().optional() })
+  .refine(({ rope_type, type, factor }) => (rope_type ?? type ?? 'default') === 'default' && factor === undefined, {
+    message: 'scaled RoPE is not supported',
+  });
 /** What the model code does not do, refused where a configuration asks for it. */
 const Supported = z.looseObject({
-  rope_scaling: z.null('scaled RoPE is not supported').optional(),
+  rope_scaling: Rope.nullish(),
+  rope_parameters: Rope.nullish(),
   hidden_act: z.literal('silu', 'only silu is supported').optional(),
   attention_bias: z.literal(false, 'biases are not supported').optional(),
   mlp_bias: z.literal(false, 'biases are not supported').optional(),
 });
-const TokenizerConfig = z.looseObject({ chat_template: z.string() });
+const TokenName = z.union([z.string(), z.looseObject({ content: z.string() }).transform(({ content }) => content)]);
+const TokenizerConfig = z.looseObject({
+  chat_template: z.string(),
+  eos_token: TokenName.nullish(),
+  pad_token: TokenName.nullish(),
+});
+type TokenizerConfig = z.infer<typeof TokenizerConfig>;
 /** Not used here, but handed on to whoever loads the policy elsewhere. */
 const Ids = z.union([z.int(), z.array(z.int())]).nullish();
 const GenerationConfig = z.looseObject({
@@ -39,6 +52,26 @@ const GenerationConfig = z.looseObject({
   temperature: z.number().nullish(),
   top_p: z.number().nullish(),
 });
+
+/** A configuration with what Hugging Face's LlamaConfig takes where it says nothing; of several ends of an answer the tokenizer's own. */
+function filledIn(given: z.infer<typeof Supported>, tokenizer: Tokenizer, { eos_token, pad_token }: TokenizerConfig) {
+  const idOf = (name: string | null | undefined) => tokenizer.added.get(name ?? '')?.id;
+  const { num_attention_heads: heads, hidden_size, eos_token_id: ends } = given;
+  const end = idOf(eos_token);
+  const eos = !Array.isArray(ends) ? (ends ?? end) : ends.includes(end) ? end : ends[0];
+  return {
+    ...given,
+    num_key_value_heads: given.num_key_value_heads ?? heads,
+    head_dim: given.head_dim ?? Number(hidden_size) / Number(heads),
+    max_position_embeddings: given.max_position_embeddings ?? 2048,
+    rms_norm_eps: given.rms_norm_eps ?? 1e-6,
+    rope_theta: given.rope_theta ?? given.rope_parameters?.rope_theta ?? 10_000,
+    tie_word_embeddings: given.tie_word_embeddings ?? false,
+    bos_token_id: given.bos_token_id ?? null,
+    eos_token_id: eos,
+    pad_token_id: given.pad_token_id ?? idOf(pad_token) ?? eos,
+  };
+}
 
 /** Everything of a policy but its weights, from its files' texts. */
 export function policyFromTexts(text: (name: string) => string): Policy {
@@ -53,11 +86,14 @@ export function policyFromTexts(text: (name: string) => string): Policy {
     if (!parsed.success) throw new MalformedFile(`${name}: ${inWords(parsed.error)}`);
     return parsed.data;
   };
-  json('config.json', Supported);
-  const config = json('config.json', ModelConfig);
-  const chatTemplate = json('tokenizer_config.json', TokenizerConfig).chat_template;
+  const given = json('config.json', Supported);
+  const names = json('tokenizer_config.json', TokenizerConfig);
   json('generation_config.json', GenerationConfig);
   const tokenizer = loadTokenizer(json('tokenizer.json', z.unknown()));
+  const config = json(
+    'config.json',
+    z.preprocess(() => filledIn(given, tokenizer, names), ModelConfig),
+  );
   const { vocab_size, bos_token_id, eos_token_id, pad_token_id } = config;
   if (tokenizer.size > vocab_size)
     throw new MalformedFile(
@@ -69,8 +105,8 @@ export function policyFromTexts(text: (name: string) => string): Policy {
   return {
     config,
     tokenizer,
-    chatTemplate,
-    encodePrompt: policyEncoder(tokenizer, config, chatTemplate),
+    chatTemplate: names.chat_template,
+    encodePrompt: policyEncoder(tokenizer, config, names.chat_template),
     files: {
       'tokenizer.json': text('tokenizer.json'),
       'tokenizer_config.json': text('tokenizer_config.json'),

@@ -82,6 +82,9 @@ export async function savepoint(
       `going on with a save of another machine (${apart(other, here)}): results may differ in the last digits`,
     );
   if (machines.every((machine) => apart(machine, here) !== '')) machines.push(here);
+  const finished = readdirSync(options.out).some((name) => /^(model|reward)\.safetensors$/.test(name));
+  if (!last && finished)
+    console.error(`${options.out} holds finished work: this call begins anew, and takes its place`);
   let saves = last?.saves ?? [];
   let first = Number.NaN;
   let next = 0;

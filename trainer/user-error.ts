@@ -1,3 +1,5 @@
+// What the user can mend, as an error of its own.
+
 import { existsSync } from 'node:fs';
 import { MalformedFile } from '../schema/malformed.ts';
 
@@ -14,6 +16,8 @@ export function reading<T>(path: string, read: () => T): T {
   try {
     return read();
   } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EISDIR')
+      throw new UserError(`${path} has a folder where a file is wanted`);
     throw error instanceof MalformedFile ? new UserError(`${path}: ${error.message}`) : error;
   }
 }

@@ -18,9 +18,6 @@ async function part(check: () => Promise<string>): Promise<z.infer<typeof Part>>
   try {
     return { ok: true, detail: await check() };
   } catch (error) {
-    // of what is misconfigured the names are told, never the values
-    if (error instanceof z.ZodError)
-      return { ok: false, detail: error.issues.map(({ path }) => path.join('.')).join(', ') };
     return { ok: false, detail: error instanceof Error ? error.message.slice(0, 200) : 'unknown' };
   }
 }

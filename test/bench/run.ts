@@ -7,6 +7,7 @@
 //   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
 //   trl       the stages beside TRL's
 //   growth    a training step as batch and context grow, beside what the arithmetic of the middle one makes of it
+//   memory    what a training step takes at its peak, and whether ten thousand of them take more
 //   demo      one round of the demo, stage by stage, beside what each is meant to take
 import { parseArgs } from 'node:util';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
@@ -31,6 +32,10 @@ const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
   growth: async () => {
     await setUpEngine();
     return (await import('./growth.ts')).growth();
+  },
+  memory: async () => {
+    await setUpEngine();
+    return (await import('./memory.ts')).memory();
   },
   demo: async () => {
     await setUpEngine();

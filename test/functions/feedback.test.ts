@@ -2,7 +2,7 @@ import { sign } from 'hono/jwt';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { settings } from '../../functions/env.ts';
 import { feedbackToken } from '../../functions/token.ts';
-import { ask, env, keyOf } from './support.ts';
+import { ask, env, keyOf, ORIGIN } from './support.ts';
 
 let sk = '';
 let pk = '';
@@ -188,7 +188,14 @@ describe('pages', () => {
     expect((await judge(thumb, pk)).status).toBe(400);
     expect((await judge({ ...thumb, token, rater }, pk)).status).toBe(403);
     expect((await judge({ kind: 'outcome', sample_id: ids[0], name: 'x', value: 1, token }, pk)).status).toBe(403);
-    for (const Origin of ['https://evil.example', 'null', ''])
+    for (const Origin of [
+      'https://evil.example',
+      `${ORIGIN}.evil.example`,
+      `${ORIGIN}0`,
+      ORIGIN.slice(0, -1),
+      'null',
+      '',
+    ])
       expect((await judge({ ...thumb, token }, pk, { Origin })).status, Origin).toBe(403);
     const voted = await judge({ ...thumb, token }, pk);
     expect([voted.status, voted.json.rater_kind]).toEqual([201, 'anonymous']);

@@ -21,6 +21,10 @@ const env: Env = {
   PLUMB_LAUNCHER_URL: 'http://launcher.test/launch',
   PLUMB_LAUNCHER_TOKEN: 'of-the-launcher',
 };
+test('a run starts at 200 judgements, or at any after a day, unless told otherwise', () => {
+  expect(settings(plain)).toMatchObject({ PLUMB_MIN_FEEDBACK: 200, PLUMB_MAX_WAIT: 24 * 3600 });
+});
+
 const launches = async () =>
   (await (await fetch('http://launcher.test/launches')).json()) as {
     run: string;
@@ -384,7 +388,7 @@ describe('snapshots', () => {
       }>()
     ).results;
     expect(sides.map(({ side }) => side)).toEqual(['A', 'B', 'C']);
-    for (const [i, share] of [0.5, 0.3, 0.2].entries()) expect(Math.abs(sides[i]!.n / 302 - share)).toBeLessThan(0.1);
+    for (const [i, share] of [0.5, 0.3, 0.2].entries()) expect(Math.abs(sides[i]!.n / 302 - share)).toBeLessThan(0.07);
     const same = (await env.DB.prepare("SELECT DISTINCT root, side FROM prompts WHERE body LIKE '%root%'").all())
       .results;
     expect(same).toHaveLength(1);

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../infra/home.ts';
+import { withStore } from '../../infra/local.ts';
 import { lines, plumb, started } from '../support/plumb.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-cli-'));
@@ -57,7 +58,13 @@ test('of more than one answer holds the newest are listed, oldest first', async 
       name: '',
       channels: [],
       scopes: [],
-      status: '',
+      status: 'rejected',
+      report: {
+        reasons: [
+          { passed: true, words: 'it is long enough' },
+          { passed: false, words: `${id} repeats itself` },
+        ],
+      },
       created_at: '',
     }));
     response.end(JSON.stringify({ data }));
@@ -67,9 +74,21 @@ test('of more than one answer holds the newest are listed, oldest first', async 
   for (const args of [['runs'], ['policies'], ['keys', 'list']]) {
     const listed = await plumb(args, { PLUMB_URL: `http://127.0.0.1:${port}`, PLUMB_KEY: 'sk_x' }).ended;
     expect(lines(listed).map((line) => line.split(' ')[0])).toEqual(['old', 'new']);
+    if (args[0] === 'runs') expect(lines(listed)[0]).toMatch(/rejected +old repeats itself$/);
   }
   expect(asked.map((query) => query.get('order'))).toEqual(['desc', 'desc', 'desc']);
   page.close();
+}, 60_000);
+
+test('a data folder of a newer Plumb is left alone, and said to be so', async () => {
+  const newer = join(folder, 'newer');
+  expect((await plumb(['import', SEED], { PLUMB_HOME: newer }).ended).code).toBe(0);
+  await withStore(newer, ({ DB }) => DB.prepare("INSERT INTO d1_migrations (name) VALUES ('9999_newer.sql')").run());
+  const refused = await plumb(['import', SEED], { PLUMB_HOME: newer }).ended;
+  expect([refused.code, lines(refused)]).toEqual([
+    1,
+    [expect.stringMatching(/a newer Plumb, which knows 9999_newer\.sql: use that one/)],
+  ]);
 }, 60_000);
 
 test('what cannot be done is said in one line', async () => {
@@ -89,6 +108,11 @@ test('what cannot be done is said in one line', async () => {
   expect([kind.code, lines(kind)[0]]).toEqual([1, expect.stringMatching(/choices are sk, pk\.$/)]);
   const nobody = await plumb(['runs'], { PLUMB_HOME: join(folder, 'empty') }).ended;
   expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/no Plumb runs here/)]]);
+  const elsewhere = await plumb(['runs'], { PLUMB_HOME: home, PLUMB_URL: 'http://127.0.0.1:9' }).ended;
+  expect([elsewhere.code, lines(elsewhere)]).toEqual([
+    1,
+    [expect.stringMatching(/wants a key of its own: set PLUMB_KEY/)],
+  ]);
   const gone = await plumb(['runs'], { PLUMB_URL: 'http://127.0.0.1:9', PLUMB_KEY: 'sk_x' }).ended;
   expect([gone.code, lines(gone)]).toEqual([1, [expect.stringMatching(/cannot be reached/)]]);
   const other = await plumb(['runs'], { PLUMB_URL: `${system.dev.url}/docs#`, PLUMB_KEY: 'sk_x' }).ended;

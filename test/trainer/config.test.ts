@@ -1,11 +1,16 @@
 import { expect, test } from 'vitest';
-import { RUN_DEFAULTS } from '../../schema/run-config.ts';
+import { GATE_DEFAULTS, RUN_DEFAULTS } from '../../schema/run-config.ts';
 import { runConfig } from '../../trainer/config.ts';
 
 test('a run’s own settings lie over the defaults', () => {
   const config = runConfig({ maxAnswerTokens: 40, ppo: { episodes: 512 } });
   expect(config).toEqual({ ...RUN_DEFAULTS, maxAnswerTokens: 40, ppo: { ...RUN_DEFAULTS.ppo, episodes: 512 } });
   expect(runConfig({})).toEqual(RUN_DEFAULTS);
+});
+
+test('the gate compares on 400 prompts and lets a policy stray 4 nats from its parent, unless told otherwise', () => {
+  expect(runConfig({}).gate).toEqual(GATE_DEFAULTS);
+  expect(GATE_DEFAULTS).toMatchObject({ comparisons: 400, klToParent: 4 });
 });
 
 test.each([

@@ -4,7 +4,7 @@ import { rewardsFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
-import { bootstrapped, cautious, spreadOf } from '../../trainer/ensemble.ts';
+import { bootstrapped, cautious } from '../../trainer/ensemble.ts';
 import { stagesOf } from '../../trainer/judgements.ts';
 import { random } from '../../trainer/random.ts';
 import { fitReward, normalised, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
@@ -42,7 +42,6 @@ test('the penalty takes the members’ standard deviation from their mean', () =
     [1, 4],
     [3, 4],
   ];
-  expect(spreadOf(scored)).toEqual([1, 0]);
   expect(cautious(scored, 0)).toEqual([2, 4]);
   expect(cautious(scored, 2)).toEqual([0, 4]);
 });
@@ -86,7 +85,7 @@ test('where the members’ margins spread most, they are wrong most: the error r
     const [first, second] = pairs[i]!.rows as [Row, Row];
     return mean > 0 === quality(first) > quality(second) ? 0 : 1;
   });
-  const spread = spreadOf(margins);
+  const spread = cautious(margins, -1).map((above, i) => above - cautious(margins, 0)[i]!);
   const order = pairs.map((_, i) => i).sort((a, b) => spread[a]! - spread[b]!);
   const rates = [0, 1, 2, 3, 4].map((q) => {
     const quintile = order.slice((q * order.length) / 5, ((q + 1) * order.length) / 5);

@@ -1,4 +1,4 @@
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, expect, test, vi } from 'vitest';
 import type { RunConfig } from '../../schema/run-config.ts';
 import type { Side } from '../../schema/snapshot.ts';
 import { rewardsFromFile, treeToFile } from '../../trainer/checkpoint.ts';
@@ -12,14 +12,46 @@ import { type Progressed, runStages, stageCalls } from '../../trainer/run.ts';
 import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
+/** What the stages are given, beside what they do. */
+const given = vi.hoisted(() => ({
+  fits: [] as { stage: string; base: unknown; judgements: string[] }[],
+  ppo: [] as { parent: unknown; prompts: number[][] }[],
+  gates: [] as { policies: unknown; judgements: string[] }[],
+}));
+const idsOf = (judgements: Judgement[]) => judgements.map(({ id }) => id);
+vi.mock(import('../../trainer/reward.ts'), async (original) => {
+  const real = await original();
+  const fitReward: typeof real.fitReward = (...args) => {
+    given.fits.push({ stage: args[6], base: args[2], judgements: idsOf(args[3]) });
+    return real.fitReward(...args);
+  };
+  return { ...real, fitReward };
+});
+vi.mock(import('../../trainer/ppo.ts'), async (original) => {
+  const real = await original();
+  const ppo: typeof real.ppo = (...args) => {
+    given.ppo.push({ parent: args[3], prompts: args[4] });
+    return real.ppo(...args);
+  };
+  return { ...real, ppo };
+});
+vi.mock(import('../../trainer/evaluate.ts'), async (original) => {
+  const real = await original();
+  const evaluate: typeof real.evaluate = (...args) => {
+    given.gates.push({ policies: args[2], judgements: idsOf(args[4]) });
+    return real.evaluate(...args);
+  };
+  return { ...real, evaluate };
+});
+
 const sampler = startSampler(TINY);
 afterAll(() => sampler.close());
 const rng = random(3);
 const prompt = () => [rng.int(2, 32), rng.int(2, 32)];
-const judgement = (id: number): Judgement => {
+const judgement = (id: string): Judgement => {
   const asked = prompt();
   const rows = [0, 1].map(() => ({ prompt: asked, answer: [rng.int(2, 32), rng.int(2, 32), 1] }));
-  return judged(rows, { id: `${id}`, root: `${id}`, stages: stagesOf([[0], [1]]) });
+  return judged(rows, { id, root: id, stages: stagesOf([[0], [1]]) });
 };
 const SETTINGS = {
   ppo: { episodes: 32, rollout: 16, minibatch: 16, klLimit: 500 },
@@ -35,9 +67,12 @@ async function run(
   parent = root,
   by = sampler,
 ) {
-  const of = <T>(make: (i: number) => T) =>
+  const of = <T>(make: (id: string) => T) =>
     Object.fromEntries(
-      (['A', 'B', 'C'] as const).map((side) => [side, Array.from({ length: sides[side] ?? 0 }, (_, i) => make(i))]),
+      (['A', 'B', 'C'] as const).map((side) => [
+        side,
+        Array.from({ length: sides[side] ?? 0 }, (_, i) => make(`${side}${i}`)),
+      ]),
     ) as Record<Side, T[]>;
   const input = { model: TINY, root, parent, judgements: of(judgement), prompts: of(prompt) };
   const reports: Progress[] = [];
@@ -145,19 +180,25 @@ test('the judge is brought to mean 0 on answers that are drawn with other seeds 
   expect(drawn.get(root)!.filter((seed) => drawn.get(parent)!.includes(seed))).toEqual([]);
 });
 
-test('the judge is fitted from the root, not from the parent whose candidate it judges', async () => {
-  const rng = random(8);
-  const judgements = Object.fromEntries(
-    (['A', 'B', 'C'] as const).map((side) => [side, Array.from({ length: 16 }, (_, i) => judgement(i))]),
-  ) as Record<Side, Judgement[]>;
-  const prompts = Object.fromEntries(
-    (['A', 'B', 'C'] as const).map((side) => [side, Array.from({ length: 16 }, () => [rng.int(2, 32)])]),
-  ) as Record<Side, number[][]>;
-  const parent = tinyParameters(4);
-  const judged = async (root: typeof parent) => {
-    const input = { model: TINY, root, parent, judgements, prompts };
-    const { gate } = await runStages(input, base, calls, sampler, 8, () => {});
-    return [gate.metrics['gate/judge_accuracy'], gate.metrics['gate/win_rate']];
-  };
-  expect(await judged(tinyParameters(1))).not.toEqual(await judged(tinyParameters(2)));
+test('A fits the reward models from the parent and prompts PPO, B fits the judge from the root, C measures, and none sees another’s', async () => {
+  const [root, parent] = [tinyParameters(1), tinyParameters(2)];
+  for (const calls of Object.values(given)) calls.length = 0;
+  const config = runConfig({ ...SETTINGS, reward: { members: 2, epochs: 1 } });
+  const { input, candidate } = await run({ A: 12, B: 8, C: 6 }, config, root, parent);
+  const of = (side: Side) => idsOf(input.judgements[side]);
+  expect(given.fits.map(({ stage }) => stage)).toEqual(['reward', 'reward 2', 'judge']);
+  const [first, second, judge] = given.fits as [(typeof given.fits)[0], (typeof given.fits)[0], (typeof given.fits)[0]];
+  expect(first.judgements).toEqual(of('A'));
+  expect(second.judgements.filter((id) => !of('A').includes(id))).toEqual([]);
+  expect(judge.judgements).toEqual(of('B'));
+  expect([first.base === parent, second.base === parent, judge.base === root]).toEqual([true, true, true]);
+  expect(given.ppo.map((call) => [call.parent === parent, call.prompts])).toEqual([[true, input.prompts.A]]);
+  expect(given.gates).toHaveLength(1);
+  expect(given.gates[0]!.judgements).toEqual(of('C'));
+  const { policies } = given.gates[0]! as unknown as { policies: Record<'root' | 'parent' | 'candidate', unknown> };
+  expect([policies.root === root, policies.parent === parent, policies.candidate === candidate]).toEqual([
+    true,
+    true,
+    true,
+  ]);
 });

@@ -83,6 +83,14 @@ export const engineReady = (folder = engineFolder()): boolean => existsSync(join
 /** Told as it goes: a step's name and, where known, the share done (0 to 1). */
 type Report = (step: string, share?: number) => void;
 
+/** Whether the tfjs-node package is to be taken as it installs itself. */
+export function stockAsked(): boolean {
+  const asked = process.env.PLUMB_ENGINE ?? '';
+  if (asked !== '' && asked !== 'stock')
+    throw new EngineError(`PLUMB_ENGINE=${asked} cannot be: set it to stock, or leave it out`);
+  return asked === 'stock';
+}
+
 /**
  * Sets the engine up unless it is there, and returns its folder. Two processes at once: one works, the other waits.
  * Throws EngineError with what to do when something it needs is missing.
@@ -94,7 +102,7 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
     );
   }
   // The stock package was set up by npm, or was not: tf.ts tells when it loads it.
-  if (process.env.PLUMB_ENGINE === 'stock') return '';
+  if (stockAsked()) return '';
   const which = device();
   const folder = engineFolder(which);
   makeFolder(folder);

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import util from 'node:util';
 import type * as Tf from '@tensorflow/tfjs';
-import { EngineError, engineFolder, engineReady } from './setup.ts';
+import { EngineError, engineFolder, engineReady, stockAsked } from './setup.ts';
 
 /** What the patched binding offers beside tfjs-node's own calls. */
 export interface Binding {
@@ -57,7 +57,7 @@ Object.assign(util, {
   isArray: Array.isArray,
 });
 
-const stock = process.env.PLUMB_ENGINE === 'stock';
+const stock = stockAsked();
 
 /** TensorFlow greets on stderr as it loads; everything else that is said meanwhile is passed on. */
 function quietly<T>(stderr: { hold(): void; release(): string }, work: () => T): T {

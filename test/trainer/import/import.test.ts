@@ -41,6 +41,21 @@ test('a folder is imported with its files as they are, and an image', () => {
   expect(manifest.files.map(({ name }) => name)).toContain('edge.bin');
 });
 
+test('what Hugging Face leaves out of a configuration, or says since transformers 5 in another place, is understood', () => {
+  const terse = changed('config.json', (bytes) => {
+    const { rope_theta, head_dim, num_key_value_heads, tie_word_embeddings, pad_token_id, bos_token_id, ...rest } =
+      JSON.parse(`${bytes}`);
+    expect([tie_word_embeddings, bos_token_id]).toEqual([true, null]);
+    return JSON.stringify({
+      ...rest,
+      tie_word_embeddings,
+      eos_token_id: [3, rest.eos_token_id],
+      rope_parameters: { rope_theta, rope_type: 'default' },
+    });
+  });
+  expect(importFrom(terse, 'x').manifest.config).toEqual(importFrom(SEED_FOLDER, 'x').manifest.config);
+});
+
 const notANumber = (bytes: Buffer<ArrayBuffer>) => {
   const { bytes: norm } = readSafetensors(bytes).get('model.norm.weight')!;
   norm.fill(0xff);
@@ -57,6 +72,12 @@ test.each<[string, () => string, RegExp]>([
   ['fewer ids than the tokenizer has', () => config('vocab_size', 512), /ids up to 1023.*vocab_size of 512/],
   ['an end of text beyond the vocabulary', () => config('eos_token_id', 5000), /eos_token_id is 5000/],
   ['scaled RoPE', () => changed('config.json', (b) => `${b}`.replace('{', '{"rope_scaling": {"factor": 2},')), /RoPE/],
+  [
+    'scaled RoPE as transformers 5 writes it',
+    () =>
+      changed('config.json', (b) => `${b}`.replace('{', '{"rope_parameters": {"rope_type": "linear", "factor": 4},')),
+    /rope_parameters: scaled RoPE is not supported/,
+  ],
   ['more positions than fit', () => config('max_position_embeddings', 1_000_000), /lower max_position_embeddings/],
   ['no tokenizer', () => changed('tokenizer.json', () => '{}'), /tokenizer\.json: version/],
   ['a generation configuration that is not JSON', () => changed('generation_config.json', () => '{'), /n is not JSON/],
