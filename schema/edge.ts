@@ -1,16 +1,21 @@
 // edge.bin: a Llama's weights as the decoder maps them into its memory. Matrices are int8 in blocks of 32 columns with a
-// float32 scale each; norms are float32. Where everything lies follows from the config alone, and a file that says
-// otherwise is refused.
+// float32 scale each, or in an image of 4 bits all but embedding and head are whole numbers from 0 to 15 with a scale and an
+// offset, bfloat16 each; norms are float32. Where everything lies follows from the config and the bits alone, and a file that
+// says otherwise is refused.
 //
 //   "PLUMBEDG" · u32 version · u32 length of the header · header (JSON, spaces up to a multiple of 64) · data
 //
-// A matrix is stored by groups of 8 rows; a group is its blocks from left to right; a block is 288 bytes:
+// A matrix is stored by groups of 8 rows; a group is its blocks from left to right. In 8 bits a block is 288 bytes:
 //   8 × f32           the scale of each row
 //   8 × 8 × 4 × i8    for each 4 columns, each row's four numbers, so that one load brings 4 rows × 4 columns
+// In 4 bits it is 160 bytes:
+//   8 × bf16          the scales, of rows 0 4 1 5 2 6 3 7: those of four rows lie in every second place
+//   8 × bf16          the offsets, in that order
+//   4 × 8 × 4 × u8    for each 8 columns, each row's: the first four in the low halves of four bytes, the others in the high
 // Rows are padded with zeros to a multiple of 8. Queries, keys and values are one matrix, gate and up another. Rows keep
 // Hugging Face's order, so RoPE turns the two halves of a head (i and i + 32), not neighbours.
 //
-// Left out: int4, biases, scaled RoPE, heads of another size than 64.
+// Left out: biases, scaled RoPE, heads of another size than 64.
 import { z } from 'zod';
 import { inWords, MalformedFile } from './malformed.ts';
 import { ModelConfig } from './manifest.ts';
@@ -21,14 +26,16 @@ const VERSION = 1;
 const ALIGN = 64;
 const BLOCK = 32;
 const GROUP = 8;
-const BLOCK_BYTES = GROUP * 4 + GROUP * BLOCK;
+/** Of a block of 8 rows × 32 columns. */
+const BLOCK_BYTES = { q8: GROUP * 4 + GROUP * BLOCK, q4: GROUP * 4 + (GROUP * BLOCK) / 2 };
+export type Bits = 4 | 8;
 const HEAD_DIM = 64;
 
 const align = (n: number) => Math.ceil(n / ALIGN) * ALIGN;
 
 const EdgeTensor = z.strictObject({
   name: z.string(),
-  kind: z.enum(['q8', 'f32']),
+  kind: z.enum(['q8', 'q4', 'f32']),
   rows: z.int().positive(),
   cols: z.int().positive(),
   /** From the start of the data. */
@@ -40,6 +47,8 @@ const Header = z.strictObject({ config: ModelConfig, tensors: z.array(EdgeTensor
 
 export interface EdgeImage {
   config: ModelConfig;
+  /** Of the layers' matrices. */
+  bits: Bits;
   tensors: EdgeTensor[];
   data: Uint8Array;
 }
@@ -50,7 +59,7 @@ interface Part extends EdgeTensor {
 }
 
 /** Where each tensor of such a model lies. Throws if the decoder cannot run the model. */
-function layout(config: ModelConfig): Part[] {
+function layout(config: ModelConfig, bits: Bits): Part[] {
   const { hidden_size: hidden, intermediate_size: inner, vocab_size: vocab, head_dim: head } = config;
   const heads = config.num_attention_heads;
   const kvHeads = config.num_key_value_heads;
@@ -63,29 +72,30 @@ function layout(config: ModelConfig): Part[] {
 
   const parts: Part[] = [];
   let offset = 0;
-  const put = (name: string, kind: 'q8' | 'f32', cols: number, sources: Part['sources']) => {
+  const put = (name: string, kind: EdgeTensor['kind'], cols: number, sources: Part['sources']) => {
     const rows = sources.reduce((sum, source) => sum + source.rows, 0);
-    const bytes = kind === 'f32' ? rows * cols * 4 : Math.ceil(rows / GROUP) * (cols / BLOCK) * BLOCK_BYTES;
+    const bytes = kind === 'f32' ? rows * cols * 4 : Math.ceil(rows / GROUP) * (cols / BLOCK) * BLOCK_BYTES[kind];
     parts.push({ name, kind, rows, cols, offset, bytes, sources });
     offset = align(offset + bytes);
   };
   const q = heads * head;
   const kv = kvHeads * head;
+  const matrix = bits === 4 ? 'q4' : 'q8';
   for (let l = 0; l < config.num_hidden_layers; l++) {
     const hf = `model.layers.${l}`;
     put(`layers.${l}.attention_norm`, 'f32', hidden, [{ name: `${hf}.input_layernorm.weight`, rows: 1 }]);
-    put(`layers.${l}.qkv`, 'q8', hidden, [
+    put(`layers.${l}.qkv`, matrix, hidden, [
       { name: `${hf}.self_attn.q_proj.weight`, rows: q },
       { name: `${hf}.self_attn.k_proj.weight`, rows: kv },
       { name: `${hf}.self_attn.v_proj.weight`, rows: kv },
     ]);
-    put(`layers.${l}.o`, 'q8', q, [{ name: `${hf}.self_attn.o_proj.weight`, rows: hidden }]);
+    put(`layers.${l}.o`, matrix, q, [{ name: `${hf}.self_attn.o_proj.weight`, rows: hidden }]);
     put(`layers.${l}.mlp_norm`, 'f32', hidden, [{ name: `${hf}.post_attention_layernorm.weight`, rows: 1 }]);
-    put(`layers.${l}.gate_up`, 'q8', hidden, [
+    put(`layers.${l}.gate_up`, matrix, hidden, [
       { name: `${hf}.mlp.gate_proj.weight`, rows: inner },
       { name: `${hf}.mlp.up_proj.weight`, rows: inner },
     ]);
-    put(`layers.${l}.down`, 'q8', inner, [{ name: `${hf}.mlp.down_proj.weight`, rows: hidden }]);
+    put(`layers.${l}.down`, matrix, inner, [{ name: `${hf}.mlp.down_proj.weight`, rows: hidden }]);
   }
   put('norm', 'f32', hidden, [{ name: 'model.norm.weight', rows: 1 }]);
   put('embed', 'q8', hidden, [{ name: 'model.embed_tokens.weight', rows: vocab }]);
@@ -99,15 +109,17 @@ const sizeOf = (parts: EdgeTensor[]) => align(parts.at(-1)!.offset + parts.at(-1
 // Adding and taking away 1.5 · 2^52 rounds a double to the nearest whole number, ties to even.
 const ROUND = 6755399441055744;
 
-/** Quantises `rows` rows of `cols` numbers into a matrix of the image, from its row `first` on. */
-function packRows(
+/** Quantises `rows` rows of `cols` numbers into a matrix of the image, from its row `first` on; false where one is not finite. */
+type PackRows = (
   image: Uint8Array,
   at: number,
   first: number,
   rows: number,
   cols: number,
   data: Float32Array,
-): boolean {
+) => boolean;
+
+const packRows8: PackRows = (image, at, first, rows, cols, data) => {
   const bytes = new Int8Array(image.buffer, image.byteOffset);
   const scales = new Float32Array(image.buffer, image.byteOffset);
   const blocks = cols / BLOCK;
@@ -115,7 +127,7 @@ function packRows(
   for (let r = 0; r < rows; r++) {
     const row = first + r;
     const lane = row % GROUP;
-    let to = at + ((row - lane) / GROUP) * blocks * BLOCK_BYTES;
+    let to = at + ((row - lane) / GROUP) * blocks * BLOCK_BYTES.q8;
     for (let from = r * cols; from < (r + 1) * cols; from += BLOCK) {
       let largest = 0;
       for (let c = from; c < from + BLOCK; c++) {
@@ -134,15 +146,102 @@ function packRows(
         bytes[quad + 3] = data[c + 3]! * inverse + ROUND - ROUND;
         quad += GROUP * 4;
       }
-      to += BLOCK_BYTES;
+      to += BLOCK_BYTES.q8;
     }
   }
   return finite === 0;
+};
+
+/** Where the scale of a group's row stands among eight: rows 0 4 1 5 2 6 3 7. */
+const placeOf = (lane: number) => 2 * (lane % 4) + (lane >> 2);
+const bits32 = new Uint32Array(1);
+const float32 = new Float32Array(bits32.buffer);
+/** The 16 upper bits of the bfloat16 nearest to a number. */
+function toBf16(value: number): number {
+  float32[0] = value;
+  return (bits32[0]! + 0x7fff + ((bits32[0]! >>> 16) & 1)) >>> 16;
+}
+function fromBf16(bits: number): number {
+  bits32[0] = bits << 16;
+  return float32[0]!;
+}
+/** How the search for a block's scale goes: it is tried this much smaller and larger, in so many steps either way. */
+const [REACH, TRIES] = [0.15, 5];
+
+/**
+ * The scale and offset of 32 numbers for which whole numbers q from 0 to 15 give a small squared error of d·q + m. From several scales the q
+ * are rounded, and from them scale and offset follow by least squares; what bfloat16 makes of those is what is compared.
+ */
+function fit15(data: Float32Array, from: number): { d: number; m: number } {
+  const end = from + BLOCK;
+  let [least, most, sumX, sumXX] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, 0, 0];
+  for (let i = from; i < end; i++) {
+    const x = data[i]!;
+    if (x < least) least = x;
+    if (x > most) most = x;
+    sumX += x;
+    sumXX += x * x;
+  }
+  let best = { d: toBf16(0), m: toBf16(sumX / BLOCK) };
+  let bestError = Number.POSITIVE_INFINITY;
+  const range = most - least;
+  for (let attempt = -TRIES; attempt <= TRIES && range > 0; attempt++) {
+    const inverse = 15 / (range * (1 + (REACH * attempt) / TRIES));
+    const centre = 7.5 - ((least + most) / 2) * inverse; // a smaller scale leaves out a little at both ends
+    let [sumQ, sumQQ, sumQX] = [0, 0, 0];
+    for (let i = from; i < end; i++) {
+      const x = data[i]!;
+      let q = x * inverse + centre + ROUND - ROUND;
+      if (q < 0) q = 0;
+      else if (q > 15) q = 15;
+      sumQ += q;
+      sumQQ += q * q;
+      sumQX += q * x;
+    }
+    const spread = BLOCK * sumQQ - sumQ * sumQ;
+    if (!(spread > 0)) continue;
+    const dBits = toBf16((BLOCK * sumQX - sumQ * sumX) / spread);
+    const d = fromBf16(dBits);
+    const mBits = toBf16((sumX - d * sumQ) / BLOCK);
+    const m = fromBf16(mBits);
+    const error = sumXX + d * d * sumQQ + BLOCK * m * m + 2 * (d * m * sumQ - d * sumQX - m * sumX);
+    if (error < bestError) {
+      best = { d: dBits, m: mBits };
+      bestError = error;
+    }
+  }
+  return best;
 }
 
+const packRows4: PackRows = (image, at, first, rows, cols, data) => {
+  const halves = new Uint16Array(image.buffer, image.byteOffset);
+  const blocks = cols / BLOCK;
+  let finite = 0;
+  for (let r = 0; r < rows; r++) {
+    const row = first + r;
+    const lane = row % GROUP;
+    let to = at + ((row - lane) / GROUP) * blocks * BLOCK_BYTES.q4;
+    for (let from = r * cols; from < (r + 1) * cols; from += BLOCK) {
+      for (let i = from; i < from + BLOCK; i++) finite += data[i]! * 0; // NaN from here on, once there is a NaN or an infinity
+      const fitted = fit15(data, from);
+      halves[(to >> 1) + placeOf(lane)] = fitted.d;
+      halves[(to >> 1) + GROUP + placeOf(lane)] = fitted.m;
+      const [d, m] = [fromBf16(fitted.d), fromBf16(fitted.m)];
+      const inverse = d === 0 ? 0 : 1 / d;
+      for (let c = 0; c < BLOCK; c++) {
+        const q = Math.max(0, Math.min(15, (data[from + c]! - m) * inverse + ROUND - ROUND));
+        const byte = to + GROUP * 4 + (c >> 3) * GROUP * 4 + lane * 4 + (c & 3);
+        image[byte] = image[byte]! | (q << (c & 4));
+      }
+      to += BLOCK_BYTES.q4;
+    }
+  }
+  return finite === 0;
+};
+
 /** Packs a model under Hugging Face's tensor names (lm_head.weight only where embeddings are not tied). */
-export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>): Uint8Array {
-  const parts = layout(config);
+export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>, bits: Bits = 8): Uint8Array {
+  const parts = layout(config, bits);
   const header = new TextEncoder().encode(JSON.stringify({ config, tensors: parts.map(stored) }));
   const start = align(16 + header.length);
   const image = new Uint8Array(start + sizeOf(parts));
@@ -165,7 +264,7 @@ export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>)
         finite = tensor.data.every(Number.isFinite);
         new Float32Array(image.buffer, start + offset, cols).set(tensor.data);
       } else {
-        finite = packRows(image, start + offset, first, rows, cols, tensor.data);
+        finite = (kind === 'q4' ? packRows4 : packRows8)(image, start + offset, first, rows, cols, tensor.data);
       }
       if (!finite) throw new MalformedFile(`edge.bin: ${name} holds a number that is not finite`);
       first += rows;
@@ -194,34 +293,46 @@ export function readEdge(file: Uint8Array): EdgeImage {
   const header = Header.safeParse(json);
   if (!header.success) return fail(`has a wrong header: ${inWords(header.error)}`);
   const { config, tensors } = header.data;
-  const expected = layout(config);
+  const bits = tensors.some(({ kind }) => kind === 'q4') ? 4 : 8;
+  const expected = layout(config, bits);
   if (JSON.stringify(tensors) !== JSON.stringify(expected.map(stored)))
     fail('has its tensors in other places than its config says');
   const bytes = sizeOf(expected);
   if (file.length - start !== bytes) fail(`has ${file.length - start} bytes of weights, its config needs ${bytes}`);
-  return { config, tensors, data: file.subarray(start) };
+  return { config, bits, tensors, data: file.subarray(start) };
 }
 
 /** The weights as the image holds them, in float32 under Hugging Face's names: what the decoder's oracle runs on. */
 export function unpackEdge(file: Uint8Array): { config: ModelConfig; tensors: Map<string, FloatTensor> } {
-  const { config, data } = readEdge(file);
+  const { config, bits, data } = readEdge(file);
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+  const bf16 = (at: number) => fromBf16(view.getUint16(at, true));
+  /** The number in a column (0 to 31) of a block's row (0 to 7). */
+  const number = {
+    q8: (block: number, lane: number, c: number) =>
+      view.getFloat32(block + lane * 4, true) *
+      view.getInt8(block + GROUP * 4 + (c >> 2) * GROUP * 4 + lane * 4 + (c & 3)),
+    q4: (block: number, lane: number, c: number) => {
+      const byte = data[block + GROUP * 4 + (c >> 3) * GROUP * 4 + lane * 4 + (c & 3)]!;
+      const q = (byte >> (c & 4)) & 15;
+      return bf16(block + 2 * placeOf(lane)) * q + bf16(block + 2 * (GROUP + placeOf(lane)));
+    },
+  };
   const tensors = new Map<string, FloatTensor>();
-  for (const { kind, cols, offset, sources } of layout(config)) {
+  for (const { kind, cols, offset, sources } of layout(config, bits)) {
     let first = 0;
     for (const { name, rows } of sources) {
       const out = new Float32Array(rows * cols);
       for (let r = 0; r < rows; r++) {
         const lane = (first + r) % GROUP;
-        const group = offset + ((first + r - lane) / GROUP) * (cols / BLOCK) * BLOCK_BYTES;
         for (let c = 0; c < cols; c++) {
-          const at = group + Math.floor(c / BLOCK) * BLOCK_BYTES;
-          const column = c % BLOCK;
-          out[r * cols + c] =
-            kind === 'f32'
-              ? view.getFloat32(offset + c * 4, true)
-              : view.getFloat32(at + lane * 4, true) *
-                view.getInt8(at + GROUP * 4 + (column >> 2) * GROUP * 4 + lane * 4 + (column & 3));
+          if (kind === 'f32') {
+            out[c] = view.getFloat32(offset + c * 4, true);
+            continue;
+          }
+          const group = offset + ((first + r - lane) / GROUP) * (cols / BLOCK) * BLOCK_BYTES[kind];
+          const block = group + Math.floor(c / BLOCK) * BLOCK_BYTES[kind];
+          out[r * cols + c] = number[kind](block, lane, c % BLOCK);
         }
       }
       tensors.set(name, { shape: kind === 'f32' ? [cols] : [rows, cols], data: out });

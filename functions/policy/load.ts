@@ -59,6 +59,7 @@ export function wasmDecoder(
     logitRows,
     config.rms_norm_eps,
     config.tie_word_embeddings ? 1 : 0,
+    first.bits,
     first.data.length,
   );
   const { buffer } = wasm.memory;
@@ -124,6 +125,8 @@ export function wasmDecoder(
       for (const [key, value] of Object.entries(shape))
         if (String(read.config[key as keyof typeof shape]) !== String(value))
           throw new Error(`an image with another ${key} cannot take this one's place`);
+      if (read.bits !== first.bits)
+        throw new Error(`an image of ${read.bits} bits cannot take the place of one of ${first.bits}`);
       fill(read);
     },
   };
