@@ -2,13 +2,15 @@
 // so what is held stays true; which of them a channel serves is asked of the database (store/keys.ts).
 
 import type { Complete } from '../schema/completion.ts';
+import { cacheBytes, type EdgeHeader } from '../schema/edge.ts';
 import type { Manifest } from '../schema/manifest.ts';
 import { loadTokenizer } from '../schema/tokenizer.ts';
-import { sha256 } from './crypto.ts';
+import { hex, sha256 } from './crypto.ts';
 import { busy } from './error.ts';
 import { completer } from './policy/complete.ts';
 import module from './policy/decoder.relaxed.wasm';
-import { wasmDecoder } from './policy/load.ts';
+import type { DecoderOptions } from './policy/decoder.ts';
+import { streamedDecoder } from './policy/load.ts';
 import type { Channels } from './store/keys.ts';
 import { blobKey, type Channel, readManifest } from './store/policies.ts';
 
@@ -24,6 +26,7 @@ const MOST = 2;
 /** Caches of keys and values, all slots together. */
 const CACHE_BYTES = 32 * 2 ** 20;
 const SLOTS = 16;
+const PIECE = 2 ** 20;
 
 const held = new Map<string, Loaded>(); // least recently used first
 const loading = new Map<string, number>();
@@ -39,19 +42,42 @@ async function readBlob(bucket: R2Bucket, manifest: Manifest, name: string): Pro
   return bytes;
 }
 
+/** As many slots as the caches' share of memory holds, of the model's own context; where it does not hold one, of a shorter one. */
+function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
+  const positions = Math.floor(CACHE_BYTES / cacheBytes(config, bits));
+  const context = Math.min(config.max_position_embeddings, positions);
+  return { context, slots: Math.min(SLOTS, Math.floor(positions / context)) };
+}
+
+/** An image's bytes as they come, in pieces of a mebibyte; after the last it is told whether they were what they should be. */
+async function* imageOf(bucket: R2Bucket, manifest: Manifest): AsyncGenerator<Uint8Array> {
+  const file = manifest.files.find(({ name }) => name === 'edge.bin');
+  const object = file && (await bucket.get(blobKey(file.sha256)));
+  if (!object) throw new Error('the policy has no edge.bin');
+  const digest = new crypto.DigestStream('SHA-256');
+  const hash = digest.getWriter();
+  const reader = object.body.getReader({ mode: 'byob' });
+  let buffer = new ArrayBuffer(PIECE);
+  try {
+    for (;;) {
+      const { value, done } = await reader.read(new Uint8Array(buffer));
+      if (done) break;
+      await hash.write(value);
+      yield value;
+      buffer = value.buffer as ArrayBuffer;
+    }
+  } finally {
+    await reader.cancel();
+  }
+  await hash.close();
+  if (hex(new Uint8Array(await digest.digest)) !== file.sha256) throw new Error('edge.bin is damaged');
+}
+
 async function load(bucket: R2Bucket, manifest: Manifest): Promise<Loaded> {
   const tokenizer = loadTokenizer(
     JSON.parse(new TextDecoder().decode(await readBlob(bucket, manifest, 'tokenizer.json'))),
   );
-  const {
-    num_hidden_layers: layers,
-    num_key_value_heads: heads,
-    head_dim,
-    max_position_embeddings: context,
-  } = manifest.config;
-  const slotBytes = layers * heads * head_dim * context * 2 * 4;
-  const slots = Math.max(1, Math.min(SLOTS, Math.floor(CACHE_BYTES / slotBytes)));
-  const decoder = wasmDecoder(module, await readBlob(bucket, manifest, 'edge.bin'), { slots });
+  const decoder = await streamedDecoder(module, imageOf(bucket, manifest), roomFor);
   const complete = completer(decoder, tokenizer, manifest.tokenizer.chat_template);
   return { policy: manifest.id, complete, context: decoder.context, vocabulary: manifest.config.vocab_size };
 }

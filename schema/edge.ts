@@ -45,11 +45,15 @@ const EdgeTensor = z.strictObject({
 type EdgeTensor = z.infer<typeof EdgeTensor>;
 const Header = z.strictObject({ config: ModelConfig, tensors: z.array(EdgeTensor) });
 
-export interface EdgeImage {
+export interface EdgeHeader {
   config: ModelConfig;
   /** Of the layers' matrices. */
   bits: Bits;
   tensors: EdgeTensor[];
+  /** Of all weights. */
+  bytes: number;
+}
+interface EdgeImage extends EdgeHeader {
   data: Uint8Array;
 }
 
@@ -102,6 +106,10 @@ function layout(config: ModelConfig, bits: Bits): Part[] {
   if (!config.tie_word_embeddings) put('head', 'q8', hidden, [{ name: 'lm_head.weight', rows: vocab }]);
   return parts;
 }
+
+/** What keys and values of a position take in the decoder's cache: bfloat16 beside weights of 4 bits, else float32. */
+export const cacheBytes = ({ num_hidden_layers, num_key_value_heads, head_dim }: ModelConfig, bits: Bits): number =>
+  2 * num_hidden_layers * num_key_value_heads * head_dim * (bits === 4 ? 2 : 4);
 
 const stored = ({ sources: _, ...tensor }: Part): EdgeTensor => tensor;
 const sizeOf = (parts: EdgeTensor[]) => align(parts.at(-1)!.offset + parts.at(-1)!.bytes);
@@ -273,20 +281,24 @@ export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>,
   return image;
 }
 
-/** Checks an image and says where its tensors lie; nothing is copied. */
-export function readEdge(file: Uint8Array): EdgeImage {
-  const fail = (what: string): never => {
-    throw new MalformedFile(`edge.bin: ${what}`);
-  };
+const fail = (what: string): never => {
+  throw new MalformedFile(`edge.bin: ${what}`);
+};
+
+/** How many bytes an image's header takes, as its first sixteen say. */
+export function headerBytes(file: Uint8Array): number {
   if (file.length < 16 || new TextDecoder().decode(file.subarray(0, 8)) !== MAGIC) fail('is no image of a policy');
-  const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
+  const view = new DataView(file.buffer, file.byteOffset, 16);
   const version = view.getUint32(8, true);
   if (version !== VERSION) fail(`is of version ${version}; this decoder reads ${VERSION}`);
-  const start = 16 + view.getUint32(12, true);
-  if (start > file.length) fail('ends inside its header');
+  return 16 + view.getUint32(12, true);
+}
+
+/** Checks an image's header, and says where its tensors will lie in so many bytes of weights. */
+export function readHeader(head: Uint8Array): EdgeHeader {
   let json: unknown;
   try {
-    json = JSON.parse(new TextDecoder().decode(file.subarray(16, start)));
+    json = JSON.parse(new TextDecoder().decode(head.subarray(16)));
   } catch {
     fail('has a header that is not JSON');
   }
@@ -297,9 +309,17 @@ export function readEdge(file: Uint8Array): EdgeImage {
   const expected = layout(config, bits);
   if (JSON.stringify(tensors) !== JSON.stringify(expected.map(stored)))
     fail('has its tensors in other places than its config says');
-  const bytes = sizeOf(expected);
-  if (file.length - start !== bytes) fail(`has ${file.length - start} bytes of weights, its config needs ${bytes}`);
-  return { config, bits, tensors, data: file.subarray(start) };
+  return { config, bits, tensors, bytes: sizeOf(expected) };
+}
+
+/** Checks an image and says where its tensors lie; nothing is copied. */
+export function readEdge(file: Uint8Array): EdgeImage {
+  const start = headerBytes(file);
+  if (start > file.length) fail('ends inside its header');
+  const header = readHeader(file.subarray(0, start));
+  if (file.length - start !== header.bytes)
+    fail(`has ${file.length - start} bytes of weights, its config needs ${header.bytes}`);
+  return { ...header, data: file.subarray(start) };
 }
 
 /** The weights as the image holds them, in float32 under Hugging Face's names: what the decoder's oracle runs on. */

@@ -1,6 +1,7 @@
 // An image becomes a decoder: an instance of the wasm module with the weights in its memory. All memory is taken at once,
 // so its size is known before the first token: weights, slots · context of KV cache, and the rows' activations.
-import { type EdgeImage, readEdge } from '../../schema/edge.ts';
+import { cacheBytes, type EdgeHeader, headerBytes, readEdge, readHeader } from '../../schema/edge.ts';
+import { MalformedFile } from '../../schema/malformed.ts';
 import { type Decoder, type DecoderOptions, ropeTables } from './decoder.ts';
 
 export interface WasmDecoder extends Decoder {
@@ -28,18 +29,56 @@ type Exports = { memory: WebAssembly.Memory } & Record<
     copySlot(from: number, to: number, positions: number): void;
   };
 
-export function wasmDecoder(
+/** A decoder of an image that is in memory. */
+export function wasmDecoder(module: WebAssembly.Module, image: Uint8Array, options?: DecoderOptions): WasmDecoder {
+  const read = readEdge(image);
+  const { decoder, weights } = instance(module, read, options);
+  weights.set(read.data);
+  return decoder;
+}
+
+/** A decoder of an image that comes in pieces, each copied to its place as it comes: no memory is taken for the whole. */
+export async function streamedDecoder(
   module: WebAssembly.Module,
-  image: Uint8Array,
+  image: AsyncIterable<Uint8Array>,
+  optionsFor: (header: EdgeHeader) => DecoderOptions,
+): Promise<WasmDecoder> {
+  let head = new Uint8Array();
+  let made: ReturnType<typeof instance> | undefined;
+  let at = 0;
+  for await (const piece of image) {
+    let rest = piece;
+    if (!made) {
+      const longer = new Uint8Array(head.length + piece.length);
+      longer.set(head);
+      longer.set(piece, head.length);
+      head = longer;
+      if (head.length < 16 || head.length < headerBytes(head)) continue;
+      const start = headerBytes(head);
+      const header = readHeader(head.subarray(0, start));
+      made = instance(module, header, optionsFor(header));
+      rest = head.subarray(start);
+    }
+    if (at + rest.length > made.weights.length) throw new MalformedFile('edge.bin: is longer than its config says');
+    made.weights.set(rest, at);
+    at += rest.length;
+  }
+  if (!made || at < made.weights.length) throw new MalformedFile('edge.bin: ends too soon');
+  return made.decoder;
+}
+
+/** An instance with room for the weights, and that room. */
+function instance(
+  module: WebAssembly.Module,
+  header: EdgeHeader,
   { context, slots = 1, rows = 64 }: DecoderOptions = {},
-): WasmDecoder {
-  const first = readEdge(image);
-  const { config } = first;
+): { decoder: WasmDecoder; weights: Uint8Array } {
+  const { config, bits, bytes } = header;
   const positionsHeld = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
   const logitRows = Math.min(rows, slots);
   const width = Math.max(config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim);
-  const cache = 8 * slots * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positionsHeld;
-  const needed = first.data.length + cache + rows * width * 64 + logitRows * config.vocab_size * 4;
+  const cache = slots * positionsHeld * cacheBytes(config, bits);
+  const needed = bytes + cache + rows * width * 64 + logitRows * config.vocab_size * 4;
   // Past 4 GiB the module's addresses would wrap around.
   if (needed > 3.5 * 2 ** 30)
     throw new RangeError(
@@ -59,17 +98,16 @@ export function wasmDecoder(
     logitRows,
     config.rms_norm_eps,
     config.tie_word_embeddings ? 1 : 0,
-    first.bits,
-    first.data.length,
+    bits,
+    bytes,
   );
   const { buffer } = wasm.memory;
   const ints = (at: number, length: number) => new Int32Array(buffer, at, length);
   const { cos, sin } = ropeTables(config, positionsHeld);
   new Float32Array(buffer, wasm.cosinesAt(), cos.length).set(cos);
   new Float32Array(buffer, wasm.sinesAt(), sin.length).set(sin);
-  ints(wasm.offsetsAt(), 6 * config.num_hidden_layers + 3).set(first.tensors.map((tensor) => tensor.offset));
-  const fill = ({ data }: EdgeImage) => new Uint8Array(buffer, wasm.weightsAt(), data.length).set(data);
-  fill(first);
+  ints(wasm.offsetsAt(), 6 * config.num_hidden_layers + 3).set(header.tensors.map((tensor) => tensor.offset));
+  const weights = new Uint8Array(buffer, wasm.weightsAt(), bytes);
 
   const tokenRow = ints(wasm.tokensAt(), rows); // (T)
   const positionRow = ints(wasm.positionsAt(), rows); // (T)
@@ -83,7 +121,7 @@ export function wasmDecoder(
   ); // (wanted, V)
   const shares = new Float32Array(buffer, wasm.sharesAt(), V);
 
-  return {
+  const decoder: WasmDecoder = {
     config,
     context: positionsHeld,
     slots,
@@ -125,9 +163,9 @@ export function wasmDecoder(
       for (const [key, value] of Object.entries(shape))
         if (String(read.config[key as keyof typeof shape]) !== String(value))
           throw new Error(`an image with another ${key} cannot take this one's place`);
-      if (read.bits !== first.bits)
-        throw new Error(`an image of ${read.bits} bits cannot take the place of one of ${first.bits}`);
-      fill(read);
+      if (read.bits !== bits) throw new Error(`an image of ${read.bits} bits cannot take the place of one of ${bits}`);
+      weights.set(read.data);
     },
   };
+  return { decoder, weights };
 }

@@ -8,7 +8,7 @@ const Module = WebAssembly.Module as unknown as new (bytes: Uint8Array) => WebAs
 const modules = new Map<string, WebAssembly.Module>();
 
 /** Compiled once a thread. */
-function decoderModule(build: 'relaxed' | 'plain'): WebAssembly.Module {
+export function decoderModule(build: 'relaxed' | 'plain'): WebAssembly.Module {
   let module = modules.get(build);
   if (!module) {
     module = new Module(readFileSync(`${import.meta.dirname}/decoder.${build}.wasm`));

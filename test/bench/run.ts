@@ -1,7 +1,7 @@
 // npm run bench [-- group] [--json]: figures of what Plumb does beside something that does the same, both sides in turn in one
 // run, medians of several rounds. With --json one line a pair. A busy machine gives bad figures: leave it alone meanwhile.
 //
-//   decoder   answers' tokens a second of the seed policy in Node, the wasm decoder beside the plain one
+//   decoder   tokens a second in Node: the seed policy by the wasm decoder beside the plain one; SmolLM2 in 4 bits (downloads it, 90 MB)
 //   edge      votes a second over HTTP beside a bare insert into D1; cold starts
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
 //   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
