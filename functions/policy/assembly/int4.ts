@@ -1,7 +1,8 @@
 // Products with a matrix of 4 bits, whole numbers q from 0 to 15 with a scale d and an offset m a row and block of 32 columns:
 // y = Σ (d·q + m)·x. Activations are rounded to 8 bits a block, so that a relaxed dot product takes 16 at once; a weight of
 // 4 bits is far from the 7 that it takes at most, so every processor gives the same. An integer sum is exact; d, m and the
-// activations' scale are multiplied in once a block.
+// activations' scale are multiplied in once a block. Sums are kept in 16 bits within a block: a dot product of two is one
+// instruction on any x64, one of four on processors with avx_vnni alone, and three on the others.
 //
 // Activations lie in tiles of four rows, for each 4 columns the four rows' numbers side by side:
 //   quants: tile t, columns 4c … 4c + 3, row r at  t · 4K + 16c + 4r
@@ -10,15 +11,16 @@ import { even, madd, max4, odd } from './simd';
 
 const BLOCK_BYTES: usize = 160; // 8 scales and 8 offsets of bfloat16, then 4 × (8 rows × 8 columns)
 
-/** Four rows' sums of four products each: of int8 and numbers below 128. */
-@inline function dot4(x: v128, w: v128, sum: v128): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD) return i32x4.relaxed_dot_i8x16_i7x16_add_s(x, w, sum);
+/** Eight sums of two products each, of int8 and numbers below 16, added to eight others: 8 · 2 · 127 · 15 fits into 16 bits. */
+@inline function dot2(x: v128, w: v128, sum: v128): v128 {
+  if (ASC_FEATURE_RELAXED_SIMD) return i16x8.add(i16x8.relaxed_dot_i8x16_i7x16_s(x, w), sum);
   const low = i16x8.extmul_low_i8x16_s(x, w), high = i16x8.extmul_high_i8x16_s(x, w);
-  // Pairs of 16-bit products are added twice: 2 · 127 · 15 is far from overflowing.
   const pairs = i16x8.add(i8x16.shuffle(low, high, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29),
     i8x16.shuffle(low, high, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31));
-  return i32x4.add(i32x4.extadd_pairwise_i16x8_s(pairs), sum);
+  return i16x8.add(pairs, sum);
 }
+/** Four rows' sums, each of two 16-bit halves. */
+@inline function whole(pairs: v128): v128 { return f32x4.convert_i32x4_s(i32x4.extadd_pairwise_i16x8_s(pairs)); }
 @inline function lowHalves(w: v128): v128 { return v128.and(w, i8x16.splat(15)); }
 @inline function highHalves(w: v128): v128 { return v128.and(i16x8.shr_u(w, 4), i8x16.splat(15)); }
 /** Rounds the row `from` of K numbers to 8 bits; `to` and `scale` are its places in its tile. */
@@ -55,23 +57,23 @@ function single(w: usize, R: i32, K: i32, tile: usize, tileScales: usize, y: usi
       let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0);
       let left = v128.load32_splat(q), right = v128.load32_splat(q, 16);
       let w0 = v128.load(w, 32), w1 = v128.load(w, 48);
-      a = dot4(left, lowHalves(w0), a); b = dot4(left, lowHalves(w1), b);
-      c = dot4(right, highHalves(w0), c); d = dot4(right, highHalves(w1), d);
+      a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
+      c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
       left = v128.load32_splat(q, 32); right = v128.load32_splat(q, 48);
       w0 = v128.load(w, 64); w1 = v128.load(w, 80);
-      a = dot4(left, lowHalves(w0), a); b = dot4(left, lowHalves(w1), b);
-      c = dot4(right, highHalves(w0), c); d = dot4(right, highHalves(w1), d);
+      a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
+      c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
       left = v128.load32_splat(q, 64); right = v128.load32_splat(q, 80);
       w0 = v128.load(w, 96); w1 = v128.load(w, 112);
-      a = dot4(left, lowHalves(w0), a); b = dot4(left, lowHalves(w1), b);
-      c = dot4(right, highHalves(w0), c); d = dot4(right, highHalves(w1), d);
+      a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
+      c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
       left = v128.load32_splat(q, 96); right = v128.load32_splat(q, 112);
       w0 = v128.load(w, 128); w1 = v128.load(w, 144);
-      a = dot4(left, lowHalves(w0), a); b = dot4(left, lowHalves(w1), b);
-      c = dot4(right, highHalves(w0), c); d = dot4(right, highHalves(w1), d);
+      a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
+      c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
       const ds = v128.load(w), ms = v128.load(w, 16), scale = v128.load32_splat(s), total = v128.load32_splat(s, 16);
-      sum0 = madd(f32x4.convert_i32x4_s(i32x4.add(a, c)), f32x4.mul(even(ds), scale), sum0);
-      sum1 = madd(f32x4.convert_i32x4_s(i32x4.add(b, d)), f32x4.mul(odd(ds), scale), sum1);
+      sum0 = madd(f32x4.add(whole(a), whole(c)), f32x4.mul(even(ds), scale), sum0);
+      sum1 = madd(f32x4.add(whole(b), whole(d)), f32x4.mul(odd(ds), scale), sum1);
       sum0 = madd(even(ms), total, sum0);
       sum1 = madd(odd(ms), total, sum1);
       w += BLOCK_BYTES; q += 128; s += 32;
@@ -92,29 +94,29 @@ function tileOf4(w: usize, K: i32, q: usize, s: usize, y: usize, stride: usize):
     for (let v: usize = 0; v < 128; v += 32) {
       const w0 = v128.load(w + v, 32), w1 = v128.load(w + v, 48);
       const l0 = lowHalves(w0), h0 = highHalves(w0), l1 = lowHalves(w1), h1 = highHalves(w1);
-      let x = v128.load32_splat(q + v); a0 = dot4(x, l0, a0); b0 = dot4(x, l1, b0);
-      x = v128.load32_splat(q + v, 16); a0 = dot4(x, h0, a0); b0 = dot4(x, h1, b0);
-      x = v128.load32_splat(q + v, 4); a1 = dot4(x, l0, a1); b1 = dot4(x, l1, b1);
-      x = v128.load32_splat(q + v, 20); a1 = dot4(x, h0, a1); b1 = dot4(x, h1, b1);
-      x = v128.load32_splat(q + v, 8); a2 = dot4(x, l0, a2); b2 = dot4(x, l1, b2);
-      x = v128.load32_splat(q + v, 24); a2 = dot4(x, h0, a2); b2 = dot4(x, h1, b2);
-      x = v128.load32_splat(q + v, 12); a3 = dot4(x, l0, a3); b3 = dot4(x, l1, b3);
-      x = v128.load32_splat(q + v, 28); a3 = dot4(x, h0, a3); b3 = dot4(x, h1, b3);
+      let x = v128.load32_splat(q + v); a0 = dot2(x, l0, a0); b0 = dot2(x, l1, b0);
+      x = v128.load32_splat(q + v, 16); a0 = dot2(x, h0, a0); b0 = dot2(x, h1, b0);
+      x = v128.load32_splat(q + v, 4); a1 = dot2(x, l0, a1); b1 = dot2(x, l1, b1);
+      x = v128.load32_splat(q + v, 20); a1 = dot2(x, h0, a1); b1 = dot2(x, h1, b1);
+      x = v128.load32_splat(q + v, 8); a2 = dot2(x, l0, a2); b2 = dot2(x, l1, b2);
+      x = v128.load32_splat(q + v, 24); a2 = dot2(x, h0, a2); b2 = dot2(x, h1, b2);
+      x = v128.load32_splat(q + v, 12); a3 = dot2(x, l0, a3); b3 = dot2(x, l1, b3);
+      x = v128.load32_splat(q + v, 28); a3 = dot2(x, h0, a3); b3 = dot2(x, h1, b3);
     }
     const ds = v128.load(w), ms = v128.load(w, 16);
     const d0 = even(ds), d1 = odd(ds), m0 = even(ms), m1 = odd(ms);
     let scale = v128.load32_splat(s), total = v128.load32_splat(s, 16);
-    p0 = madd(m0, total, madd(f32x4.convert_i32x4_s(a0), f32x4.mul(d0, scale), p0));
-    o0 = madd(m1, total, madd(f32x4.convert_i32x4_s(b0), f32x4.mul(d1, scale), o0));
+    p0 = madd(m0, total, madd(whole(a0), f32x4.mul(d0, scale), p0));
+    o0 = madd(m1, total, madd(whole(b0), f32x4.mul(d1, scale), o0));
     scale = v128.load32_splat(s, 4); total = v128.load32_splat(s, 20);
-    p1 = madd(m0, total, madd(f32x4.convert_i32x4_s(a1), f32x4.mul(d0, scale), p1));
-    o1 = madd(m1, total, madd(f32x4.convert_i32x4_s(b1), f32x4.mul(d1, scale), o1));
+    p1 = madd(m0, total, madd(whole(a1), f32x4.mul(d0, scale), p1));
+    o1 = madd(m1, total, madd(whole(b1), f32x4.mul(d1, scale), o1));
     scale = v128.load32_splat(s, 8); total = v128.load32_splat(s, 24);
-    p2 = madd(m0, total, madd(f32x4.convert_i32x4_s(a2), f32x4.mul(d0, scale), p2));
-    o2 = madd(m1, total, madd(f32x4.convert_i32x4_s(b2), f32x4.mul(d1, scale), o2));
+    p2 = madd(m0, total, madd(whole(a2), f32x4.mul(d0, scale), p2));
+    o2 = madd(m1, total, madd(whole(b2), f32x4.mul(d1, scale), o2));
     scale = v128.load32_splat(s, 12); total = v128.load32_splat(s, 28);
-    p3 = madd(m0, total, madd(f32x4.convert_i32x4_s(a3), f32x4.mul(d0, scale), p3));
-    o3 = madd(m1, total, madd(f32x4.convert_i32x4_s(b3), f32x4.mul(d1, scale), o3));
+    p3 = madd(m0, total, madd(whole(a3), f32x4.mul(d0, scale), p3));
+    o3 = madd(m1, total, madd(whole(b3), f32x4.mul(d1, scale), o3));
     w += BLOCK_BYTES; q += 128; s += 32;
   }
   v128.store(y, p0); v128.store(y, o0, 16);
