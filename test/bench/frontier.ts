@@ -259,12 +259,14 @@ for (const seed of options.seeds.split(',').map(Number)) {
 await sampler.close();
 if (options.plot) writeFileSync(options.plot, plot(points));
 
-/** Gold over KL, a line a seed and a colour a way. */
+/** Gold over KL, a line a seed and a colour a way; a line ends where it leaves the picture. */
 function plot(points: Point[]): string {
   const [width, height, left, bottom] = [720, 420, 56, 44];
   const most = Math.min(12, Math.max(...points.map(({ kl }) => kl)));
   const x = (kl: number) => left + (Math.sqrt(Math.max(0, Math.min(kl, most))) / Math.sqrt(most)) * (width - left - 16);
-  const y = (value: number) => height - bottom - ((value - 0.3) / 0.6) * (height - bottom - 16);
+  const [least, greatest] = [0.2, 0.8];
+  const y = (value: number) =>
+    height - bottom - ((Math.max(value, least) - least) / (greatest - least)) * (height - bottom - 16);
   const colours: Record<string, string> = {
     PPO: '#0b7285',
     'PPO without KL control': '#c92a2a',
@@ -274,7 +276,9 @@ function plot(points: Point[]): string {
     'best of n': '#868e96',
   };
   const lines = [...Map.groupBy(points, ({ way, seed }) => `${way} ${seed}`).values()].map((of) => {
-    const path = of.map(({ kl, gold }, i) => `${i ? 'L' : 'M'}${x(kl).toFixed(1)} ${y(gold).toFixed(1)}`).join('');
+    const outside = of.findIndex(({ kl, gold }) => kl > most || gold < least);
+    const seen = outside < 0 ? of : of.slice(0, outside + 1);
+    const path = seen.map(({ kl, gold }, i) => `${i ? 'L' : 'M'}${x(kl).toFixed(1)} ${y(gold).toFixed(1)}`).join('');
     return `<path d="${path}" fill="none" stroke="${colours[of[0]!.way]}" stroke-width="1.6" opacity=".8"/>`;
   });
   const text = (at: [number, number], words: string, more = '') =>
@@ -283,7 +287,7 @@ function plot(points: Point[]): string {
     ...[0, 0.5, 1, 2, 4, 8, 12]
       .filter((kl) => kl <= most)
       .map((kl) => text([x(kl), height - bottom + 18], `${kl}`, 'text-anchor="middle"')),
-    ...[0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9].map((value) =>
+    ...[0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8].map((value) =>
       text([left - 8, y(value) + 4], value.toFixed(1), 'text-anchor="end"'),
     ),
   ];

@@ -95,7 +95,8 @@ describe('datasets', () => {
   test('undone votes, aborted samples and pairs of equal text are left out', async () => {
     const [a, b, c] = await draw(['same', 'same', 'other'], 'out');
     await judge({ kind: 'ranking', sample_ids: [a, b, c], order: [[a], [b], [c]] });
-    expect(await rows('preference', 'policy=out')).toHaveLength(2);
+    const left = await rows('preference', 'policy=out');
+    expect(left.map((row) => row.weight)).toEqual([0.5, 0.5]); // of what is left they sum to 1
     await env.DB.prepare("UPDATE samples SET finish_reason = 'abort' WHERE id = ?").bind(c!).run();
     expect(await rows('preference', 'policy=out')).toEqual([]);
     const thumb = await judge({ kind: 'thumb', sample_id: a, value: 1 });
@@ -114,6 +115,22 @@ describe('datasets', () => {
     const found = await rows('unpaired', 'policy=many');
     expect(new Set(found.map((row) => row.id)).size).toBe(230);
     expect(await rows('unpaired', 'policy=many&since=2100-01-01T00:00:00Z')).toEqual([]);
+  });
+
+  test('from since on, up to until and without it', async () => {
+    const [a] = await draw(['a'], 'timed');
+    for (const rater of ['x', 'y', 'z']) await judge({ kind: 'thumb', sample_id: a, value: 1 }, rater);
+    const days = ['2026-01-01', '2026-01-02', '2026-01-03'].map((day) => `${day}T00:00:00.000Z`);
+    const votes = await rows('unpaired', 'policy=timed');
+    for (const [i, { id }] of votes.entries())
+      await env.DB.prepare('UPDATE feedback SET created_at = ? WHERE id = ?').bind(days[i], id).run();
+    const between = (since: number, until: number) =>
+      rows('unpaired', `policy=timed&since=${days[since]}&until=${days[until]}`).then((found) =>
+        found.map(({ id }) => id),
+      );
+    expect(await between(0, 2)).toEqual([votes[0].id, votes[1].id]);
+    expect(await between(1, 2)).toEqual([votes[1].id]);
+    expect(await between(1, 1)).toEqual([]);
   });
 
   test('hold a vote once that was changed while they were read', async () => {

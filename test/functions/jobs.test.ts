@@ -564,6 +564,11 @@ describe('the job protocol', () => {
     expect((await run.send('POST', '/uploads/complete', { files })).json).toEqual({ files: 2 });
     expect((await run.send('POST', '/uploads', { files })).json).toEqual(files.map(({ sha256 }) => ({ sha256 })));
     expect((await run.put('nonsense', 'x')).status).toBe(400);
+    // what is there under a hash, but of another length, is not what was meant
+    const torn = await sha256('torn off');
+    await env.BUCKET.put(`blobs/sha256/${torn}`, 'torn');
+    const again = await run.send('POST', '/uploads', { files: [{ sha256: torn, bytes: 8 }] });
+    expect(again.json).toEqual([{ sha256: torn, upload: expect.stringContaining(torn) }]);
 
     expect((await run.send('GET', '/checkpoint')).status).toBe(404);
     const checkpoint = {
@@ -605,6 +610,27 @@ describe('the job protocol', () => {
     await run.send('POST', '/fail', { fence: 1, error: 'out of memory' });
     await tick(env);
     expect([await there(weights.sha256), await there(late)]).toEqual([true, false]);
+  });
+
+  test('what a run’s own policy is made of stays when its last checkpoint names it too', async () => {
+    const run = await started();
+    await run.beat();
+    const upload = async (name: string, content: string) => {
+      const file = { name, sha256: await sha256(content), bytes: content.length };
+      await run.put(file.sha256, content);
+      return file;
+    };
+    const own = await upload('model.safetensors', 'weights of its own');
+    const files = [own, await upload('optimizer', 'moments')];
+    const others = tiny.manifest.files.filter(({ name }) => name !== own.name);
+    const manifest = await run.manifest({ files: [...others, own as (typeof others)[0]] });
+    const body = { fence: 1, stage: 'publish', step: 1, files, state: {} };
+    expect((await run.send('PUT', '/checkpoint', body)).status).toBe(204);
+    const published = await run.send('POST', '/publish', { fence: 1, manifest, report: {}, verdict: 'promote' });
+    expect(published.status).toBe(200);
+    await tick(env);
+    const there = async (sha: string) => (await env.BUCKET.head(`blobs/sha256/${sha}`)) !== null;
+    expect(await Promise.all(files.map((file) => there(file.sha256)))).toEqual([true, false]);
   });
 
   test('a failure is kept, and ends the run', async () => {

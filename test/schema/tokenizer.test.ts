@@ -25,6 +25,23 @@ const golden: Golden = JSON.parse(readFileSync(`${import.meta.dirname}/../golden
 const special = ['<|pad|>', '<|end|>', '<|user|>', '<|assistant|>'];
 const [plain, digits] = golden.tokenizers;
 
+test('whole words that are taken as they are, unmerged, never make a special token of what a person wrote', () => {
+  const file = trainBpe(['hello'], { vocabSize: 258, special: ['hello'], individualDigits: false });
+  file.model.ignore_merges = true;
+  const t = loadTokenizer(file);
+  expect(encode(t, 'hello')).not.toContain(0);
+  expect(decode(t, encode(t, 'hello'))).toBe('hello');
+  expect(encode(t, 'hello', { special: true })).toEqual([0]);
+});
+
+test('of a merge that is given twice the last place counts, as with Hugging Face', () => {
+  const file = trainBpe([], { vocabSize: 256, special: [], individualDigits: false });
+  const { vocab, merges } = file.model as unknown as { vocab: Record<string, number>; merges: [string, string][] };
+  Object.assign(vocab, { ab: 256, bc: 257 });
+  merges.push(['a', 'b'], ['b', 'c'], ['a', 'b']);
+  expect(encode(loadTokenizer(file), 'abc')).toEqual([vocab.a, 257]);
+});
+
 describe.each(golden.tokenizers)('$name', ({ file, rows }) => {
   const t = loadTokenizer(file);
   test('cuts where Hugging Face does', () => {
