@@ -12,7 +12,7 @@
 //   8 × bf16          the scales, of rows 0 4 1 5 2 6 3 7: those of four rows lie in every second place
 //   8 × bf16          the offsets, in that order
 //   4 × 8 × 4 × u8    for each 8 columns, each row's: the first four in the low halves of four bytes, the others in the high
-// Rows are padded with zeros to a multiple of 8. Queries, keys and values are one matrix, gate and up another. Rows keep
+// Rows are padded with zeros to a multiple of 8, the inner size to one of 32. Queries, keys and values are one matrix, gate and up another. Rows keep
 // Hugging Face's order, so RoPE turns the two halves of a head (i and i + 32), not neighbours.
 //
 // Left out: biases, scaled RoPE, heads of another size than 64.
@@ -59,25 +59,34 @@ interface EdgeImage extends EdgeHeader {
 
 /** A stored tensor and the Hugging Face tensors that lie in it, one below the other. */
 interface Part extends EdgeTensor {
-  sources: { name: string; rows: number }[];
+  /** Their rows and columns, and how many rows they take up with those of zeros that follow. */
+  sources: { name: string; rows: number; cols: number; taken: number }[];
 }
+
+/** The inner size as the decoder has it: whole blocks, of zeros where the model has less. */
+export const paddedInner = ({ intermediate_size }: ModelConfig): number => Math.ceil(intermediate_size / BLOCK) * BLOCK;
 
 /** Where each tensor of such a model lies. Throws if the decoder cannot run the model. */
 function layout(config: ModelConfig, bits: Bits): Part[] {
-  const { hidden_size: hidden, intermediate_size: inner, vocab_size: vocab, head_dim: head } = config;
+  const { hidden_size: hidden, intermediate_size, vocab_size: vocab, head_dim: head } = config;
+  const inner = paddedInner(config);
   const heads = config.num_attention_heads;
   const kvHeads = config.num_key_value_heads;
   if (head !== HEAD_DIM) throw new MalformedFile(`edge.bin: heads are of size ${head}, the decoder's of ${HEAD_DIM}`);
   if (hidden % BLOCK !== 0) throw new MalformedFile(`edge.bin: hidden_size ${hidden} is not a multiple of ${BLOCK}`);
-  if (inner % BLOCK !== 0)
-    throw new MalformedFile(`edge.bin: intermediate_size ${inner} is not a multiple of ${BLOCK}`);
   if (heads % kvHeads !== 0)
     throw new MalformedFile(`edge.bin: ${heads} heads do not share ${kvHeads} key-value heads evenly`);
 
   const parts: Part[] = [];
   let offset = 0;
-  const put = (name: string, kind: EdgeTensor['kind'], cols: number, sources: Part['sources']) => {
-    const rows = sources.reduce((sum, source) => sum + source.rows, 0);
+  const put = (
+    name: string,
+    kind: EdgeTensor['kind'],
+    cols: number,
+    given: { name: string; rows: number; cols?: number; taken?: number }[],
+  ) => {
+    const sources = given.map((source) => ({ cols, taken: source.rows, ...source }));
+    const rows = sources.reduce((sum, source) => sum + source.taken, 0);
     const bytes = kind === 'f32' ? rows * cols * 4 : Math.ceil(rows / GROUP) * (cols / BLOCK) * BLOCK_BYTES[kind];
     parts.push({ name, kind, rows, cols, offset, bytes, sources });
     offset = align(offset + bytes);
@@ -96,10 +105,12 @@ function layout(config: ModelConfig, bits: Bits): Part[] {
     put(`layers.${l}.o`, matrix, q, [{ name: `${hf}.self_attn.o_proj.weight`, rows: hidden }]);
     put(`layers.${l}.mlp_norm`, 'f32', hidden, [{ name: `${hf}.post_attention_layernorm.weight`, rows: 1 }]);
     put(`layers.${l}.gate_up`, matrix, hidden, [
-      { name: `${hf}.mlp.gate_proj.weight`, rows: inner },
-      { name: `${hf}.mlp.up_proj.weight`, rows: inner },
+      { name: `${hf}.mlp.gate_proj.weight`, rows: intermediate_size, taken: inner },
+      { name: `${hf}.mlp.up_proj.weight`, rows: intermediate_size, taken: inner },
     ]);
-    put(`layers.${l}.down`, matrix, inner, [{ name: `${hf}.mlp.down_proj.weight`, rows: hidden }]);
+    put(`layers.${l}.down`, matrix, inner, [
+      { name: `${hf}.mlp.down_proj.weight`, rows: hidden, cols: intermediate_size },
+    ]);
   }
   put('norm', 'f32', hidden, [{ name: 'model.norm.weight', rows: 1 }]);
   put('embed', 'q8', hidden, [{ name: 'model.embed_tokens.weight', rows: vocab }]);
@@ -247,6 +258,14 @@ const packRows4: PackRows = (image, at, first, rows, cols, data) => {
   return finite === 0;
 };
 
+/** Rows of `own` numbers with zeros up to `cols`. */
+function widened(data: Float32Array, own: number, cols: number): Float32Array {
+  if (own === cols) return data;
+  const out = new Float32Array((data.length / own) * cols);
+  for (let r = 0; r * own < data.length; r++) out.set(data.subarray(r * own, (r + 1) * own), r * cols);
+  return out;
+}
+
 /** Packs a model under Hugging Face's tensor names (lm_head.weight only where embeddings are not tied). */
 export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>, bits: Bits = 8): Uint8Array {
   const parts = layout(config, bits);
@@ -261,10 +280,10 @@ export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>,
   image.set(header, 16);
   for (const { kind, cols, offset, sources } of parts) {
     let first = 0;
-    for (const { name, rows } of sources) {
+    for (const { name, rows, cols: own, taken } of sources) {
       const tensor = tensors.get(name);
       if (!tensor) throw new MalformedFile(`edge.bin: the model has no ${name}`);
-      const shape = kind === 'f32' ? [cols] : [rows, cols];
+      const shape = kind === 'f32' ? [own] : [rows, own];
       if (tensor.shape.join() !== shape.join())
         throw new MalformedFile(`edge.bin: ${name} is [${tensor.shape}], its config makes it [${shape}]`);
       let finite = true;
@@ -272,10 +291,17 @@ export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>,
         finite = tensor.data.every(Number.isFinite);
         new Float32Array(image.buffer, start + offset, cols).set(tensor.data);
       } else {
-        finite = (kind === 'q4' ? packRows4 : packRows8)(image, start + offset, first, rows, cols, tensor.data);
+        finite = (kind === 'q4' ? packRows4 : packRows8)(
+          image,
+          start + offset,
+          first,
+          rows,
+          cols,
+          widened(tensor.data, own, cols),
+        );
       }
       if (!finite) throw new MalformedFile(`edge.bin: ${name} holds a number that is not finite`);
-      first += rows;
+      first += taken;
     }
   }
   return image;
@@ -341,22 +367,22 @@ export function unpackEdge(file: Uint8Array): { config: ModelConfig; tensors: Ma
   const tensors = new Map<string, FloatTensor>();
   for (const { kind, cols, offset, sources } of layout(config, bits)) {
     let first = 0;
-    for (const { name, rows } of sources) {
-      const out = new Float32Array(rows * cols);
+    for (const { name, rows, cols: own, taken } of sources) {
+      const out = new Float32Array(rows * own);
       for (let r = 0; r < rows; r++) {
         const lane = (first + r) % GROUP;
-        for (let c = 0; c < cols; c++) {
+        for (let c = 0; c < own; c++) {
           if (kind === 'f32') {
             out[c] = view.getFloat32(offset + c * 4, true);
             continue;
           }
           const group = offset + ((first + r - lane) / GROUP) * (cols / BLOCK) * BLOCK_BYTES[kind];
           const block = group + Math.floor(c / BLOCK) * BLOCK_BYTES[kind];
-          out[r * cols + c] = number[kind](block, lane, c % BLOCK);
+          out[r * own + c] = number[kind](block, lane, c % BLOCK);
         }
       }
-      tensors.set(name, { shape: kind === 'f32' ? [cols] : [rows, cols], data: out });
-      first += rows;
+      tensors.set(name, { shape: kind === 'f32' ? [own] : [rows, own], data: out });
+      first += taken;
     }
   }
   return { config, tensors };

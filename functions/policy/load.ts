@@ -1,6 +1,6 @@
 // An image becomes a decoder: an instance of the wasm module with the weights in its memory. All memory is taken at once,
 // so its size is known before the first token: weights, slots · context of KV cache, and the rows' activations.
-import { cacheBytes, type EdgeHeader, headerBytes, readEdge, readHeader } from '../../schema/edge.ts';
+import { cacheBytes, type EdgeHeader, headerBytes, paddedInner, readEdge, readHeader } from '../../schema/edge.ts';
 import { MalformedFile } from '../../schema/malformed.ts';
 import { type Decoder, type DecoderOptions, ropeTables } from './decoder.ts';
 
@@ -74,9 +74,10 @@ function instance(
   { context, slots = 1, rows = 64 }: DecoderOptions = {},
 ): { decoder: WasmDecoder; weights: Uint8Array } {
   const { config, bits, bytes } = header;
+  const inner = paddedInner(config);
   const positionsHeld = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
   const logitRows = Math.min(rows, slots);
-  const width = Math.max(config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim);
+  const width = Math.max(config.hidden_size, inner, config.num_attention_heads * config.head_dim);
   const cache = slots * positionsHeld * cacheBytes(config, bits);
   const needed = bytes + cache + rows * width * 64 + logitRows * config.vocab_size * 4;
   // Past 4 GiB the module's addresses would wrap around.
@@ -90,7 +91,7 @@ function instance(
     config.hidden_size,
     config.num_attention_heads,
     config.num_key_value_heads,
-    config.intermediate_size,
+    inner,
     config.vocab_size,
     positionsHeld,
     slots,

@@ -33,6 +33,7 @@ const shapes: [string, Partial<ModelConfig>][] = [
     'six on two, hidden wider than heads',
     { num_attention_heads: 6, num_key_value_heads: 2, hidden_size: 416, intermediate_size: 160 },
   ],
+  ['an inner size that is no multiple of a block', { intermediate_size: 75 }],
   ['another base, epsilon and context', { rope_theta: 500_000, rms_norm_eps: 1e-3, max_position_embeddings: 37 }],
 ];
 
