@@ -116,6 +116,7 @@ export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
 
 /** Of which matrices LoRA's adapters stand: attention's, the MLP's, or both. */
 export const LORA_PARTS = ['attention', 'mlp'] as const;
+export const MAX_RANK = 256;
 export interface LoraConfig {
   /** Columns of A, rows of B. */
   rank: number;
@@ -153,7 +154,7 @@ export const RunSettings = z.strictObject({
   maxAnswerTokens: count.optional(),
   lora: z
     .strictObject({
-      rank: count,
+      rank: count.max(MAX_RANK, `above ${MAX_RANK}: adapters that thick save nothing`),
       on: z
         .array(z.enum(LORA_PARTS))
         .min(1)

@@ -2,7 +2,7 @@
 // alone: what they do is in files.ts, which loads the training engine when one is asked for.
 
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { LORA_PARTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
+import { LORA_PARTS, MAX_RANK, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { SCHEDULES, SFT_DEFAULTS } from './config.ts';
 
 const number = (text: string): number => {
@@ -42,12 +42,18 @@ const shares = (text: string): Record<string, number> =>
     }),
   );
 
+const rank = (text: string): number => {
+  const value = seed(text);
+  if (value > MAX_RANK) throw new InvalidArgumentError(`above ${MAX_RANK}: adapters that thick save nothing`);
+  return value;
+};
+
 const loraRank = () =>
   new Option(
     '--lora-rank <n>',
     'train adapters of this rank in place of the weights, and merge them in the end; 0: all weights',
   )
-    .argParser(seed)
+    .argParser(rank)
     .default(0);
 const loraOn = () =>
   new Option('--lora-on <parts>', `what is adapted: ${LORA_PARTS.join(', ')} or both`)

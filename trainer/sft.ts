@@ -87,6 +87,14 @@ export async function sft(
   let best = from?.best ?? null;
   let loss = from?.loss ?? { last: Number.NaN, least: Number.NaN, sinceLeast: 0 };
   const stopped = () => config.patience > 0 && loss.sinceLeast >= config.patience;
+  // What it begins with is the first to beat: training that only makes it worse gives it back.
+  if (!from && held.length > 0 && config.patience > 0) {
+    const last = heldLoss(trained);
+    requireFinite('sft', 0, { 'loss/held_out': last });
+    loss = { last, least: last, sinceLeast: 0 };
+    best = mapTree(trained, tf.clone);
+    await report({ stage: 'sft', step: 0, steps, metrics: { 'loss/held_out': last } });
+  }
   let order: Row[] = [];
   for (let step = 1; step <= steps && !stopped(); step++) {
     while (order.length < config.batch) order = [...order, ...rng.shuffle([...rows])];
