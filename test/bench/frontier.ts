@@ -299,5 +299,5 @@ function plot(points: Point[]): string {
     text([width / 2, height - 8], 'KL to the first policy, nats an answer (square root)', 'text-anchor="middle"'),
     text([14, height / 2], 'gold', `transform="rotate(-90 14 ${height / 2})" text-anchor="middle"`),
   ];
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13"><rect width="${width}" height="${height}" fill="#fff"/>${[axes, ...ticks, ...legend, ...titles, ...lines].join('')}</svg>\n`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13"><title>Gold over KL to the first policy</title><rect width="${width}" height="${height}" fill="#fff"/>${[axes, ...ticks, ...legend, ...titles, ...lines].join('')}</svg>\n`;
 }
