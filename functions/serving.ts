@@ -33,12 +33,18 @@ const loading = new Map<string, number>();
 const failed = new Map<string, number>();
 const lastGood = new Map<Channel, Loaded>();
 
-async function readBlob(bucket: R2Bucket, manifest: Manifest, name: string): Promise<Uint8Array<ArrayBuffer>> {
+/** A file of a policy as it is stored, and what its hash should be. */
+async function openBlob(bucket: R2Bucket, manifest: Manifest, name: string) {
   const file = manifest.files.find((candidate) => candidate.name === name);
   const object = file && (await bucket.get(blobKey(file.sha256)));
   if (!object) throw new Error(`the policy has no ${name}`);
+  return { object, expected: file.sha256 };
+}
+
+async function readBlob(bucket: R2Bucket, manifest: Manifest, name: string): Promise<Uint8Array<ArrayBuffer>> {
+  const { object, expected } = await openBlob(bucket, manifest, name);
   const bytes = new Uint8Array(await object.arrayBuffer());
-  if ((await sha256(bytes)) !== file.sha256) throw new Error(`${name} is damaged`);
+  if ((await sha256(bytes)) !== expected) throw new Error(`${name} is damaged`);
   return bytes;
 }
 
@@ -51,9 +57,7 @@ function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
 
 /** An image's bytes as they come, in pieces of a mebibyte; after the last it is told whether they were what they should be. */
 async function* imageOf(bucket: R2Bucket, manifest: Manifest): AsyncGenerator<Uint8Array> {
-  const file = manifest.files.find(({ name }) => name === 'edge.bin');
-  const object = file && (await bucket.get(blobKey(file.sha256)));
-  if (!object) throw new Error('the policy has no edge.bin');
+  const { object, expected } = await openBlob(bucket, manifest, 'edge.bin');
   const digest = new crypto.DigestStream('SHA-256');
   const hash = digest.getWriter();
   const reader = object.body.getReader({ mode: 'byob' });
@@ -70,7 +74,7 @@ async function* imageOf(bucket: R2Bucket, manifest: Manifest): AsyncGenerator<Ui
     await reader.cancel();
   }
   await hash.close();
-  if (hex(new Uint8Array(await digest.digest)) !== file.sha256) throw new Error('edge.bin is damaged');
+  if (hex(new Uint8Array(await digest.digest)) !== expected) throw new Error('edge.bin is damaged');
 }
 
 async function load(bucket: R2Bucket, manifest: Manifest): Promise<Loaded> {

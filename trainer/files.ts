@@ -1,6 +1,6 @@
 // What plumb train does: one stage of the loop on files. cli.ts has the options.
 
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
@@ -199,6 +199,9 @@ export async function rewardOnFiles(
     }
     dispose(rm);
   }
+  // Those of an earlier call that had more: ppo would go by them too.
+  for (let member = members; existsSync(rewardFile(options.out, member)); member++)
+    rmSync(rewardFile(options.out, member));
   work.remove();
   const together = held.map((_, j) =>
     cautious(
