@@ -170,7 +170,7 @@ export const RunSettings = z.strictObject({
       warmup: count,
       weightDecay: atLeast0,
       correctionWeight: positive,
-      mix: z.record(z.string(), z.number()),
+      mix: z.record(z.string(), z.number().min(-10).max(10)),
       members: count.max(16),
     } satisfies Record<keyof typeof REWARD_DEFAULTS, z.ZodType>)
     .partial()

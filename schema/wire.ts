@@ -61,7 +61,10 @@ export type Scope = (typeof SCOPES)[number];
 const Origin = z
   .string()
   .max(256)
-  .refine((text) => text === 'null' || URL.parse(text)?.origin === text, 'not an origin (https://example.org)');
+  .refine(
+    (text) => text === 'null' || (/^https?:/.test(text) && URL.parse(text)?.origin === text),
+    'not an origin (https://example.org)',
+  );
 
 export const NewKey = z.strictObject({
   kind: z.enum(['sk', 'pk', 'ek']),

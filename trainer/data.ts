@@ -34,7 +34,10 @@ function readText(path: string): string {
   try {
     bytes = readFileSync(path);
   } catch (error) {
-    throw new UserError(`cannot read ${path}: ${(error as NodeJS.ErrnoException).code}`);
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') throw new UserError(`there is no file ${path}`);
+    if (code === 'EISDIR') throw new UserError(`${path} is a folder: name a file in it`);
+    throw new UserError(`cannot read ${path}: ${code}`);
   }
   if (!isUtf8(bytes) || bytes.includes(0)) {
     const lines = bytes.toString('latin1').split('\n');

@@ -116,9 +116,8 @@ describe('the order of checks', () => {
     expect(unknown.status).toBe(400);
     expect(unknown.json.errors).toEqual([{ path: 'scoops', message: 'is not known' }]);
     expect((await create({ body: { kind: 'sk', name: null } })).status).toBe(400);
-    expect((await create({ body: { kind: 'pk', origins: ['https://a.example/path'] } })).json.errors[0].path).toBe(
-      'origins[0]',
-    );
+    for (const origin of ['https://a.example/path', 'ftp://a.example', 'a.example'])
+      expect((await create({ body: { kind: 'pk', origins: [origin] } })).json.errors[0].path).toBe('origins[0]');
     expect((await create({ body: { kind: 'pk', scopes: ['admin'] } })).status).toBe(422);
     for (const body of [{ kind: 'pk' }, { kind: 'pk', origins: [] }]) {
       const nowhere = await create({ body });

@@ -44,6 +44,13 @@ test('plain text is cut at blank lines, a piece being some paragraphs; all of it
   expect(() => readSftLines(path, (line) => line)).toThrow('has no rows');
 });
 
+test('a file that is not there, or is a folder, is said in words', () => {
+  expect(() => readSftLines('/nowhere.jsonl', (line) => line)).toThrow(
+    new UserError('there is no file /nowhere.jsonl'),
+  );
+  expect(() => readSftLines(tmpdir(), (line) => line)).toThrow(/is a folder: name a file in it/);
+});
+
 test.each([
   [20, []],
   [25, ['  and 5 more']],

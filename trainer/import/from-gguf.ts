@@ -11,12 +11,13 @@ import { byteLevelFile } from '../../schema/tokenizer.ts';
 import { reading, UserError } from '../user-error.ts';
 import { type Gguf, type GgufValue, readGguf } from './gguf.ts';
 
-export const isGguf = (path: string): boolean => path.endsWith('.gguf');
+/** Whether a policy is one GGUF file and not a folder; a folder may be called so, too. */
+export const isGguf = (path: string): boolean =>
+  path.endsWith('.gguf') && !statSync(path, { throwIfNoEntry: false })?.isDirectory();
 
 export function openGguf(path: string): Gguf {
   if (!existsSync(path)) throw new UserError(`there is no file ${path}`);
   const stat = statSync(path);
-  if (!stat.isFile()) throw new UserError(`${path} is not a file`);
   if (stat.size >= 2 ** 31)
     throw new UserError(`${path} has ${(stat.size / 1e9).toFixed(1)} GB; supported are files below 2 GiB`);
   return reading(path, () => readGguf(readFileSync(path)));

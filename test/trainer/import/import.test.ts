@@ -56,6 +56,12 @@ test('what Hugging Face leaves out of a configuration, or says since transformer
   expect(importFrom(terse, 'x').manifest.config).toEqual(importFrom(SEED_FOLDER, 'x').manifest.config);
 });
 
+test('a folder may be called like a GGUF file', () => {
+  const to = join(mkdtempSync(join(folder, 'policy-')), 'x.gguf');
+  cpSync(SEED_FOLDER, to, { recursive: true });
+  expect(importFrom(to, 'x').manifest.files).toEqual(importFrom(SEED_FOLDER, 'x').manifest.files);
+});
+
 const notANumber = (bytes: Buffer<ArrayBuffer>) => {
   const { bytes: norm } = readSafetensors(bytes).get('model.norm.weight')!;
   norm.fill(0xff);
