@@ -6,7 +6,7 @@
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Precision } from './engine/compile.ts';
-import { gatherRows } from './engine/ops.ts';
+import { gatherRows, recomputed } from './engine/ops.ts';
 import { hasBfloat16, type Tensor, tf } from './engine/tf.ts';
 import type { Batch, Predictions } from './pack.ts';
 import type { Random } from './random.ts';
@@ -46,10 +46,18 @@ export type Head = {
 /** From so many weights on, products in bfloat16 save more than their longer compilation takes (LOG.md). */
 const WORTH_BFLOAT16 = 4e6;
 
+/** From so many weights on, a block's inner tensors are computed again on the way back instead of kept. */
+const WORTH_RECOMPUTING = 50e6;
+
+/** A model's weights but for norms, an output matrix of its own aside. */
+function weightsIn(config: ModelConfig): number {
+  const { hidden_size: D, intermediate_size: F, head_dim: hd, num_attention_heads: H, num_key_value_heads: K } = config;
+  return config.num_hidden_layers * D * ((2 * H + 2 * K) * hd + 3 * F) + config.vocab_size * D;
+}
+
 /** What a model's products are computed in: bfloat16 where the processor multiplies it and the model is large, or what PLUMB_PRECISION says. */
 export function precisionFor(config: ModelConfig): Precision {
-  const { hidden_size: D, intermediate_size: F, head_dim: hd, num_attention_heads: H, num_key_value_heads: K } = config;
-  const weights = config.num_hidden_layers * D * ((2 * H + 2 * K) * hd + 3 * F) + config.vocab_size * D;
+  const weights = weightsIn(config);
   const asked = process.env.PLUMB_PRECISION ?? '';
   if (asked === '') return hasBfloat16 && weights >= WORTH_BFLOAT16 ? 'bfloat16' : 'float32';
   if (asked !== 'float32' && asked !== 'bfloat16')
@@ -89,6 +97,13 @@ export function initialParameters(config: ModelConfig, rng: Random): Parameters 
   return { embedding: normal([V, D], 0.02), layers, norm: tf.ones([D]), ...head };
 }
 
+/** What every block of a batch looks through. */
+type Seen = {
+  bias: Tensor; // (B, 1, T, T)
+  cos: Tensor; // (B, T, 1, hd)
+  sin: Tensor; // (B, T, 1, hd)
+};
+
 /**
  * The last hidden states of a batch, before the output matrix.
  * @returns (R W, D), place by place
@@ -96,9 +111,8 @@ export function initialParameters(config: ModelConfig, rng: Random): Parameters 
 export function hiddenStates(config: ModelConfig, parameters: Parameters, batch: Batch): Tensor {
   const { head_dim: hd, num_attention_heads: H, num_key_value_heads: K, rms_norm_eps: epsilon } = config;
   const [B, T] = batch.tokens.shape as [number, number]; // R rows of W tokens
-  const bias = attentionBias(batch); // (B, 1, T, T)
-  const { cos, sin } = rotations(config, batch.position); // (B, T, 1, hd)
-  const rotate = (x: Tensor) => {
+  const seen: Seen = { bias: attentionBias(batch), ...rotations(config, batch.position) };
+  const rotate = (x: Tensor, { cos, sin }: Seen) => {
     const [left, right] = tf.split(x, 2, -1) as [Tensor, Tensor]; // (B, T, heads, hd) → 2 × (B, T, heads, hd/2)
     return tf.add(tf.mul(x, cos), tf.mul(tf.concat([tf.neg(right), left], -1), sin)); // (B, T, heads, hd)
   };
@@ -108,24 +122,27 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, batch:
   const spread = (x: Tensor) =>
     K === H ? x : tf.reshape(tf.tile(tf.reshape(x, [B, K, 1, T * hd]), [1, 1, H / K, 1]), [B, H, T, hd]); // (B, K, T, hd) → (B, H, T, hd)
 
-  let x: Tensor = gatherRows(parameters.embedding, tf.reshape(batch.tokens, [B * T])); // (B, T) → (B T, D)
-  for (const layer of parameters.layers) {
+  const block = (x: Tensor, layer: Layer, seen: Seen): Tensor => {
     const normed = rmsNorm(x, layer.attentionNorm, epsilon); // (B T, D)
     const mixed = product(normed, layer, 'qkv'); // (B T, (H + 2 K) hd)
     const [q, k, v] = tf.split(mixed, [H * hd, K * hd, K * hd], -1) as [Tensor, Tensor, Tensor];
-    const queries = byHead(rotate(heads(q, H))); // (B, H, T, hd)
-    const keys = spread(byHead(rotate(heads(k, K)))); // (B, H, T, hd)
+    const queries = byHead(rotate(heads(q, H), seen)); // (B, H, T, hd)
+    const keys = spread(byHead(rotate(heads(k, K), seen))); // (B, H, T, hd)
     const values = spread(byHead(heads(v, K))); // (B, H, T, hd)
     const scores = tf.mul(tf.matMul(queries, tf.transpose(keys, [0, 1, 3, 2])), 1 / Math.sqrt(hd)); // (B, H, T, T)
-    const attended = tf.matMul(tf.softmax(tf.add(scores, bias)), values); // (B, H, T, hd)
+    const attended = tf.matMul(tf.softmax(tf.add(scores, seen.bias)), values); // (B, H, T, hd)
     const joined = tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [B * T, H * hd]); // (B T, H hd)
-    x = tf.add(x, product(joined, layer, 'attentionOut')); // (B T, D)
-    const [gate, up] = tf.split(product(rmsNorm(x, layer.mlpNorm, epsilon), layer, 'gateUp'), 2, -1) as [
+    const between = tf.add(x, product(joined, layer, 'attentionOut')); // (B T, D)
+    const [gate, up] = tf.split(product(rmsNorm(between, layer.mlpNorm, epsilon), layer, 'gateUp'), 2, -1) as [
       Tensor,
       Tensor,
     ]; // (B T, F)
-    x = tf.add(x, product(tf.mul(tf.mul(gate, tf.sigmoid(gate)), up), layer, 'down')); // (B T, D)
-  }
+    return tf.add(between, product(tf.mul(tf.mul(gate, tf.sigmoid(gate)), up), layer, 'down')); // (B T, D)
+  };
+
+  let x: Tensor = gatherRows(parameters.embedding, tf.reshape(batch.tokens, [B * T])); // (B, T) → (B T, D)
+  for (const layer of parameters.layers)
+    x = weightsIn(config) < WORTH_RECOMPUTING ? block(x, layer, seen) : recomputed(block, x, layer, seen); // (B T, D)
   return rmsNorm(x, parameters.norm, epsilon); // (B T, D)
 }
 

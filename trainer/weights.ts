@@ -69,18 +69,20 @@ export function fromHuggingFace(config: ModelConfig, tensors: Map<string, FloatT
       throw new MalformedFile(`${name} is [${tensor.shape}], config.json makes it [${shape}]`);
     return tf.tensor(tensor.data, tensor.shape);
   };
-  const transposed = (...matrices: Tensor[]) => tf.transpose(tf.concat(matrices as never[], 0)); // n × (out, in) → (in, n out)
+  // Freed matrix by matrix: else all would be in memory three times.
+  const transposed = (...matrices: [name: string, out: number, into: number][]) =>
+    tf.tidy(() => tf.transpose(tf.concat(matrices.map((matrix) => take(...matrix)) as never[], 0))); // n × (out, in) → (in, n out)
   return tf.tidy(() => ({
     embedding: take('model.embed_tokens.weight', V, D),
     layers: Array.from({ length: config.num_hidden_layers }, (_, index) => {
       const names = layerNames(index);
       return {
         attentionNorm: take(names.attentionNorm, D),
-        qkv: transposed(take(names.q, Q!, D), take(names.k, K!, D), take(names.v, K!, D)),
-        attentionOut: transposed(take(names.attentionOut, D, Q!)),
+        qkv: transposed([names.q, Q!, D], [names.k, K!, D], [names.v, K!, D]),
+        attentionOut: transposed([names.attentionOut, D, Q!]),
         mlpNorm: take(names.mlpNorm, D),
-        gateUp: transposed(take(names.gate, F, D), take(names.up, F, D)),
-        down: transposed(take(names.down, D, F)),
+        gateUp: transposed([names.gate, F, D], [names.up, F, D]),
+        down: transposed([names.down, D, F]),
       };
     }),
     norm: take('model.norm.weight', D),
@@ -98,10 +100,10 @@ export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<
       throw new DivergedError(`${name} holds values that are not finite: nothing is written`);
     out.set(name, { shape: tensor.shape, data: values });
   };
-  tf.tidy(() => {
-    put('model.embed_tokens.weight', parameters.embedding);
-    parameters.layers.forEach((layer, index) => {
-      const names = layerNames(index);
+  put('model.embed_tokens.weight', parameters.embedding);
+  parameters.layers.forEach((layer, index) => {
+    const names = layerNames(index);
+    tf.tidy(() => {
       const [q, k, v] = tf.split(layer.qkv, [H * hd, K * hd, K * hd], 1) as [Tensor, Tensor, Tensor]; // 3 × (D, heads hd)
       const [gate, up] = tf.split(layer.gateUp, [F, F], 1) as [Tensor, Tensor]; // 2 × (D, F)
       put(names.attentionNorm, layer.attentionNorm);
@@ -117,9 +119,9 @@ export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<
         put(name, tf.transpose(matrix)); // (in, out) → (out, in)
       put(names.mlpNorm, layer.mlpNorm);
     });
-    put('model.norm.weight', parameters.norm);
-    if (parameters.head) put('lm_head.weight', parameters.head);
   });
+  put('model.norm.weight', parameters.norm);
+  if (parameters.head) put('lm_head.weight', parameters.head);
   return out;
 }
 
