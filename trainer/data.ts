@@ -143,11 +143,40 @@ export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Ro
     if (rows.length === 0) throw new UserError('messages: no assistant answers anything');
     return rows;
   }
+  const { prompt, answer } = asked(line);
+  return [cut(answerRow(policy, prompt, answer))];
+}
+
+/** Of a line that is not one whole text: what was said before the answer. A plain text is the user's. */
+export const promptOf = (prompt: string | Message[]): Message[] =>
+  typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
+
+function asked(line: SftLine): { prompt: Message[]; answer: string } {
   type Said = string | Message[];
   const { prompt, ...said } = line as { prompt: Said } & ({ completion: Said } | { chosen: Said });
   const completion = 'completion' in said ? said.completion : said.chosen;
-  const answer = typeof completion === 'string' ? completion : completion.map((message) => message.content).join('\n');
-  return [cut(answerRow(policy, typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt, answer))];
+  const answer = typeof completion === 'string' ? completion : completion.map(({ content }) => content).join('\n');
+  return { prompt: promptOf(prompt), answer };
+}
+
+/** All that is said in a line, for a tokenizer to learn from. */
+export function textsIn(line: SftLine): string[] {
+  if ('text' in line) return [line.text as string];
+  if ('messages' in line) return (line.messages as Message[]).map(({ content }) => content);
+  const { prompt, answer } = asked(line);
+  return [...prompt.map(({ content }) => content), answer];
+}
+
+/** What two lines of one conversation have in common: all up to the first that the user says. A system message is many conversations'. */
+export function openingOf(messages: Message[]): string {
+  const first = messages.findIndex(({ role }) => role === 'user');
+  return JSON.stringify(messages.slice(0, Math.max(first, 0) + 1).map(({ role, content }) => [role, content]));
+}
+
+/** The opening of a line's conversation; a whole text is one by itself. */
+export function rootOf(line: SftLine, index: number): string {
+  if ('text' in line) return `${index}`;
+  return openingOf('messages' in line ? (line.messages as Message[]) : asked(line).prompt);
 }
 
 /** A conversation and its answer as ids. */

@@ -9,7 +9,17 @@ import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { reportOn, tableOf } from './calibration.ts';
 import { fitStateFromFile, ppoStateFromFile, rewardFromFile, sftStateFromFile, treeToFile } from './checkpoint.ts';
 import { runConfig, SFT_DEFAULTS, type SftConfig } from './config.ts';
-import { type Row, readLines, readSftLines, requireRoom, type SftLine, sftRows } from './data.ts';
+import {
+  promptOf,
+  type Row,
+  readLines,
+  readSftLines,
+  requireRoom,
+  rootOf,
+  type SftLine,
+  sftRows,
+  textsIn,
+} from './data.ts';
 import { compilations, dispose } from './engine/compile.ts';
 import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
 import { evaluate } from './evaluate.ts';
@@ -348,10 +358,6 @@ const rewardFile = (folder: string, member: number) =>
 /** Of which reward model a save is. */
 const MemberScalar = z.object({ member: z.int() });
 
-/** What makes two lines one conversation: the same beginning; a text is one by itself. */
-const rootOf = (line: SftLine, index: number): string =>
-  'text' in line ? `${index}` : JSON.stringify('messages' in line ? (line.messages as Message[])[0] : line.prompt);
-
 /** Every n-th conversation is held out, whole: rows of one conversation never stand on both sides. */
 function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train: T[]; held: T[] } {
   const places = new Map<string, number>();
@@ -366,7 +372,7 @@ const PromptLine = z.looseObject({
 /** Distinct prompts, in the order in which they first come. */
 const readPrompts = (policy: Policy, path: string): number[][] => {
   const encoded = readLines(path, PromptLine, ({ prompt }) =>
-    requireRoom(policy, policy.encodePrompt(typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt)),
+    requireRoom(policy, policy.encodePrompt(promptOf(prompt))),
   );
   return [...new Map(encoded.map((ids) => [ids.join(), ids])).values()];
 };
@@ -426,15 +432,6 @@ const uniquePrompts = (judgements: Judgement[]): number[][] => [
 /** The base's form with a tokenizer trained on the data; its special tokens come first, in their order. */
 function withOwnTokenizer(base: Policy, lines: SftLine[], vocabSize: number): Policy {
   const special = [...base.tokenizer.added.keys()];
-  const textsOf = (turns: string | Message[]) =>
-    typeof turns === 'string' ? [turns] : turns.map((message) => message.content);
-  const texts = lines.flatMap((line) =>
-    'text' in line
-      ? [line.text as string]
-      : 'messages' in line
-        ? textsOf(line.messages as Message[])
-        : [line.prompt, line.completion].flatMap((turns) => textsOf(turns as string | Message[])),
-  );
   const least = 256 + special.length;
   if (vocabSize <= least)
     throw new UserError(`--own-tokenizer ${vocabSize}: a tokenizer has more than ${least} tokens`);
@@ -452,7 +449,7 @@ function withOwnTokenizer(base: Policy, lines: SftLine[], vocabSize: number): Po
   const scratch = { ...base.config, ...ids, vocab_size: vocabSize };
   const files = {
     ...base.files,
-    'tokenizer.json': tokenizerJson(trainBpe(texts, { vocabSize, special, individualDigits: true })),
+    'tokenizer.json': tokenizerJson(trainBpe(lines.flatMap(textsIn), { vocabSize, special, individualDigits: true })),
     'generation_config.json': `${JSON.stringify({ ...JSON.parse(base.files['generation_config.json']), ...ids }, null, 2)}\n`,
   };
   return policyFromTexts((name) =>

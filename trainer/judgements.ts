@@ -4,7 +4,7 @@
 import { z } from 'zod';
 import { Message } from '../schema/message.ts';
 import type { Vote } from '../schema/snapshot.ts';
-import { answerRow, type Row, readLines, requireRoom } from './data.ts';
+import { answerRow, openingOf, promptOf, type Row, readLines, requireRoom } from './data.ts';
 import { ASPECTS, OUTCOMES } from './likelihood.ts';
 import type { Policy } from './policy.ts';
 import { mean, variance } from './rl.ts';
@@ -157,8 +157,7 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
   };
   type Line = z.infer<typeof JudgementLine>;
   const made = readLines<Line, Judgement | null>(path, JudgementLine, (line, at) => {
-    const prompt = line.prompt as z.infer<typeof Text>;
-    const messages: Message[] = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
+    const messages = promptOf(line.prompt as z.infer<typeof Text>);
     let kind: Judgement['kind'];
     let texts: string[] = 'completion' in line ? [text(line.completion)] : [];
     let said: Partial<Said>;
@@ -185,7 +184,7 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
     }
     const judgement = shared({
       id: `line ${at}`,
-      root: JSON.stringify(messages),
+      root: openingOf(messages),
       kind,
       rater: (line.rater as string | null | undefined) ?? null,
       cohorts: cohortsOf(line.cohorts),

@@ -65,8 +65,8 @@ function inTime(exact: number): string {
   return h > 0 ? `${h} h ${min} min` : min > 0 ? `${min} min ${s} s` : `${s} s`;
 }
 
-/** Bytes that this process held at most, its threads' among them. */
-export function peakMemory(): number {
+/** Bytes that a process held at most, its threads' among them; this one's, if it is not said which. */
+export function peakMemory(of: number | 'self' = 'self'): number {
   if (process.platform !== 'linux') return process.resourceUsage().maxRSS * 1024;
-  return 1024 * Number(/^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))![1]);
+  return 1024 * Number(/^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${of}/status`, 'utf8'))![1]);
 }

@@ -1,7 +1,8 @@
 // Python programs that do the same work, each in a process of its own that works when it is asked.
-import { type ChildProcess, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { peakMemory } from '../../trainer/plan.ts';
 import { UserError } from '../../trainer/user-error.ts';
 import { venvPython } from '../support/venv.ts';
 
@@ -13,27 +14,36 @@ export const peersPython = () => venvPython('bench-peers', PACKAGES, '6 GB');
 export interface Peer {
   /** Does so much work and tells how fast. */
   rate(amount: number): Promise<number>;
+  /** Bytes that it held at most. */
+  peak(): number;
   close(): void;
 }
 
 /** Starts a script of peers/, which says "ready", then answers each number on its input with one on its output. */
-export async function startPeer(script: string, ...args: string[]): Promise<Peer> {
-  const child: ChildProcess = spawn(peersPython(), [join(import.meta.dirname, 'peers', script), ...args], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-    env: { ...process.env, OMP_NUM_THREADS: '2', CUDA_VISIBLE_DEVICES: '', HF_HUB_OFFLINE: '1' },
-  });
-  const lines = createInterface({ input: child.stdout! })[Symbol.asyncIterator]();
+export const startPeer = (script: string, ...args: string[]): Promise<Peer> => {
+  const env = { OMP_NUM_THREADS: '2', CUDA_VISIBLE_DEVICES: '', HF_HUB_OFFLINE: '1' };
+  return start(peersPython(), [join(import.meta.dirname, 'peers', script), ...args], env);
+};
+
+/** Our own side of such a pair, of the same manners. */
+export const startOurs = (script: string, ...args: string[]): Promise<Peer> =>
+  start(process.execPath, [join(import.meta.dirname, script), ...args], {});
+
+async function start(command: string, args: string[], env: Record<string, string>): Promise<Peer> {
+  const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, ...env } });
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   const next = async () => {
     const { value, done } = await lines.next();
-    if (done) throw new UserError(`bench: ${script} ${args.join(' ')} ended before it answered`);
+    if (done) throw new UserError(`bench: ${args.join(' ')} ended before it answered`);
     return value as string;
   };
   while ((await next()) !== 'ready');
   return {
     rate: async (amount) => {
-      child.stdin!.write(`${amount}\n`);
+      child.stdin.write(`${amount}\n`);
       return Number(await next());
     },
-    close: () => child.stdin!.end(),
+    peak: () => peakMemory(child.pid),
+    close: () => child.stdin.end(),
   };
 }

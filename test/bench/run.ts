@@ -6,6 +6,7 @@
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
 //   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
 //   trl       the stages beside TRL's
+//   trl-large the same with 135 million weights (an hour or two)
 //   growth    a training step as batch and context grow, beside what the arithmetic of the middle one makes of it
 //   memory    what a training step takes at its peak, and whether ten thousand of them take more
 //   demo      one round of the demo, stage by stage, beside what each is meant to take
@@ -28,6 +29,10 @@ const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
   trl: async () => {
     await setUpEngine();
     return (await import('./trl.ts')).trl();
+  },
+  'trl-large': async () => {
+    await setUpEngine();
+    return (await import('./trl.ts')).trlLarge();
   },
   growth: async () => {
     await setUpEngine();

@@ -1,34 +1,15 @@
 // A training step of 5.8 million weights on 2,048 tokens, beside the same model in PyTorch, plain and compiled, in float32 and bfloat16. Two
 // threads each.
-import type { ModelConfig } from '../../schema/manifest.ts';
 import { compile, dispose, mapTree, type Precision } from '../../trainer/engine/compile.ts';
 import { hasBfloat16, type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { hiddenStates, initialParameters, type Parameters, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
 import { adamState, trainer } from '../../trainer/optimizer.ts';
 import { type Batch, batchOf, type Predictions, pack, predictionsOf } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
+import { TIED as MODEL } from './models.ts';
 import { type Pair, pair, ROUNDS } from './pair.ts';
 import { startPeer } from './peers.ts';
 
-/** 5.8 million weights. */
-export const MODEL: ModelConfig = {
-  architectures: ['LlamaForCausalLM'],
-  model_type: 'llama',
-  vocab_size: 4096,
-  hidden_size: 256,
-  num_hidden_layers: 6,
-  num_attention_heads: 4,
-  num_key_value_heads: 4,
-  head_dim: 64,
-  intermediate_size: 688,
-  max_position_embeddings: 128,
-  rms_norm_eps: 1e-5,
-  rope_theta: 10_000,
-  tie_word_embeddings: true,
-  bos_token_id: null,
-  eos_token_id: 1,
-  pad_token_id: 0,
-};
 const [ROWS, COLUMNS] = [16, 128];
 const ADAM = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, clipNorm: 1 };
 /** Multiplications and additions a token: six for each weight of a product, and attention's scores and mixtures over T places. */

@@ -150,6 +150,18 @@ describe('datasets', () => {
     expect(ids).toEqual(votes);
   });
 
+  test('go on after a row that its vote has no more, and give that vote no second time', async () => {
+    const [a, b] = (await draw(['a', 'b'], 'changed')) as [string, string];
+    const choose = (winner: string, by: string) => judge({ kind: 'choice', sample_ids: [a, b], winner }, by);
+    const [first, second] = [await choose(a, 'x'), await choose(a, 'y')];
+    const [read] = await rows('preference', 'policy=changed');
+    expect(read.id).toBe(`${first.id}:${a}:${b}`);
+    await choose(b, 'x');
+    expect((await rows('preference', `policy=changed&after=${read.id}`)).map((row) => row.id)).toEqual([
+      `${second.id}:${a}:${b}`,
+    ]);
+  });
+
   test('go on after a row whose vote is gone, and give none twice', async () => {
     const [a] = await draw(['a'], 'left');
     const votes = [];

@@ -102,6 +102,15 @@ describe('every kind of feedback', () => {
 });
 
 describe('one vote', () => {
+  test('a change that is refused changes nothing', async () => {
+    const { ids } = await draw(1);
+    const correct = (text: string) => ({ kind: 'correction', sample_id: ids[0], text });
+    const { json } = await judge({ ...correct('better'), rater });
+    const put = await ask('PUT', `/v1/feedback/${json.id}`, { key: sk, body: correct('answer 0') });
+    expect([put.status, put.json.detail]).toEqual([422, 'text is equal to its original']);
+    expect((await ask('GET', `/v1/samples/${ids[0]}`, { key: sk })).json.feedback).toEqual([json]);
+  });
+
   test('another replaces it, the same changes nothing, an undo marks it and a new one revives it', async () => {
     const { ids } = await draw(1);
     const thumb = (value: number) => judge({ kind: 'thumb', sample_id: ids[0], value, rater });

@@ -235,6 +235,17 @@ describe('the cron', () => {
     expect((await run.beat(4)).status).toBe(410);
   });
 
+  test('a trainer that was launched before the secret was rotated goes on, and no other secret counts', async () => {
+    const { id } = await started();
+    const set = settings(env);
+    const under = async (secrets: typeof set.PLUMB_TOKEN_SECRETS) =>
+      (await ask('GET', `/v1/jobs/${id}`, { key: await jobToken({ ...set, PLUMB_TOKEN_SECRETS: secrets }, id), env }))
+        .status;
+    expect(set.PLUMB_TOKEN_SECRETS).toHaveLength(2);
+    expect(await under(set.PLUMB_TOKEN_SECRETS.toReversed())).toBe(200);
+    expect(await under([['new', 'a secret that was never this deployment’s']])).toBe(401);
+  });
+
   test('a tick that was held up does not launch anew what another has launched meanwhile', async () => {
     const run = await started();
     const lose = () => env.DB.prepare("UPDATE runs SET lease_until = '2020-01-01T00:00:00.000Z'").run();
@@ -415,30 +426,37 @@ describe('snapshots', () => {
     expect(await buildSnapshot(env, snapshot, 0)).toBe(true);
   });
 
-  test('a tick that was held up takes nothing back that another has built meanwhile', async () => {
+  test.each([
+    ['votes', 1],
+    ['prompts', 3],
+  ])('a tick that was held up at its %s takes nothing back that another has built meanwhile', async (_, put) => {
     const votes = await judgements(101);
     // a hundred of them are more than a part holds
-    await env.DB.prepare('UPDATE samples SET text = hex(zeroblob(25000))').run();
+    await env.DB.prepare("UPDATE prompts SET body = json_object('prompt', hex(zeroblob(25000)))").run();
     await post('/v1/runs', {});
     const [{ id, snapshot }] = await runs();
     const { buildSnapshot } = await import('../../functions/jobs/snapshot.ts');
-    const deadline = Date.now() + 500;
-    let heldUp = 0;
+    let deadline = Number.POSITIVE_INFINITY;
+    let puts = 0;
     const bucket = new Proxy(env.BUCKET, {
       get(target, name) {
         if (name !== 'put') return Reflect.get(target, name).bind(target);
         return async (...args: Parameters<R2Bucket['put']>) => {
-          heldUp++;
-          await tick(env);
-          while (Date.now() <= deadline) await scheduler.wait(20);
+          if (++puts === put) {
+            await tick(env);
+            deadline = 0;
+          }
           return target.put(...args);
         };
       },
     });
-    expect(await buildSnapshot({ ...env, BUCKET: bucket }, snapshot, deadline)).toBe(true);
-    expect(heldUp).toBe(1);
+    const held = { ...env, BUCKET: bucket };
+    // time is up once it was held up
+    expect(await buildSnapshot(held, snapshot, { valueOf: () => deadline } as never)).toBe(true);
+    expect(puts).toBe(put);
     const job = Job.parse((await (await trainer(id)).send('GET', '')).json);
-    expect(job.snapshot.parts).toHaveLength(2);
+    expect([job.snapshot.parts.length, job.snapshot.prompts.length]).toEqual([2, 2]);
+    expect(await rows(job.snapshot.prompts, await jobToken(settings(env), id))).toHaveLength(101);
     const built = await rows(job.snapshot.parts, await jobToken(settings(env), id));
     expect(built.map(({ feedback }) => feedback)).toEqual(votes.map((vote) => vote.id));
   });

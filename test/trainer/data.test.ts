@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { decode } from '../../schema/tokenizer.ts';
-import { readSftLines, sftRows, textPieces } from '../../trainer/data.ts';
+import { readSftLines, rootOf, type SftLine, sftRows, textPieces, textsIn } from '../../trainer/data.ts';
 import { readPolicy } from '../../trainer/policy.ts';
 import { UserError } from '../../trainer/user-error.ts';
 
@@ -31,6 +31,34 @@ test('what was chosen over another, as corrections are exported, is an answer to
   const [user, said] = [{ role: 'user', content: 'Hi' }, (content: string) => [{ role: 'assistant', content }]];
   expect(answers([{ prompt: [user], chosen: said('Yes.'), rejected: said('No.'), weight: 1 }])).toEqual([['Yes.']]);
   expect(answers([{ prompt: 'Hi', chosen: 'Yes.', rejected: 'No.' }])).toEqual([['Yes.']]);
+});
+
+test('lines are one conversation if they begin alike up to what the user says first', () => {
+  const [system, user] = [
+    (content: string) => ({ role: 'system', content }),
+    (content: string) => ({ role: 'user', content }),
+  ];
+  const answer = { role: 'assistant', content: 'Yes.' };
+  const root = (line: object) => rootOf(line as SftLine, 3);
+  const hi = root({ messages: [system('Be brief.'), user('Hi'), answer] });
+  expect(root({ messages: [system('Be brief.'), user('Hi'), answer, user('And?'), answer] })).toBe(hi);
+  expect(root({ prompt: [system('Be brief.'), user('Hi'), answer, user('And?')], completion: 'No.' })).toBe(hi);
+  expect(root({ messages: [system('Be brief.'), user('Ho'), answer] })).not.toBe(hi);
+  expect(root({ messages: [user('Hi'), answer] })).not.toBe(hi);
+  expect(root({ messages: [user('Hi'), answer] })).toBe(root({ prompt: 'Hi', chosen: 'Yes.', rejected: 'No.' }));
+  expect(root({ text: 'Hi' })).toBe('3');
+});
+
+test('a tokenizer learns from all that is said, whatever the form', () => {
+  const said = (content: string) => [{ role: 'user', content }];
+  for (const line of [
+    { prompt: 'Hi', completion: 'Yes.' },
+    { prompt: said('Hi'), completion: said('Yes.') },
+    { prompt: 'Hi', chosen: 'Yes.', rejected: 'No.' },
+    { messages: [...said('Hi'), ...said('Yes.')] },
+  ])
+    expect(textsIn(line as SftLine)).toEqual(['Hi', 'Yes.']);
+  expect(textsIn({ text: 'Hi' } as SftLine)).toEqual(['Hi']);
 });
 
 test('plain text is cut at blank lines, a piece being some paragraphs; all of it is there', () => {

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterEach, expect, test, vi } from 'vitest';
@@ -66,6 +67,17 @@ test('a Worker that is away for a minute gets every number that was noted meanwh
   );
   await close();
 }, 60_000);
+
+test('a download that is not what was announced is not taken', async () => {
+  const server = createServer((_, response) => response.end('these are not the weights'));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const { blob } = client({ url, run: 'run_1', token: 'rt_1' });
+  const hashOf = (text: string) => createHash('sha256').update(text).digest('hex');
+  expect(Buffer.from(await blob(`${url}/x`, hashOf('these are not the weights'))).toString()).toMatch(/^these/);
+  await expect(blob(`${url}/x`, hashOf('these are the weights'))).rejects.toThrow(/another hash than announced/);
+  server.close();
+});
 
 test('what waited goes in beats of what one takes, all of it before the end; of too much the oldest is lost', async () => {
   const taken: number[][] = [];

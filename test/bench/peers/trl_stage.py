@@ -1,7 +1,7 @@
-"""A stage of TRL on a Llama of 6.84 million weights with random tokens. The other side of trl.ts.
+"""A stage of TRL on a Llama of 6.84 or 135 million weights with random tokens. The other side of trl.ts.
 
 Trains only while it is asked to: reads the number of steps from each line of its input, and answers with the steps a second.
-usage: trl_stage.py sft|reward|ppo float32|bfloat16
+usage: trl_stage.py sft|sft-lora|reward|ppo float32|bfloat16 small|large
 """
 
 import os
@@ -25,23 +25,37 @@ from transformers import (
     TrainerCallback,
 )
 
-stage, dtype = sys.argv[1:]
+stage, dtype, size = sys.argv[1:]
 answers, sys.stdout = sys.stdout, open(os.devnull, "w")
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(2)
 torch.manual_seed(0)
 
-V = 4096
-WARM_UP = 2
+SIZES = {
+    "small": dict(
+        vocab_size=4096,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=688,
+        tie_word_embeddings=False,
+    ),
+    "large": dict(
+        vocab_size=49152,
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        tie_word_embeddings=True,
+    ),
+}
+V = SIZES[size]["vocab_size"]
+WARM_UP = 2 if size == "small" else 1
 MANY = 100_000
 shape = LlamaConfig(
-    vocab_size=V,
-    hidden_size=256,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    intermediate_size=688,
-    tie_word_embeddings=False,
+    **SIZES[size],
     max_position_embeddings=1024,
     rms_norm_eps=1e-5,
     pad_token_id=0,
@@ -96,10 +110,13 @@ common = dict(
     logging_steps=MANY,
     seed=0,
 )
-if stage == "sft":
+if stage.startswith("sft"):
+    from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     SFTTrainer(
+        peft_config=lora if stage == "sft-lora" else None,
         model=LlamaForCausalLM(shape).float(),
         args=SFTConfig(**common, per_device_train_batch_size=16, max_steps=MANY, max_length=128, learning_rate=1e-4),
         train_dataset=Dataset.from_dict({"input_ids": rows(16 * 40, 128)}),
