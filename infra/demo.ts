@@ -87,7 +87,7 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
       say(`\nround ${round}: ${JUDGEMENTS} judgements by simulated raters (${raters.mode}${bias ? ', biased' : ''})`);
       await judgeRound(local, raters, seed, round);
       clock.lap(`judging ${round}`);
-      const run = await nextRun(local, finished.length, say);
+      const run = await nextRun(local, finished.at(-1)?.id, say);
       clock.lap(`training ${round}`);
       finished.push(run);
       if (run.status === 'failed') throw new UserError(`the run failed: ${run.error}`);
@@ -242,12 +242,12 @@ async function judgeRound(local: Local, raters: RaterConfig, seed: number, round
   });
 }
 
-/** Waits for the run after the first `before` ones to end, and tells of its stages. */
-async function nextRun(local: Local, before: number, say: (line: string) => void): Promise<Run> {
+/** Waits for the first run after another, or of all, to end, and tells of its stages. */
+async function nextRun(local: Local, after: string | undefined, say: (line: string) => void): Promise<Run> {
   let told = '';
   for (;;) {
-    const { data } = await call<{ data: Run[] }>(local, 'GET', '/v1/runs');
-    const run = data[before];
+    const { data } = await call<{ data: Run[] }>(local, 'GET', `/v1/runs?limit=1${after ? `&after=${after}` : ''}`);
+    const run = data[0];
     if (run) {
       const now = run.stage ? `  ${run.status}: ${run.stage}` : `  ${run.status}`;
       if (now !== told) say(now);

@@ -21,13 +21,15 @@ function faultsOf(issue: z.core.$ZodIssue): Fault[] {
   if (issue.code === 'invalid_union' && issue.errors.length > 0) {
     const nearest = issue.errors.find((form) => form.some((inner) => inner.path.length > 0));
     if (nearest) return nearest.flatMap((inner) => faultsOf({ ...inner, path: [...issue.path, ...inner.path] }));
+    if (issue.message !== 'Invalid input') return [{ path: dotted(issue.path), message: issue.message }];
     const each = issue.errors.flatMap((form) => form.map(({ message }) => message.replace(/^Invalid input: /, '')));
     return [{ path: dotted(issue.path), message: `Invalid input: ${each.join(', or ')}` }];
   }
   return [{ path: dotted(issue.path), message: issue.message }];
 }
 
-/** Each place that did not parse. An unknown field is named itself; of several forms, what is wrong with the one that fits best is told. */
+/** Each place that did not parse. An unknown field is named itself; of several forms, what is wrong with
+ * the one that fits best is told, else what the schema says of them, else what is wrong with each. */
 export const faults = (error: z.ZodError): Fault[] => error.issues.flatMap(faultsOf);
 
 /** The first of them, in a line. */

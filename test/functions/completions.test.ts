@@ -211,6 +211,11 @@ describe('completions', () => {
     const whole = json.choices[0].text as string;
     const stop = whole.slice(2, 4);
     const cut = await complete({ seed: 1, stop });
+    const many = await complete({ stop: ['a', 'b', 'c', 'd', 'e'] });
+    expect([many.status, many.json.error.message]).toEqual([
+      400,
+      'the body is malformed: stop: must be a string, or up to four',
+    ]);
     expect(cut.json.choices[0]).toMatchObject({ text: whole.slice(0, whole.indexOf(stop)), finish_reason: 'stop' });
     const inChat = await chat({ logprobs: true, top_logprobs: 1 });
     expect(inChat.json.choices[0].logprobs.content[0].top_logprobs).toHaveLength(1);

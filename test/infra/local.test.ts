@@ -1,4 +1,5 @@
 // npm start as its user meets it: processes, ports and signals.
+import { spawn } from 'node:child_process';
 import {
   cpSync,
   existsSync,
@@ -38,6 +39,12 @@ const listening = (port: number) =>
     probe.once('error', () => resolve(true));
     probe.listen(port, '127.0.0.1', () => probe.close(() => resolve(false)));
   });
+
+async function nothingLeft(home: string, url: string) {
+  await expect.poll(() => processesOf(home), { timeout: 15_000 }).toEqual([]);
+  // A process that ends gives its memory back before its sockets.
+  await expect.poll(() => listening(Number(new URL(url).port)), { timeout: 5000 }).toBe(false);
+}
 
 describe('plumb dev', { timeout: 120_000 }, () => {
   test('says what is where, in words and in dev.json, which its owner alone can read', async () => {
@@ -99,12 +106,6 @@ describe('plumb dev', { timeout: 120_000 }, () => {
     }
   });
 
-  async function nothingLeft(home: string, url: string) {
-    await expect.poll(() => processesOf(home), { timeout: 15_000 }).toEqual([]);
-    // A process that ends gives its memory back before its sockets.
-    await expect.poll(() => listening(Number(new URL(url).port)), { timeout: 5000 }).toBe(false);
-  }
-
   const ends: [NodeJS.Signals, number | null][] = [
     ['SIGINT', 0],
     ['SIGHUP', 0],
@@ -117,6 +118,19 @@ describe('plumb dev', { timeout: 120_000 }, () => {
     child.kill(signal);
     expect((await ended).code).toBe(code);
     await nothingLeft(home, dev.url);
+  });
+});
+
+describe('npm', { timeout: 120_000 }, () => {
+  test('that is killed outright leaves nothing of what it started', async () => {
+    const home = join(homes, 'npm');
+    const port = await freePort();
+    const start = `"${process.execPath}" "${PLUMB}" dev --port ${port} & wait`;
+    const npm = spawn('sh', ['-c', start], { env: { ...process.env, PLUMB_HOME: home, npm_lifecycle_event: 'start' } });
+    await expect.poll(() => existsSync(join(home, 'dev.json')), { timeout: 60_000 }).toBe(true);
+    npm.kill('SIGKILL');
+    await nothingLeft(home, `http://127.0.0.1:${port}`);
+    expect(existsSync(join(home, 'dev.json'))).toBe(false);
   });
 });
 
