@@ -183,6 +183,34 @@ plumb
     console.log(manifest.id);
   });
 
+plumb
+  .command('export <policy>')
+  .description(
+    'write a policy (its id, stable or canary) to a folder in Hugging Face’s layout, or to a .gguf file of llama.cpp',
+  )
+  .requiredOption('--to <path>', 'a new folder, or a file that ends in .gguf')
+  .addOption(
+    new Option('--type <type>', 'what a .gguf file’s matrices are in').choices(['f32', 'f16', 'q8_0']).default('f16'),
+  )
+  .action(async (policy, { to, type }) => {
+    const { exportTo, requireFree } = await import('../trainer/export/export.ts');
+    const { readFiles, readManifest } = await import('../functions/store/policies.ts');
+    const { lookup } = await import('../functions/store/keys.ts');
+    const { withStore } = await import('./local.ts');
+    requireFree(to);
+    await withStore(homeFolder(), async ({ DB, BUCKET }) => {
+      const { channels } = await lookup(DB, undefined, true);
+      const id = policy === 'stable' || policy === 'canary' ? channels[policy as 'stable' | 'canary']?.policy : policy;
+      const manifest = id && (await readManifest(BUCKET, id));
+      if (!manifest)
+        throw new UserError(
+          id ? `there is no policy ${id}: npx plumb policies lists them` : `nothing is released to ${policy}`,
+        );
+      exportTo(to, await readFiles(BUCKET, manifest), manifest.name, type);
+      console.log(`${id} is in ${to}`);
+    });
+  });
+
 // ---- what asks a running Plumb over HTTP
 
 const notPlumb = () =>

@@ -120,7 +120,7 @@ export const readTensors = (file: Uint8Array): Map<string, FloatTensor> =>
   new Map([...readSafetensors(file)].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }]));
 
 /** The 16 bits nearest to each float, ties to even; NaN stays NaN. */
-function narrow(data: Float32Array, dtype: 'F16' | 'BF16'): Uint16Array {
+export function narrow(data: Float32Array, dtype: 'F16' | 'BF16'): Uint16Array {
   const out = new Uint16Array(data.length);
   const bits = new Uint32Array(data.buffer, data.byteOffset, data.length);
   for (let i = 0; i < data.length; i++) {

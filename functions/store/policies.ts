@@ -65,6 +65,18 @@ export async function importPolicy(
   ]);
 }
 
+/** A policy's files by name, each checked by its hash. */
+export async function readFiles(bucket: R2Bucket, manifest: Manifest): Promise<Map<string, Uint8Array>> {
+  const files = new Map<string, Uint8Array>();
+  for (const { name, sha256: expected } of manifest.files) {
+    const object = await bucket.get(blobKey(expected));
+    const bytes = object && new Uint8Array(await object.arrayBuffer());
+    if (!bytes || (await sha256(bytes)) !== expected) throw new Error(`${name} of ${manifest.id} is damaged or gone`);
+    files.set(name, bytes);
+  }
+  return files;
+}
+
 const releasing = (d1: D1Database, row: Pick<ReleaseRow, 'channel' | 'policy' | 'share'> & Partial<ReleaseRow>) =>
   database(d1)
     .insert(releases)

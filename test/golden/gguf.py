@@ -1,11 +1,12 @@
-"""Writes blocks.gguf and blocks.json: a tensor of each format that Plumb reads, written and read by llama.cpp's own package
-(its numpy dequantisation, which its tests hold to the C code bit for bit). pip install gguf==0.19.0 numpy; python gguf.py"""
+"""Writes blocks.gguf, blocks.json and quantised.json: a tensor of each format that Plumb reads, written and read by llama.cpp's own package
+(its numpy dequantisation, which its tests hold to the C code bit for bit), and the
+bytes that it quantises the float32 one to. pip install gguf==0.19.0 numpy; python gguf.py"""
 import hashlib, json, os, sys
 sys.path = [p for p in sys.path if os.path.abspath(p or '.') != os.path.dirname(os.path.abspath(__file__))]  # not this file
 import numpy as np
 from gguf import GGMLQuantizationType as T, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 
 here = os.path.dirname(os.path.abspath(__file__))
 random = np.random.default_rng(1)
@@ -46,3 +47,7 @@ for tensor in GGUFReader(os.path.join(here, 'blocks.gguf')).tensors:
     floats = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
     tensors[tensor.name] = {'shape': [int(n) for n in reversed(tensor.shape)], 'first': [float(x) for x in floats.flat[:4]], 'sha256': hashlib.sha256(floats.tobytes()).hexdigest()}
 json.dump(tensors, open(os.path.join(here, 'blocks.json'), 'w'), indent=1)
+
+numbers = next(t.data for t in GGUFReader(os.path.join(here, 'blocks.gguf')).tensors if t.name == 'as.F32')
+quantised = {kind.name.lower(): hashlib.sha256(quantize(numbers, kind).tobytes()).hexdigest() for kind in [T.F32, T.F16, T.Q8_0]}
+json.dump(quantised, open(os.path.join(here, 'quantised.json'), 'w'), indent=1)

@@ -1,5 +1,5 @@
 // The commands that ask a running Plumb, as its user types them.
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -46,6 +46,15 @@ test('a folder in Hugging Face’s layout becomes a policy, released where it is
   expect(policies.find((line) => line.startsWith(system.dev.policy))).toMatch(/ stable /);
   expect(policies.find((line) => line.startsWith(id))).toMatch(/ twin +canary /);
   expect(lines(await ask('runs'))).toEqual(['none yet']);
+
+  const to = join(folder, 'out');
+  expect(lines(await ask('export', 'canary', '--to', to))).toEqual([`${id} is in ${to}`]);
+  const weights = (of: string) => readFileSync(join(of, 'model.safetensors'));
+  expect(weights(to).equals(weights(SEED))).toBe(true);
+  const again = await ask('export', id, '--to', to);
+  expect([again.code, lines(again)]).toEqual([1, [expect.stringMatching(/out is there already/)]]);
+  const nobody = await ask('export', 'pol_01ARZ3NDEKTSV4RRFFQ69G5FAV', '--to', join(folder, 'none'));
+  expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/there is no policy pol_.*plumb policies/)]]);
 }, 60_000);
 
 test('of more than one answer holds the newest are listed, oldest first', async () => {

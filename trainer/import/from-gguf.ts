@@ -113,7 +113,7 @@ const byteLevel = (use_regex: boolean) => ({
 });
 const sequence = (...pretokenizers: object[]) => ({ type: 'Sequence', pretokenizers });
 /** What a tokenizer's name (tokenizer.ggml.pre) says of how text is cut before merging, as Hugging Face's files of those models have it. */
-const PRE_TOKENIZERS: Record<string, { cut: object; whole?: true }> = {
+export const PRE_TOKENIZERS: Record<string, { cut: object; whole?: true }> = {
   'gpt-2': { cut: byteLevel(true) },
   default: { cut: byteLevel(true) },
   smollm: { cut: sequence({ type: 'Digits', individual_digits: true }, byteLevel(true)) },
@@ -127,8 +127,9 @@ const PRE_TOKENIZERS: Record<string, { cut: object; whole?: true }> = {
     whole: true,
   },
 };
-const CONTROL = 3;
-const USER_DEFINED = 4;
+/** Types of tokens. */
+export const CONTROL = 3;
+export const USER_DEFINED = 4;
 
 function tokenizer(gguf: Gguf) {
   const get = reader(gguf);
@@ -174,7 +175,7 @@ export function textsOf(gguf: Gguf): Record<string, string> {
   };
 }
 
-const LAYER_TENSORS: Record<string, string> = {
+export const LAYER_TENSORS: Record<string, string> = {
   attn_norm: 'input_layernorm',
   attn_q: 'self_attn.q_proj',
   attn_k: 'self_attn.k_proj',
@@ -185,7 +186,7 @@ const LAYER_TENSORS: Record<string, string> = {
   ffn_up: 'mlp.up_proj',
   ffn_down: 'mlp.down_proj',
 };
-const OTHER_TENSORS: Record<string, string> = {
+export const OTHER_TENSORS: Record<string, string> = {
   'token_embd.weight': 'model.embed_tokens.weight',
   'output_norm.weight': 'model.norm.weight',
   'output.weight': 'lm_head.weight',

@@ -6,13 +6,13 @@ import { afterAll, expect, test } from 'vitest';
 import { MalformedFile } from '../../../schema/malformed.ts';
 import { type FloatTensor, readTensors } from '../../../schema/safetensors.ts';
 import { encode } from '../../../schema/tokenizer.ts';
+import { ggufMetadata, ggufTensors, writeGguf } from '../../../trainer/export/gguf.ts';
 import { tensorsOf, textsOf } from '../../../trainer/import/from-gguf.ts';
 import { type GgufValue, readGguf } from '../../../trainer/import/gguf.ts';
 import { importFrom } from '../../../trainer/import/import.ts';
 import { readPolicy } from '../../../trainer/policy.ts';
 import { random } from '../../../trainer/random.ts';
 import { UserError } from '../../../trainer/user-error.ts';
-import { ggufMetadata, ggufTensors, writeGguf } from '../../support/gguf.ts';
 import { SEED_FOLDER, seedPolicy } from '../../support/seed.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-gguf-'));
@@ -27,7 +27,7 @@ const expected = JSON.parse(readFileSync('test/golden/blocks.json', 'utf8')) as 
 >;
 const { policy } = seedPolicy();
 const weights = readTensors(readFileSync(join(SEED_FOLDER, 'model.safetensors')));
-const metadata = ggufMetadata(policy);
+const metadata = ggufMetadata(policy, 'x');
 const tensors = ggufTensors(policy.config.head_dim, weights);
 const asFile = (
   change: Record<string, GgufValue> = {},
@@ -72,6 +72,7 @@ test("queries lie as Hugging Face has them again, after the converter's permutat
         'llama.attention.head_count': 2,
         'llama.attention.head_count_kv': 2,
         'llama.rope.dimension_count': 8,
+        'llama.attention.key_length': 8,
       },
       tensors,
     ),

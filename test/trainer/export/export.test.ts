@@ -1,0 +1,91 @@
+import { createHash } from 'node:crypto';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { type FloatTensor, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
+import { exportTo, requireFree } from '../../../trainer/export/export.ts';
+import { GGUF_TYPES, type GgufType, writeGguf } from '../../../trainer/export/gguf.ts';
+import { readGguf } from '../../../trainer/import/gguf.ts';
+import { importFrom } from '../../../trainer/import/import.ts';
+import { SEED_FOLDER } from '../../support/seed.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'plumb-export-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const at = (name: string) => join(folder, name);
+const { files, manifest } = importFrom(SEED_FOLDER, 'seed');
+const weightsIn = (path: string) => readTensors(importFrom(path, 'x').files.get('model.safetensors')!);
+const weights = readTensors(files.get('model.safetensors')!);
+
+test('a folder has the policy’s files as they were published, but for the edge’s image', () => {
+  exportTo(at('hf'), files, 'seed', 'f16');
+  expect(readdirSync(at('hf')).sort()).toEqual(
+    manifest.files
+      .map(({ name }) => name as string)
+      .filter((name) => name !== 'edge.bin')
+      .sort(),
+  );
+  for (const name of readdirSync(at('hf')))
+    expect(Buffer.compare(readFileSync(join(at('hf'), name)), files.get(name)!), name).toBe(0);
+  expect(importFrom(at('hf'), 'seed').manifest.files).toEqual(manifest.files);
+});
+
+test.each<[GgufType, number]>([
+  ['f32', 0],
+  ['f16', 2 ** -11],
+  ['q8_0', 1 / 254 + 2 ** -10],
+])('a .gguf file in %s comes back as the same policy', (type, off) => {
+  const path = at(`${type}.gguf`);
+  exportTo(path, files, 'seed', type);
+  const back = importFrom(path, 'seed');
+  for (const name of ['config.json', 'tokenizer_config.json', 'generation_config.json'])
+    expect(JSON.parse(Buffer.from(back.files.get(name)!).toString())).toMatchObject(
+      name === 'config.json' ? manifest.config : {},
+    );
+  expect(back.manifest.tokenizer).toEqual(manifest.tokenizer);
+  const { metadata } = readGguf(readFileSync(path));
+  expect([metadata.get('general.name'), metadata.get('general.file_type')]).toEqual(['seed', GGUF_TYPES[type][1]]);
+  for (const [name, { shape, data }] of weightsIn(path)) {
+    const given = weights.get(name)!;
+    expect(shape).toEqual(given.shape);
+    const width = shape.length > 1 ? 32 : 1;
+    for (let block = 0; block < data.length; block += width) {
+      const most = Math.max(...given.data.subarray(block, block + width).map(Math.abs));
+      for (let i = block; i < block + width; i++)
+        if (!(Math.abs(data[i]! - given.data[i]!) <= (width > 1 ? off : 0) * most + 1e-7))
+          throw new Error(`${name}[${i}] is ${data[i]}, not ${given.data[i]}`);
+    }
+  }
+});
+
+test('numbers are rounded to the bits that llama.cpp’s own package rounds them to', () => {
+  const { format, shape, bytes } = readGguf(readFileSync('test/golden/blocks.gguf')).tensors.get('as.F32')!;
+  const tensor: FloatTensor = { shape, data: format.read(bytes) };
+  const expected = JSON.parse(readFileSync('test/golden/quantised.json', 'utf8')) as Record<GgufType, string>;
+  for (const type of Object.keys(GGUF_TYPES) as GgufType[]) {
+    const written = readGguf(writeGguf({}, new Map([['x', tensor]]), type)).tensors.get('x')!;
+    expect(createHash('sha256').update(written.bytes).digest('hex'), type).toBe(expected[type]);
+  }
+  const row = { shape: [1, 48], data: new Float32Array(48).fill(0.1) };
+  expect(readGguf(writeGguf({}, new Map([['x', row]]), 'q8_0')).tensors.get('x')!.format.name).toBe('F16');
+});
+
+test('what a file cannot hold is refused in a line, and nothing is written over', () => {
+  const large = new Map(weights).set('model.embed_tokens.weight', {
+    ...weights.get('model.embed_tokens.weight')!,
+    data: weights.get('model.embed_tokens.weight')!.data.map((x, i) => (i === 5 ? 1e5 : x)),
+  });
+  const grown = new Map(files).set('model.safetensors', writeSafetensors(large, 'F32'));
+  expect(() => exportTo(at('large.gguf'), grown, 'x', 'f16')).toThrow(/token_embd.* half precision .*--type f32/);
+  const file = JSON.parse(Buffer.from(files.get('tokenizer.json')!).toString());
+  file.pre_tokenizer = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: false, use_regex: true };
+  const other = new Map(files).set('tokenizer.json', new TextEncoder().encode(JSON.stringify(file)));
+  expect(() => exportTo(at('other.gguf'), other, 'x', 'f16')).toThrow(/has no name for .*export to a folder/);
+
+  mkdirSync(at('empty'));
+  for (const free of ['empty', 'new', 'new.gguf']) expect(() => requireFree(at(free))).not.toThrow();
+  writeFileSync(at('taken.gguf'), '');
+  writeFileSync(at('a file'), '');
+  for (const taken of ['hf', 'taken.gguf', 'a file'])
+    expect(() => requireFree(at(taken))).toThrow(/is there already: nothing is written over/);
+});

@@ -1,0 +1,29 @@
+// A policy's files as others read them: a folder in Hugging Face's layout, or llama.cpp's .gguf file. Needs no training engine.
+
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { readTensors } from '../../schema/safetensors.ts';
+import { makeFolder, writeWhole } from '../folder.ts';
+import { policyFromFiles } from '../policy.ts';
+import { UserError } from '../user-error.ts';
+import { GGUF_TYPES, type GgufType, ggufMetadata, ggufTensors, writeGguf } from './gguf.ts';
+
+/** Whether a policy can be written there is said before it is read. */
+export function requireFree(path: string): void {
+  if (path.endsWith('.gguf') ? existsSync(path) : existsSync(path) && !isEmptyFolder(path))
+    throw new UserError(`${path} is there already: nothing is written over`);
+}
+const isEmptyFolder = (path: string) => statSync(path).isDirectory() && readdirSync(path).length === 0;
+
+/** @param files the policy's, by name; the image that the edge maps stays behind */
+export function exportTo(path: string, files: Map<string, Uint8Array>, name: string, type: GgufType): void {
+  if (path.endsWith('.gguf')) {
+    const policy = policyFromFiles(files);
+    const tensors = ggufTensors(policy.config.head_dim, readTensors(files.get('model.safetensors')!));
+    const metadata = { ...ggufMetadata(policy, name), 'general.file_type': GGUF_TYPES[type][1] };
+    writeWhole(path, writeGguf(metadata, tensors, type));
+    return;
+  }
+  makeFolder(path);
+  for (const [file, bytes] of files) if (file !== 'edge.bin') writeWhole(join(path, file), bytes);
+}
