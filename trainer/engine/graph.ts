@@ -20,7 +20,7 @@ export interface Node {
 /** The version of op semantics that the graph claims to be written for: that of tfjs-node 4's day, which newer ones honour. */
 const PRODUCER = 1087;
 /** Constants up to this size are written into the graph; larger ones become inputs of the function. */
-const CONSTANT_BYTES = 1024;
+export const CONSTANT_BYTES = 1024;
 /** An attribute that holds a TensorProto; the binding has no such type of its own. */
 export const TENSOR_ATTRIBUTE = -1;
 

@@ -5,7 +5,7 @@
 // What a graph cannot hold is refused, with the line of the code that did it: the value of a traced tensor, randomness of
 // the host, a variable.
 
-import { constantProto, type Node, shapeAttribute, TENSOR_ATTRIBUTE, typeAttribute } from './graph.ts';
+import { CONSTANT_BYTES, constantProto, type Node, shapeAttribute, TENSOR_ATTRIBUTE, typeAttribute } from './graph.ts';
 import { type Binding, backend, type OpAttribute, type Tensor, tf } from './tf.ts';
 
 /** What goes into a traced function. */
@@ -73,6 +73,9 @@ export function record<Result>(
   /** What depends on an input: its id is below 0 and stands for no tensor of TensorFlow's. */
   const traced = new Map<number, { dtype: number; shape: number[] }>();
 
+  /** Large constants of one value, which backward passes make a lot of: each is filled anew for the op that reads it. */
+  const uniform = new Map<number, { dtype: number; shape: number[]; value: number }>();
+
   const variables = new Map(
     Object.entries(engine.registeredVariables).map(([own, tensor]) => [backend.getInputTensorIds([tensor])[0]!, own]),
   );
@@ -89,7 +92,7 @@ export function record<Result>(
   const placeholder = (dtype: number, shape: number[]): string =>
     `${add('Placeholder', [], [typeAttribute('dtype', dtype), shapeAttribute('shape', shape)])}:0`;
   const stranger = (dtype: number, shape: number[]): number => {
-    const id = -1 - traced.size;
+    const id = -1 - traced.size - uniform.size;
     traced.set(id, { dtype, shape });
     return id;
   };
@@ -104,37 +107,37 @@ export function record<Result>(
   };
   const reference = (id: number): string => references.get(id) ?? capture(id);
 
-  /** Zeros in the place of a traced tensor, for one op. */
-  const zeros = ({ dtype, shape }: { dtype: number; shape: number[] }): number => {
+  /** Numbers that are all the same in the place of a tensor, for one op. */
+  const filled = ({ dtype, shape, value = 0 }: { dtype: number; shape: number[]; value?: number }): number => {
     const dims = real.createTensor([shape.length], real.TF_INT32!, Int32Array.from(shape));
-    const zero = real.createTensor([], real.TF_INT32!, new Int32Array(1));
+    const given = real.createTensor([], real.TF_FLOAT!, Float32Array.of(value));
     const [one] = real.executeOp(
       'Cast',
-      [typeAttribute('SrcT', real.TF_INT32!), typeAttribute('DstT', dtype)],
-      [zero],
+      [typeAttribute('SrcT', real.TF_FLOAT!), typeAttribute('DstT', dtype)],
+      [given],
       1,
     );
-    const [filled] = real.executeOp(
+    const [all] = real.executeOp(
       'Fill',
       [typeAttribute('T', dtype), typeAttribute('index_type', real.TF_INT32!)],
       [dims, one!.id],
       1,
     );
-    for (const id of [dims, zero, one!.id]) real.deleteTensor(id);
-    return filled!.id;
+    for (const id of [dims, given, one!.id]) real.deleteTensor(id);
+    return all!.id;
   };
 
   const recorder = Object.create(real, {
     createTensor: {
       value: (shape: number[], dtype: number, values: ArrayBufferView | number) => {
-        const id = real.createTensor(shape, dtype, values);
-        if (ArrayBuffer.isView(values)) {
-          const constant = constantProto(dtype, shape, values);
-          if (constant) {
-            const value = { name: 'value', type: TENSOR_ATTRIBUTE, value: constant };
-            named(id, `${add('Const', [], [typeAttribute('dtype', dtype), value])}:0`, dtype);
-          } else capture(id);
-        }
+        const constant = ArrayBuffer.isView(values) ? constantProto(dtype, shape, values) : null;
+        const large = constant && (values as ArrayBufferView).byteLength > CONSTANT_BYTES;
+        const id = large ? -1 - traced.size - uniform.size : real.createTensor(shape, dtype, values);
+        if (large) uniform.set(id, { dtype, shape, value: (values as Float32Array)[0]! });
+        if (constant) {
+          const value = { name: 'value', type: TENSOR_ATTRIBUTE, value: constant };
+          named(id, `${add('Const', [], [typeAttribute('dtype', dtype), value])}:0`, dtype);
+        } else if (ArrayBuffer.isView(values)) capture(id);
         return id;
       },
     },
@@ -142,7 +145,10 @@ export function record<Result>(
       value: (op: string, attributes: OpAttribute[], ids: number[], count: number) => {
         const node = add(op, ids.map(reference), attributes);
         const depends = ids.some((id) => traced.has(id));
-        const stand = ids.map((id) => (traced.has(id) ? zeros(traced.get(id)!) : id));
+        const stand = ids.map((id) => {
+          const absent = traced.get(id) ?? uniform.get(id);
+          return absent ? filled(absent) : id;
+        });
         const results = real.executeOp(op, attributes, stand, count);
         stand.forEach((id, i) => {
           if (id !== ids[i]) real.deleteTensor(id);
@@ -156,10 +162,16 @@ export function record<Result>(
       },
     },
     tensorDataSync: {
-      value: (id: number) =>
-        traced.has(id)
-          ? refuse('reads the value of a tensor that depends on the inputs: it would be frozen into the compiled code')
-          : real.tensorDataSync(id),
+      value: (id: number) => {
+        if (traced.has(id))
+          refuse('reads the value of a tensor that depends on the inputs: it would be frozen into the compiled code');
+        const same = uniform.get(id);
+        if (!same) return real.tensorDataSync(id);
+        const stand = filled(same);
+        const values = real.tensorDataSync(stand);
+        real.deleteTensor(stand);
+        return values;
+      },
     },
   }) as Binding;
 

@@ -5,6 +5,19 @@ import { type Tensor, tf } from '../../../trainer/engine/tf.ts';
 
 const value = (tensor: Tensor) => Array.from(tensor.dataSync());
 
+test('large constants of one value are that value wherever they are read, at the trace and in the compiled call', () => {
+  const twice = compile('uniform', (x: Tensor) => {
+    const [ones, wholes] = [tf.ones([40, 30]), tf.tensor(new Int32Array(1200).fill(3), [40, 30], 'int32')];
+    const read = ones.dataSync()[1199]! + wholes.dataSync()[1199]!; // frozen: it depends on no input
+    const both = tf.add(ones, tf.cast(wholes, 'float32')); // neither does this
+    return tf.add(tf.mul(x, both), tf.mul(ones, read)) as Tensor;
+  });
+  for (const value of [1, 2]) {
+    const [x, expected] = [tf.fill([40, 30], value), new Float32Array(1200).fill(4 * value + 4)];
+    expect(twice(x as Tensor).dataSync()).toEqual(expected);
+  }
+});
+
 test('a compiled function gives what the plain one gives, call after call, for inputs that change', () => {
   const plain = (x: Tensor, w: Tensor) => tf.sum(tf.relu(tf.matMul(x, w)), -1) as Tensor;
   const fast = compile('relu', plain);
