@@ -307,9 +307,9 @@ function mergePiece(t: Tokenizer, piece: string): number[] {
     const key = pop(heap);
     const at = key % PLACE;
     const rank = (key - at) / PLACE;
-    if (ids[at]! < 0 || next[at]! >= count) continue;
     const right = next[at]!;
-    if (t.ranks.get(ids[at]! * t.size + ids[right]!) !== rank) continue; // an older pair, gone by now
+    // An older pair, gone by now: one of the two is -1, or is none.
+    if (t.ranks.get(ids[at]! * t.size + ids[right]!) !== rank) continue;
     ids[at] = t.merged[rank]!;
     ids[right] = -1;
     next[at] = next[right]!;

@@ -427,5 +427,14 @@ describe('lists', () => {
     expect((await ask('GET', '/v1/feedback?since=yesterday', { key: sk })).status).toBe(400);
     const samples = await ask('GET', '/v1/samples?policy=listed', { key: sk });
     expect(samples.json.data.map((s: { id: string }) => s.id)).toEqual(ids);
+    const sampled = async (query: string) =>
+      (await ask('GET', `/v1/samples?policy=listed&${query}`, { key: sk })).json.data.length;
+    const [past, future] = ['2000-01-01T00:00:00Z', '2100-01-01T00:00:00Z'];
+    expect(
+      await Promise.all([`until=${past}`, `since=${past}`, `since=${future}`, `until=${future}`].map(sampled)),
+    ).toEqual([0, 1, 0, 1]);
+    await ask('DELETE', `/v1/feedback/${all[1]}`, { key: sk });
+    const { feedback } = (await ask('GET', `/v1/samples/${ids[0]}`, { key: sk })).json;
+    expect(feedback.map((v: { id: string }) => v.id)).toEqual([all[0], all[2]]);
   });
 });

@@ -32,6 +32,15 @@ describe('keys', () => {
     expect((await ask('DELETE', `/v1/keys/${made.json.id}`, { key: sk })).status).toBe(204);
     expect(await trace()).toEqual(once);
     expect((await ask('GET', '/v1/keys', { key: made.json.key })).status).toBe(401);
+    // nor can it take an idempotency key for itself
+    const claims = () => env.DB.prepare('SELECT count(*) AS n FROM requests').first<{ n: number }>();
+    const before = await claims();
+    for (const key of [made.json.key, `sk_${'x'.repeat(43)}`]) {
+      const headers = { 'Idempotency-Key': 'late' };
+      const body = { prompt: 'Hi', choices: [{ text: 'Yes.' }], model: 'elsewhere' };
+      expect((await ask('POST', '/v1/samples', { key, body, headers })).status).toBe(401);
+    }
+    expect(await claims()).toEqual(before);
     expect((await ask('DELETE', '/v1/keys/key_01ARZ3NDEKTSV4RRFFQ69G5FAV', { key: sk })).status).toBe(404);
   });
 

@@ -60,13 +60,12 @@ test.each<Partial<ModelConfig>>([{}, { vocab_size: 301, tie_word_embeddings: fal
 
 test.each([8, 4] as const)('a weight that is no number is refused with its matrix, in %i bits', (bits) => {
   const config = tinyConfig();
-  for (const wrong of [Number.NaN, Number.POSITIVE_INFINITY]) {
-    const tensors = randomModel(config, 2);
-    tensors.get('model.layers.1.mlp.down_proj.weight')!.data[77] = wrong;
-    expect(() => packEdge(config, tensors, bits)).toThrow(
-      'model.layers.1.mlp.down_proj.weight holds a number that is not',
-    );
-  }
+  for (const wrong of [Number.NaN, Number.POSITIVE_INFINITY])
+    for (const name of ['mlp.down_proj', 'input_layernorm']) {
+      const tensors = randomModel(config, 2);
+      tensors.get(`model.layers.1.${name}.weight`)!.data[7] = wrong;
+      expect(() => packEdge(config, tensors, bits)).toThrow(`model.layers.1.${name}.weight holds a number that is not`);
+    }
 });
 
 test('packing what was unpacked gives the same bytes, and a block of zeros stays zeros', () => {

@@ -85,6 +85,7 @@ test.each<[string, Uint8Array, string]>([
   ['a hole', raw({ a: f32([1], [4, 8]) }), '4 bytes before a'],
   ['bytes left over', raw({ a: f32([1], [0, 4]) }), '4 bytes at the end'],
   ['a shape that does not fit', raw({ a: f32([3], [0, 8]) }), 'needs 12'],
+  ['a shape that leaves bytes over', raw({ a: f32([1], [0, 8]) }), 'needs 4'],
   ['a field too many', raw({ a: { ...f32([2], [0, 8]), x: 1 } }), 'a: '],
 ])('%s is refused', (_, file, message) => {
   expect(() => readSafetensors(file)).toThrow(message);
