@@ -9,6 +9,7 @@ import type { Run } from '../schema/wire-runs.ts';
 import { random } from '../trainer/random.ts';
 import { type Measured, mean, measure, variance } from '../trainer/seed/measure.ts';
 import { BIASED_SHARE, judge, RATER_DEFAULTS, type RaterConfig, voteKinds } from '../trainer/seed/raters.ts';
+import { unjudged } from '../trainer/seed/votes.ts';
 import { gold, type Ticket, tickets } from '../trainer/seed/world.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { freePort } from './home.ts';
@@ -215,6 +216,9 @@ async function bestOf(local: Local, asked: Ticket[], seed: number): Promise<numb
 }
 
 async function judgeRound(local: Local, raters: RaterConfig, seed: number, round: number): Promise<void> {
+  await inTurn(unjudged(JUDGEMENTS, seed, round), (ticket, i) =>
+    ask(local, ticket, 1, { seed: 2_000_000 * seed + 10_000 * round + i, user: `passer-by ${round}-${i}` }),
+  );
   const asked = tickets('judging', seed * 1000 + round, JUDGEMENTS);
   const kinds = voteKinds(JUDGEMENTS, random(seed, `kinds ${round}`));
   await inTurn(asked, async (ticket, i) => {

@@ -16,7 +16,7 @@ import { runStages, stageCalls } from '../run.ts';
 import { readWeights } from '../weights.ts';
 import { measure } from './measure.ts';
 import type { RaterConfig } from './raters.ts';
-import { questions, repeated, votesOn } from './votes.ts';
+import { questions, repeated, sideOf, unjudged, votesOn } from './votes.ts';
 import { type Ticket, tickets } from './world.ts';
 
 /** Of the longest ticket. */
@@ -71,7 +71,7 @@ export async function simulate(s: Simulation): Promise<Totals> {
     return sampled.map(({ ids }) => decode(policy.tokenizer, ids));
   }
 
-  /** One round's votes, by side. */
+  /** One round's votes and questions, by side. */
   async function judgeRound(parameters: Parameters, seed: number, round: number) {
     const rng = random(seed, `raters ${round}`);
     const asked = questions(tickets('judging', seed * 1000 + round, s.judgements), rng);
@@ -83,6 +83,8 @@ export async function simulate(s: Simulation): Promise<Totals> {
       const judgement = judgementOf(policy, vote);
       if (judgement) judgements[vote.side].push(judgement);
     }
+    for (const { text } of unjudged(s.judgements, seed, round))
+      prompts[sideOf(rng())].push(policy.encodePrompt([{ role: 'user', content: text }]));
     return { judgements, prompts };
   }
 

@@ -4,12 +4,16 @@ import { newId } from '../../schema/ids.ts';
 import type { Side, Vote } from '../../schema/snapshot.ts';
 import type { Random } from '../random.ts';
 import { judge, type RaterConfig, voteKinds } from './raters.ts';
-import type { Ticket } from './world.ts';
+import { type Ticket, tickets } from './world.ts';
 
 interface Question {
   ticket: Ticket;
   kind: ReturnType<typeof voteKinds>[number];
 }
+
+/** People ask more than they judge: so many tickets of a round that nobody votes on. PPO and the gate have their prompts, too. */
+export const unjudged = (judgements: number, seed: number, round: number): Ticket[] =>
+  tickets('judging', seed * 1000 + 500 + round, Math.ceil(1.25 * judgements));
 
 /** One vote to each ticket, of which each is about so many answers as its kind wants. */
 export function questions(asked: Ticket[], rng: Random): Question[] {
@@ -22,7 +26,7 @@ export const repeated = (asked: Question[]): Ticket[] =>
   asked.flatMap(({ ticket, kind }) => Array.from({ length: kind.answers }, () => ticket));
 
 /** A conversation's side, by the shares of a real snapshot. */
-const sideOf = (draw: number): Side => (draw < 0.5 ? 'A' : draw < 0.8 ? 'B' : 'C');
+export const sideOf = (draw: number): Side => (draw < 0.5 ? 'A' : draw < 0.8 ? 'B' : 'C');
 
 export function votesOn(asked: Question[], answers: string[], raters: RaterConfig, rng: Random, root: string): Vote[] {
   let at = 0;
