@@ -25,7 +25,7 @@ import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
 import { evaluate } from './evaluate.ts';
 import { writeWhole } from './folder.ts';
 import { isGguf } from './import/from-gguf.ts';
-import { type Judgement, readJudgements, requireRated, subjectsOf } from './judgements.ts';
+import { type Judgement, judgedPrompts, readJudgements, requireRated, subjectsOf } from './judgements.ts';
 import { formOf } from './lora.ts';
 import { toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
@@ -163,7 +163,7 @@ export async function rewardOnFiles(
   const config = runConfig({ lora, reward: { epochs, learningRate, members, mix } }).reward;
   requireRated(mix, fitted);
   const calls = rewardCalls(policy.config, shape, config, lora);
-  const on = await drawn(policy, weights, uniquePrompts(judgements), maxTokens, seed);
+  const on = await drawn(policy, weights, judgedPrompts(judgements), maxTokens, seed);
   const tokens =
     (Math.min(calls.config.judgements, fitted.length) / fitted.length) *
     sumOfTokens(fitted.flatMap(({ rows }) => rows));
@@ -424,10 +424,6 @@ async function drawn(
     await sampler.close();
   }
 }
-
-const uniquePrompts = (judgements: Judgement[]): number[][] => [
-  ...new Map(judgements.map((j) => [j.rows[0]!.prompt.join(), j.rows[0]!.prompt])).values(),
-];
 
 /** The base's form with a tokenizer trained on the data; its special tokens come first, in their order. */
 function withOwnTokenizer(base: Policy, lines: SftLine[], vocabSize: number): Policy {

@@ -238,6 +238,11 @@ export function subjectsOf(judgements: Judgement[]): Subjects {
   return { aspects, outcomes, raters, weight: judgements.reduce((sum, judgement) => sum + weightOf(judgement), 0) };
 }
 
+/** The distinct prompts that were judged, in the order in which they first come. */
+export const judgedPrompts = (judgements: Judgement[]): number[][] => [
+  ...new Map(judgements.map(({ rows }) => [rows[0]!.prompt.join(), rows[0]!.prompt])).values(),
+];
+
 /** A mix of aspects that nothing is rated by would be no mix. */
 export function requireRated(mix: Record<string, number>, judgements: Judgement[]): void {
   const { aspects } = subjectsOf(judgements);

@@ -9,7 +9,7 @@ import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
 import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
 import { evaluate, type GateReport } from './evaluate.ts';
-import { type Judgement, requireRated } from './judgements.ts';
+import { type Judgement, judgedPrompts, requireRated } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Shape } from './pack.ts';
@@ -45,6 +45,9 @@ export interface Progressed {
   candidate?: Parameters;
 }
 
+/** Judged prompts that are enough to practise on. */
+const LEAST_PROMPTS = 64;
+
 type ArgumentsOf<F> = F extends (...args: infer A) => unknown ? A : never;
 
 interface RunResult {
@@ -60,7 +63,7 @@ export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig):
 });
 
 /**
- * Fits the reward model on side A, optimises the policy on A's prompts, fits the judge on side B from the root, and runs the
+ * Fits the reward model on side A, optimises the policy on A's prompts (those that were judged, if they are enough), fits the judge on side B from the root, and runs the
  * gate. A policy that diverges is rejected with the reason; every other error is thrown.
  * @param keep is called with what there is to go on from: after each step that leaves something, and after each stage
  */
@@ -94,11 +97,15 @@ async function stages(
     return rowsOf(asked, sampled);
   };
 
+  // Practised on is what was judged, where that is enough: there the reward model knows best what people want (LOG.md).
+  const judged = judgedPrompts(judgements.A);
+  const practised = judged.length >= LEAST_PROMPTS ? judged : prompts.A;
+
   let candidate = from.candidate ?? null;
   if (!candidate) {
     const members = [...(from.reward ?? [])];
     const next = members.length;
-    const drawn = members.length < config.reward.members ? await draw(parent, prompts.A, config.seed) : [];
+    const drawn = members.length < config.reward.members ? await draw(parent, practised, config.seed) : [];
     for (let i = members.length; i < config.reward.members; i++) {
       const begun = i === next ? from.fit : null;
       const seen = memberSees(judgements.A, i, config.seed);
@@ -133,7 +140,7 @@ async function stages(
       calls.policy,
       async (rows) => cautious(await byMember(rows), config.ppo.spreadPenalty),
       parent,
-      prompts.A,
+      practised,
       sampler.sample,
       maxTokens,
       { ...config.ppo, seed: config.seed },

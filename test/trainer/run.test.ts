@@ -101,6 +101,15 @@ test('what the judge is normalised on answers prompts of B and C, none of those 
   expect(drawn[0]!.every((asked) => input.prompts.A.map(String).includes(asked))).toBe(true);
 });
 
+test('PPO practises on what was judged where that is enough, else on all that side A was asked', async () => {
+  const { input } = await run({ A: 80, B: 8, C: 8 });
+  expect(new Set(given.ppo.at(-1)!.prompts.map(String))).toEqual(
+    new Set(input.judgements.A.map(({ rows }) => String(rows[0]!.prompt))),
+  );
+  const few = await run({ A: 12, B: 8, C: 8 });
+  expect(given.ppo.at(-1)!.prompts).toEqual(few.input.prompts.A);
+});
+
 test('as many reward models as are wanted are fitted, on conversations of their own; a run goes on after any of them', async () => {
   const ppo = { ...SETTINGS.ppo, spreadPenalty: 1 };
   const config = runConfig({ ...SETTINGS, reward: { members: 3, epochs: 1 }, ppo });
