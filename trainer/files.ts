@@ -25,7 +25,7 @@ import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
 import { evaluate } from './evaluate.ts';
 import { writeWhole } from './folder.ts';
 import { isGguf } from './import/from-gguf.ts';
-import { type Judgement, judgedPrompts, readJudgements, requireRated, subjectsOf } from './judgements.ts';
+import { judgedPrompts, readJudgements, requireRated, subjectsOf } from './judgements.ts';
 import { formOf } from './lora.ts';
 import { toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
