@@ -74,7 +74,8 @@ export function record<Result>(
   const traced = new Map<number, { dtype: number; shape: number[] }>();
 
   /** Large constants of one value, which backward passes make a lot of: each is filled anew for the op that reads it. */
-  const uniform = new Map<number, { dtype: number; shape: number[]; value: number }>();
+  const uniform = new Map<number, { dtype: number; shape: number[]; one: ArrayBufferView }>();
+  const unusedId = (): number => -1 - traced.size - uniform.size;
 
   const variables = new Map(
     Object.entries(engine.registeredVariables).map(([own, tensor]) => [backend.getInputTensorIds([tensor])[0]!, own]),
@@ -92,7 +93,7 @@ export function record<Result>(
   const placeholder = (dtype: number, shape: number[]): string =>
     `${add('Placeholder', [], [typeAttribute('dtype', dtype), shapeAttribute('shape', shape)])}:0`;
   const stranger = (dtype: number, shape: number[]): number => {
-    const id = -1 - traced.size - uniform.size;
+    const id = unusedId();
     traced.set(id, { dtype, shape });
     return id;
   };
@@ -107,23 +108,25 @@ export function record<Result>(
   };
   const reference = (id: number): string => references.get(id) ?? capture(id);
 
-  /** Numbers that are all the same in the place of a tensor, for one op. */
-  const filled = ({ dtype, shape, value = 0 }: { dtype: number; shape: number[]; value?: number }): number => {
+  const zeroOf = (dtype: number): number => {
+    const zero = real.createTensor([], real.TF_INT32!, new Int32Array(1));
+    const types = [typeAttribute('SrcT', real.TF_INT32!), typeAttribute('DstT', dtype)];
+    const [cast] = real.executeOp('Cast', types, [zero], 1);
+    real.deleteTensor(zero);
+    return cast!.id;
+  };
+
+  /** Numbers that are all the same (zeros, where it is not said which) in the place of a tensor, for one op. */
+  const filled = ({ dtype, shape, one }: { dtype: number; shape: number[]; one?: ArrayBufferView }): number => {
     const dims = real.createTensor([shape.length], real.TF_INT32!, Int32Array.from(shape));
-    const given = real.createTensor([], real.TF_FLOAT!, Float32Array.of(value));
-    const [one] = real.executeOp(
-      'Cast',
-      [typeAttribute('SrcT', real.TF_FLOAT!), typeAttribute('DstT', dtype)],
-      [given],
-      1,
-    );
+    const scalar = one ? real.createTensor([], dtype, one) : zeroOf(dtype);
     const [all] = real.executeOp(
       'Fill',
       [typeAttribute('T', dtype), typeAttribute('index_type', real.TF_INT32!)],
-      [dims, one!.id],
+      [dims, scalar],
       1,
     );
-    for (const id of [dims, given, one!.id]) real.deleteTensor(id);
+    for (const id of [dims, scalar]) real.deleteTensor(id);
     return all!.id;
   };
 
@@ -132,8 +135,8 @@ export function record<Result>(
       value: (shape: number[], dtype: number, values: ArrayBufferView | number) => {
         const constant = ArrayBuffer.isView(values) ? constantProto(dtype, shape, values) : null;
         const large = constant && (values as ArrayBufferView).byteLength > CONSTANT_BYTES;
-        const id = large ? -1 - traced.size - uniform.size : real.createTensor(shape, dtype, values);
-        if (large) uniform.set(id, { dtype, shape, value: (values as Float32Array)[0]! });
+        const id = large ? unusedId() : real.createTensor(shape, dtype, values);
+        if (large) uniform.set(id, { dtype, shape, one: (values as Float32Array | Int32Array).slice(0, 1) });
         if (constant) {
           const value = { name: 'value', type: TENSOR_ATTRIBUTE, value: constant };
           named(id, `${add('Const', [], [typeAttribute('dtype', dtype), value])}:0`, dtype);

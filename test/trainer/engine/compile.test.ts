@@ -8,6 +8,8 @@ const value = (tensor: Tensor) => Array.from(tensor.dataSync());
 test('large constants of one value are that value wherever they are read, at the trace and in the compiled call', () => {
   const twice = compile('uniform', (x: Tensor) => {
     const [ones, wholes] = [tf.ones([40, 30]), tf.tensor(new Int32Array(1200).fill(3), [40, 30], 'int32')];
+    const large = tf.tensor(new Int32Array(1200).fill(2 ** 30 + 1), [40, 30], 'int32'); // no float
+    expect([large.dataSync()[7], tf.sub(large, tf.scalar(2 ** 30, 'int32')).dataSync()[7]]).toEqual([2 ** 30 + 1, 1]);
     const read = ones.dataSync()[1199]! + wholes.dataSync()[1199]!; // frozen: it depends on no input
     const both = tf.add(ones, tf.cast(wholes, 'float32')); // neither does this
     return tf.add(tf.mul(x, both), tf.mul(ones, read)) as Tensor;
