@@ -5,14 +5,14 @@ import type { Complete } from '../schema/completion.ts';
 import { cacheBytes, type EdgeHeader } from '../schema/edge.ts';
 import type { Manifest } from '../schema/manifest.ts';
 import { loadTokenizer } from '../schema/tokenizer.ts';
-import { hex, sha256 } from './crypto.ts';
+import { hex } from './crypto.ts';
 import { busy } from './error.ts';
 import { completer } from './policy/complete.ts';
 import module from './policy/decoder.relaxed.wasm';
 import type { DecoderOptions } from './policy/decoder.ts';
 import { streamedDecoder } from './policy/load.ts';
 import type { Channels } from './store/keys.ts';
-import { blobKey, type Channel, readManifest } from './store/policies.ts';
+import { type Channel, openBlob, readBlob, readManifest } from './store/policies.ts';
 
 export interface Loaded {
   policy: string;
@@ -32,21 +32,6 @@ const held = new Map<string, Loaded>(); // least recently used first
 const loading = new Map<string, number>();
 const failed = new Map<string, number>();
 const lastGood = new Map<Channel, Loaded>();
-
-/** A file of a policy as it is stored, and what its hash should be. */
-async function openBlob(bucket: R2Bucket, manifest: Manifest, name: string) {
-  const file = manifest.files.find((candidate) => candidate.name === name);
-  const object = file && (await bucket.get(blobKey(file.sha256)));
-  if (!object) throw new Error(`the policy has no ${name}`);
-  return { object, expected: file.sha256 };
-}
-
-async function readBlob(bucket: R2Bucket, manifest: Manifest, name: string): Promise<Uint8Array<ArrayBuffer>> {
-  const { object, expected } = await openBlob(bucket, manifest, name);
-  const bytes = new Uint8Array(await object.arrayBuffer());
-  if ((await sha256(bytes)) !== expected) throw new Error(`${name} is damaged`);
-  return bytes;
-}
 
 /** As many slots as the caches' share of memory holds, of the model's own context; where it does not hold one, of a shorter one. */
 function roomFor({ config, bits }: EdgeHeader): DecoderOptions {

@@ -194,7 +194,7 @@ plumb
   )
   .action(async (policy, { to, type }) => {
     const { exportTo, requireFree } = await import('../trainer/export/export.ts');
-    const { readFiles, readManifest } = await import('../functions/store/policies.ts');
+    const { readBlob, readManifest } = await import('../functions/store/policies.ts');
     const { lookup } = await import('../functions/store/keys.ts');
     const { withStore } = await import('./local.ts');
     requireFree(to);
@@ -206,7 +206,9 @@ plumb
         throw new UserError(
           id ? `there is no policy ${id}: npx plumb policies lists them` : `nothing is released to ${policy}`,
         );
-      exportTo(to, await readFiles(BUCKET, manifest), manifest.name, type);
+      const files = new Map<string, Uint8Array>();
+      for (const { name } of manifest.files) files.set(name, await readBlob(BUCKET, manifest, name));
+      exportTo(to, files, manifest.name, type);
       console.log(`${id} is in ${to}`);
     });
   });

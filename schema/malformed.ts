@@ -28,8 +28,10 @@ function faultsOf(issue: z.core.$ZodIssue): Fault[] {
   return [{ path: dotted(issue.path), message: issue.message }];
 }
 
-/** Each place that did not parse. An unknown field is named itself; of several forms, what is wrong with
- * the one that fits best is told, else what the schema says of them, else what is wrong with each. */
+/**
+ * Each place that did not parse. An unknown field is named itself; of several forms, what is wrong with the one that fits best is told, else
+ * what the schema says of them, else what is wrong with each.
+ */
 export const faults = (error: z.ZodError): Fault[] => error.issues.flatMap(faultsOf);
 
 /** The first of them, in a line. */

@@ -147,10 +147,11 @@ export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Ro
   return [cut(answerRow(policy, prompt, answer))];
 }
 
-/** Of a line that is not one whole text: what was said before the answer. A plain text is the user's. */
+/** A prompt as messages: a plain text is the user's. */
 export const promptOf = (prompt: string | Message[]): Message[] =>
   typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
 
+/** Of a line that is neither messages nor a whole text: what was said, and the answer. */
 function asked(line: SftLine): { prompt: Message[]; answer: string } {
   type Said = string | Message[];
   const { prompt, ...said } = line as { prompt: Said } & ({ completion: Said } | { chosen: Said });

@@ -141,8 +141,8 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, batch:
   };
 
   let x: Tensor = gatherRows(parameters.embedding, tf.reshape(batch.tokens, [B * T])); // (B, T) → (B T, D)
-  for (const layer of parameters.layers)
-    x = weightsIn(config) < WORTH_RECOMPUTING ? block(x, layer, seen) : recomputed(block, x, layer, seen); // (B T, D)
+  const large = weightsIn(config) >= WORTH_RECOMPUTING;
+  for (const layer of parameters.layers) x = large ? recomputed(block, x, layer, seen) : block(x, layer, seen); // (B T, D)
   return rmsNorm(x, parameters.norm, epsilon); // (B T, D)
 }
 

@@ -63,8 +63,8 @@ export const stageCalls = (model: ModelConfig, shape: Shape, config: RunConfig):
 });
 
 /**
- * Fits the reward model on side A, optimises the policy on A's prompts (those that were judged, if they are enough), fits the judge on side B from the root, and runs the
- * gate. A policy that diverges is rejected with the reason; every other error is thrown.
+ * Fits the reward model on side A, optimises the policy on A's prompts (those that were judged, if they are enough), fits the judge on side B
+ * from the root, and runs the gate. A policy that diverges is rejected with the reason; every other error is thrown.
  * @param keep is called with what there is to go on from: after each step that leaves something, and after each stage
  */
 export async function runStages(...args: ArgumentsOf<typeof stages>): Promise<RunResult> {
@@ -97,12 +97,11 @@ async function stages(
     return rowsOf(asked, sampled);
   };
 
-  // Practised on is what was judged, where that is enough: there the reward model knows best what people want (LOG.md).
-  const judged = judgedPrompts(judgements.A);
-  const practised = judged.length >= LEAST_PROMPTS ? judged : prompts.A;
-
   let candidate = from.candidate ?? null;
   if (!candidate) {
+    // Practised on is what was judged, where that is enough: there the reward model knows best what people want (LOG.md).
+    const judged = judgedPrompts(judgements.A);
+    const practised = judged.length >= LEAST_PROMPTS ? judged : prompts.A;
     const members = [...(from.reward ?? [])];
     const next = members.length;
     const drawn = members.length < config.reward.members ? await draw(parent, practised, config.seed) : [];

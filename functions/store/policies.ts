@@ -65,16 +65,20 @@ export async function importPolicy(
   ]);
 }
 
-/** A policy's files by name, each checked by its hash. */
-export async function readFiles(bucket: R2Bucket, manifest: Manifest): Promise<Map<string, Uint8Array>> {
-  const files = new Map<string, Uint8Array>();
-  for (const { name, sha256: expected } of manifest.files) {
-    const object = await bucket.get(blobKey(expected));
-    const bytes = object && new Uint8Array(await object.arrayBuffer());
-    if (!bytes || (await sha256(bytes)) !== expected) throw new Error(`${name} of ${manifest.id} is damaged or gone`);
-    files.set(name, bytes);
-  }
-  return files;
+/** A file of a policy as it is stored, and what its hash should be. */
+export async function openBlob(bucket: R2Bucket, manifest: Manifest, name: string) {
+  const file = manifest.files.find((candidate) => candidate.name === name);
+  const object = file && (await bucket.get(blobKey(file.sha256)));
+  if (!object) throw new Error(`the policy has no ${name}`);
+  return { object, expected: file.sha256 };
+}
+
+/** Its bytes, checked by their hash. */
+export async function readBlob(bucket: R2Bucket, manifest: Manifest, name: string): Promise<Uint8Array<ArrayBuffer>> {
+  const { object, expected } = await openBlob(bucket, manifest, name);
+  const bytes = new Uint8Array(await object.arrayBuffer());
+  if ((await sha256(bytes)) !== expected) throw new Error(`${name} is damaged`);
+  return bytes;
 }
 
 const releasing = (d1: D1Database, row: Pick<ReleaseRow, 'channel' | 'policy' | 'share'> & Partial<ReleaseRow>) =>

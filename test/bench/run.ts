@@ -6,7 +6,7 @@
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
 //   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
 //   trl       the stages beside TRL's
-//   trl-large the same with 135 million weights (an hour or two)
+//   trl-large the same with 135 million weights (an hour or two: left out unless it is named)
 //   growth    a training step as batch and context grow, beside what the arithmetic of the middle one makes of it
 //   memory    what a training step takes at its peak, and whether ten thousand of them take more
 //   demo      one round of the demo, stage by stage, beside what each is meant to take
@@ -65,7 +65,9 @@ const { values: options, positionals } = given;
 const unknown = positionals.find((name) => !GROUPS[name]);
 if (unknown) usage(`there is no group ${unknown}`);
 
-for (const name of positionals.length > 0 ? positionals : Object.keys(GROUPS)) {
+for (const name of positionals.length > 0
+  ? positionals
+  : Object.keys(GROUPS).filter((group) => group !== 'trl-large')) {
   for await (const pair of await GROUPS[name]!()) {
     if (options.json) console.log(JSON.stringify(pair));
     else

@@ -5,7 +5,7 @@
 
 import type { ModelConfig } from '../../schema/manifest.ts';
 import { type FloatTensor, narrow } from '../../schema/safetensors.ts';
-import { CONTROL, LAYER_TENSORS, OTHER_TENSORS, PRE_TOKENIZERS, USER_DEFINED } from '../import/from-gguf.ts';
+import { CONTROL, halves, LAYER_TENSORS, OTHER_TENSORS, PRE_TOKENIZERS, USER_DEFINED } from '../import/from-gguf.ts';
 import type { GgufValue } from '../import/gguf.ts';
 import type { Policy } from '../policy.ts';
 import { UserError } from '../user-error.ts';
@@ -17,7 +17,7 @@ export type GgufType = keyof typeof GGUF_TYPES;
 const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array | Uint16Array) =>
   new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength);
 
-function halves(name: string, data: Float32Array): Uint8Array {
+function inHalf(name: string, data: Float32Array): Uint8Array {
   if (data.some((x) => Math.abs(x) >= 65_520))
     throw new UserError(`${name} has numbers that half precision does not hold: write it with --type f32`);
   return bytesOf(narrow(data, 'F16'));
@@ -50,12 +50,13 @@ function eightBits(data: Float32Array): Uint8Array {
 /** In the type that is asked for; single numbers a row (norms) and rows that are no whole blocks go in a more exact one. */
 function encoded(name: string, { shape, data }: FloatTensor, type: GgufType): { type: number; bytes: Uint8Array } {
   const exact: GgufType = shape.length < 2 ? 'f32' : type === 'q8_0' && shape.at(-1)! % 32 > 0 ? 'f16' : type;
-  const bytes = exact === 'f32' ? bytesOf(data) : exact === 'f16' ? halves(name, data) : eightBits(data);
+  const bytes = exact === 'f32' ? bytesOf(data) : exact === 'f16' ? inHalf(name, data) : eightBits(data);
   return { type: GGUF_TYPES[exact][0], bytes };
 }
 
 const FLOATS = ['llama.rope.freq_base', 'llama.attention.layer_norm_rms_epsilon'];
-const [U32, I32, F32, BOOL, STRING, ARRAY] = [4, 5, 6, 7, 8, 9];
+/** GGUF's numbers of its types of values. */
+const VALUE = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8, array: 9 } as const;
 const ALIGNMENT = 32;
 const aligned = (n: number) => Math.ceil(n / ALIGNMENT) * ALIGNMENT;
 
@@ -81,22 +82,22 @@ export function writeGguf(
   const typed = (key: string, value: GgufValue) => {
     if (Array.isArray(value)) {
       const texts = typeof value[0] === 'string';
-      u32(ARRAY!);
-      u32(texts ? STRING! : I32!);
+      u32(VALUE.array);
+      u32(texts ? VALUE.string : VALUE.i32);
       u64(value.length);
       if (texts) for (const item of value) text(item as string);
       else put(new Uint8Array(Int32Array.from(value as number[]).buffer));
     } else if (typeof value === 'string') {
-      u32(STRING!);
+      u32(VALUE.string);
       text(value);
     } else if (typeof value === 'boolean') {
-      u32(BOOL!);
+      u32(VALUE.bool);
       put(Uint8Array.of(Number(value)));
     } else if (FLOATS.includes(key) || !Number.isInteger(value)) {
-      u32(F32!);
+      u32(VALUE.f32);
       put(new Uint8Array(Float32Array.of(value).buffer));
     } else {
-      u32(U32!);
+      u32(VALUE.u32);
       u32(value);
     }
   };
@@ -181,10 +182,8 @@ const shapeOf = (config: ModelConfig): Record<string, GgufValue> => ({
   'llama.vocab_size': config.vocab_size,
 });
 
-const NAMES = new Map([
-  ...Object.entries(LAYER_TENSORS).map(([ours, theirs]) => [theirs, ours] as const),
-  ...Object.entries(OTHER_TENSORS).map(([ours, theirs]) => [theirs, ours] as const),
-]);
+/** GGUF's names by Hugging Face's. */
+const NAMES = new Map(Object.entries({ ...LAYER_TENSORS, ...OTHER_TENSORS }).map(([gguf, name]) => [name, gguf]));
 
 /** A model's tensors under GGUF's names, queries and keys with the dimensions that RoPE turns together side by side. */
 export function ggufTensors(headDim: number, tensors: Map<string, FloatTensor>): Map<string, FloatTensor> {
@@ -192,20 +191,8 @@ export function ggufTensors(headDim: number, tensors: Map<string, FloatTensor>):
   for (const [name, tensor] of tensors) {
     const [, layer, kind] = /^model\.layers\.(\d+)\.(.+)\.weight$/.exec(name) ?? [];
     const to = kind ? `blk.${layer}.${NAMES.get(kind)}.weight` : NAMES.get(name)!;
-    out.set(to, /[qk]_proj$/.test(kind ?? '') ? halvesTogether(tensor, headDim) : tensor);
+    const turned = /[qk]_proj$/.test(kind ?? '');
+    out.set(to, turned ? { ...tensor, data: halves(tensor.data, headDim, tensor.shape[1]!, 'together') } : tensor);
   }
   return out;
-}
-
-/** (heads, 2, hd/2, D) → (heads, hd/2, 2, D) */
-function halvesTogether({ shape, data }: FloatTensor, hd: number): FloatTensor {
-  const [rows, D] = shape as [number, number];
-  const out = new Float32Array(data.length);
-  for (let row = 0; row < rows; row++) {
-    const inHead = row % hd;
-    const half = Math.floor((2 * inHead) / hd);
-    const target = row - inHead + 2 * (inHead - (half * hd) / 2) + half;
-    out.set(data.subarray(row * D, (row + 1) * D), target * D);
-  }
-  return { shape, data: out };
 }

@@ -205,21 +205,25 @@ export function tensorsOf(gguf: Gguf): Map<string, FloatTensor> {
     const heads = { attn_q: num_attention_heads, attn_k: num_key_value_heads }[kind ?? ''];
     if (heads !== undefined) {
       if (shape[0] !== heads * head_dim) fail(`${name} has ${shape[0]} rows, not ${heads} heads of ${head_dim}`);
-      data = halvesApart(data, heads, head_dim, shape[1]!);
+      data = halves(data, head_dim, shape[1]!, 'apart');
     }
     out.set(target, { shape, data });
   }
   return out;
 }
 
-/** GGUF has the dimensions that RoPE turns together side by side, Hugging Face half a head apart. (heads, hd/2, 2, D) → (heads, 2, hd/2, D) */
-function halvesApart(data: Float32Array, heads: number, hd: number, D: number): Float32Array {
+/**
+ * GGUF has the dimensions that RoPE turns together side by side, Hugging Face half a head apart: from one order to the other.
+ * (heads, hd/2, 2, D) ↔ (heads, 2, hd/2, D)
+ */
+export function halves(data: Float32Array, hd: number, D: number, go: 'apart' | 'together'): Float32Array {
   const out = new Float32Array(data.length);
-  for (let h = 0; h < heads; h++)
+  for (let head = 0; head * D < data.length; head += hd)
     for (let i = 0; i < hd / 2; i++)
       for (let half = 0; half < 2; half++) {
-        const from = (h * hd + 2 * i + half) * D;
-        out.set(data.subarray(from, from + D), (h * hd + half * (hd / 2) + i) * D);
+        const [together, apart] = [(head + 2 * i + half) * D, (head + half * (hd / 2) + i) * D];
+        const [from, to] = go === 'apart' ? [together, apart] : [apart, together];
+        out.set(data.subarray(from, from + D), to);
       }
   return out;
 }

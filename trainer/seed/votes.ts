@@ -11,7 +11,7 @@ interface Question {
   kind: ReturnType<typeof voteKinds>[number];
 }
 
-/** People ask more than they judge: so many tickets of a round that nobody votes on. PPO and the gate have their prompts, too. */
+/** People ask more than they judge: so many tickets of a round that nobody votes on. The gate asks them, too. */
 export const unjudged = (judgements: number, seed: number, round: number): Ticket[] =>
   tickets('judging', seed * 1000 + 500 + round, Math.ceil(1.25 * judgements));
 
