@@ -11,7 +11,7 @@ import { tickets } from '../../trainer/seed/world.ts';
 import { PLUMB } from '../support/plumb.ts';
 import { tinyFolder } from '../support/tiny-folder.ts';
 
-const KILLS = Number(process.env.PLUMB_CRASH_KILLS ?? 3);
+const KILLS = Number(process.env.PLUMB_CRASH_KILLS ?? 2);
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-crash-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -17,7 +17,6 @@ import { readTensors, writeSafetensors } from '../../schema/safetensors.ts';
 import { tryLock } from '../../trainer/engine/lock.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { PLUMB } from '../support/plumb.ts';
-import { SEED_FOLDER } from '../support/seed.ts';
 import { tinyFolder } from '../support/tiny-folder.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-files-'));
@@ -69,39 +68,25 @@ writeFileSync(
   ),
 );
 writeFileSync(at('prompts.jsonl'), jsonl(asked.map((prompt) => ({ prompt }))));
+tinyFolder(at('tiny'));
 const ppo = (out: string) => [
   'ppo',
-  ...['--data', at('prompts.jsonl'), '--base', SEED_FOLDER, '--reward', at('reward'), '--out', at(out)],
+  ...['--data', at('prompts.jsonl'), '--base', at('tiny'), '--reward', at('reward'), '--out', at(out)],
   ...['--episodes', '192', '--answer-tokens', '12'],
 ];
 
-test('plumb train ppo that was killed goes on where it was, and ends with the same weights', async () => {
-  const reward = await train(['reward', '--data', at('pairs.jsonl'), '--base', SEED_FOLDER, '--out', at('reward')]);
+test('plumb train reward says how right its model is on held-out conversations, each of them held out whole', async () => {
+  const reward = await train(['reward', '--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('reward')]);
   expect(reward.out).toContain('reward model written');
   // every tenth conversation is held out whole: of its two rows none is fitted to
   expect(reward.out).toContain('of the pairs in 2 held-out conversations');
   expect(reward.out).toMatch(/pairs of a choice +\d+\.\d % of 4\n/);
   expect(JSON.parse(readFileSync(join(at('reward'), 'reward.report.json'), 'utf8')).preferences.pairs).toBe(4);
-  const whole = await train(ppo('whole'));
-  expect(whole.out).toContain('policy written');
-
-  await train(ppo('cut'), join(at('cut'), 'ppo.state.json'));
-  expect(existsSync(join(at('cut'), 'model.safetensors'))).toBe(false);
-  expect(existsSync(join(at('cut'), 'ppo.state.json'))).toBe(true);
-  expect((await train(ppo('cut'))).code).toBe(0);
-
-  const weights = (out: string) => readFileSync(join(at(out), 'model.safetensors'));
-  expect(weights('cut').equals(weights('whole'))).toBe(true);
-  const steps = readFileSync(join(at('cut'), 'metrics.jsonl'), 'utf8')
-    .trim()
-    .split('\n');
-  expect(steps.map((line) => JSON.parse(line).step)).toEqual([1, 2, 3]); // each once, whatever was done twice
-  expect(readdirSync(at('cut')).filter((name) => name.startsWith('ppo.state'))).toEqual([]);
-}, 300_000);
+}, 120_000);
 
 test('--plan says what a stage would take, and writes nothing', async () => {
   const before = readdirSync(folder);
-  const base = ['--base', SEED_FOLDER, '--out', at('planned'), '--plan'];
+  const base = ['--base', at('tiny'), '--out', at('planned'), '--plan'];
   for (const [args, tokens, steps] of [
     [['sft', '--data', at('pairs.jsonl'), '--steps', '500', '--batch', '8'], /[34]\d\d/, '500'],
     [['reward', '--data', at('pairs.jsonl'), '--epochs', '20'], /1,\d{3}/, '60'],
@@ -111,7 +96,7 @@ test('--plan says what a stage would take, and writes nothing', async () => {
     expect(code).toBe(0);
     const rows = Object.fromEntries(out.split('\n').map((line) => line.split(/ {2,}/) as [string, string]));
     expect(rows).toMatchObject({
-      parameters: '1,967,808',
+      parameters: '123,200',
       'tokens a step': expect.stringMatching(tokens),
       steps,
       'peak memory': expect.stringMatching(/^(\d,)?\d{3} MiB$/),
@@ -122,6 +107,7 @@ test('--plan says what a stage would take, and writes nothing', async () => {
 }, 120_000);
 
 test('SIGTERM saves what is done and ends; of two saves a damaged one is passed over, and the weights come out the same', async () => {
+  expect((await train(ppo('whole'))).out).toContain('policy written');
   const stopped = await train(ppo('stopped'), join(at('stopped'), 'ppo.state.json'), 'SIGTERM');
   expect(stopped).toMatchObject({
     code: 143,
@@ -151,7 +137,7 @@ test('what no training can come of is said before anything starts', async () => 
     expect(out).not.toMatch(/^\s+at /m);
     return out;
   };
-  const base = ['--base', SEED_FOLDER, '--out', at('none')];
+  const base = ['--base', at('tiny'), '--out', at('none')];
   const mute = JSON.stringify({ messages: [{ role: 'user', content: 'hi' }] });
   expect(await refused('mute.jsonl', ['', mute], (data) => ['sft', '--data', data, ...base])).toMatch(
     /line 2: messages: no assistant answers anything/,
@@ -176,13 +162,13 @@ test('what no training can come of is said before anything starts', async () => 
 
 test('a base is never written over', async () => {
   for (const out of [at('base'), join(at('base'), '..', 'base')]) {
-    cpSync(SEED_FOLDER, at('base'), { recursive: true });
+    cpSync(at('tiny'), at('base'), { recursive: true });
     const args = ['--data', at('pairs.jsonl'), '--base', at('base'), '--out', out, '--steps', '1'];
     const { code, out: said } = await train(['sft', ...args]);
     expect([code, said.trim()]).toEqual([1, expect.stringMatching(/is the base itself: give another folder/)]);
   }
   const weights = (folder: string) => readFileSync(join(folder, 'model.safetensors'));
-  expect(weights(at('base')).equals(weights(SEED_FOLDER))).toBe(true);
+  expect(weights(at('base')).equals(weights(at('tiny')))).toBe(true);
 }, 60_000);
 
 test('a folder that cannot be written to is said in one line', async () => {
@@ -191,7 +177,7 @@ test('a folder that cannot be written to is said in one line', async () => {
     [at('pairs.jsonl'), /is a file: --out wants a folder/],
     ['/proc/plumb', /cannot write to \/proc\/plumb: \w+/],
   ] as const) {
-    const { code, out: said } = await train(['sft', '--data', at('text.jsonl'), '--base', SEED_FOLDER, '--out', out]);
+    const { code, out: said } = await train(['sft', '--data', at('text.jsonl'), '--base', at('tiny'), '--out', out]);
     expect(code).toBe(1);
     expect(said.trim().split('\n')).toHaveLength(1);
     expect(said).toMatch(reason);
@@ -213,7 +199,7 @@ test('unfinished work on other data is not gone on with', async () => {
 }, 120_000);
 
 test('files of another model, or a folder that another writes to, are said in one line', async () => {
-  const rest = ['--data', at('prompts.jsonl'), '--base', SEED_FOLDER, '--episodes', '192'];
+  const rest = ['--data', at('prompts.jsonl'), '--base', at('tiny'), '--episodes', '192'];
   writeFileSync(
     join(at('reward'), 'reward.safetensors'),
     writeSafetensors(
@@ -229,7 +215,7 @@ test('files of another model, or a folder that another writes to, are said in on
 
   mkdirSync(at('shared'));
   const unlock = await tryLock(`out ${realpathSync(at('shared'))}`);
-  const text = ['sft', '--data', at('text.jsonl'), '--base', SEED_FOLDER, '--out', at('shared')];
+  const text = ['sft', '--data', at('text.jsonl'), '--base', at('tiny'), '--out', at('shared')];
   const second = await train(text);
   expect([second.code, second.out.trim()]).toEqual([1, expect.stringMatching(/another plumb train writes to /)]);
   await unlock!();
@@ -237,11 +223,11 @@ test('files of another model, or a folder that another writes to, are said in on
 
 test('a folder that is not there is said to be none', async () => {
   const judged = ['evaluate', '--data', at('pairs.jsonl'), '--prompts', at('prompts.jsonl')];
-  const drawn = ['ppo', '--data', at('prompts.jsonl'), '--base', SEED_FOLDER, '--out', at('none')];
+  const drawn = ['ppo', '--data', at('prompts.jsonl'), '--base', at('tiny'), '--out', at('none')];
   for (const args of [
-    [...judged, '--base', at('nowhere'), '--candidate', SEED_FOLDER],
-    [...judged, '--base', SEED_FOLDER, '--candidate', at('nowhere')],
-    [...judged, '--base', SEED_FOLDER, '--candidate', SEED_FOLDER, '--root', at('nowhere')],
+    [...judged, '--base', at('nowhere'), '--candidate', at('tiny')],
+    [...judged, '--base', at('tiny'), '--candidate', at('nowhere')],
+    [...judged, '--base', at('tiny'), '--candidate', at('tiny'), '--root', at('nowhere')],
     [...drawn, '--reward', at('nowhere')],
   ]) {
     const { code, out } = await train(args);
@@ -251,7 +237,7 @@ test('a folder that is not there is said to be none', async () => {
 
 test('bad lines are named by number and reason before anything starts', async () => {
   writeFileSync(at('bad.jsonl'), '{"prompt": "a", "chosen": "b"}\nnot json\n{"prompt": 3}\n');
-  const { code, out } = await train(['reward', '--data', at('bad.jsonl'), '--base', SEED_FOLDER, '--out', at('none')]);
+  const { code, out } = await train(['reward', '--data', at('bad.jsonl'), '--base', at('tiny'), '--out', at('none')]);
   expect(code).toBe(1);
   expect(out).toMatch(/bad\.jsonl has 3 bad lines\n {2}line 1: .*\n {2}line 2: not JSON\n {2}line 3: /);
   expect(existsSync(at('none'))).toBe(false);
@@ -263,7 +249,6 @@ const short = (out: string, ...more: string[]) => [
 ];
 
 test('a save of another machine is gone on with and said, and with --deterministic refused by what differs', async () => {
-  tinyFolder(at('tiny'));
   writeFileSync(at('tiny.jsonl'), jsonl(asked.map((prompt) => ({ prompt, completion: 'It is on its way.' }))));
   const place = join(at('moved'), 'sft.state.json');
   const threads = (count: string) => ({ TF_NUM_INTRAOP_THREADS: count });

@@ -36,50 +36,38 @@ async function answers(asked: Ticket[], seed: number) {
   }));
 }
 
-/** Gold of the best of 8 answers by a reward model fitted to 400 votes, dialect A minus dialect B. */
-async function gapOfBestOf8(bias: number): Promise<number> {
-  const rng = random(4, 'bias');
-  const asked = questions(tickets('judging', 4, 400), rng);
-  const drawn = await answers(repeated(asked), 4);
-  const votes = votesOn(
-    asked,
-    drawn.map(({ text }) => text),
-    { ...RATER_DEFAULTS, bias },
-    rng,
-    'bias',
-  );
-  const judgements = votes.flatMap((vote) => judgementOf(policy, vote) ?? []);
-  const rm = await fitReward(
-    model,
-    calls,
-    weights,
-    judgements,
-    drawn.slice(0, 400).map(({ row }) => row),
-    4,
-    'reward',
-    () => {},
-  );
+test('a planted bias shows: with it the best of 8 is worse in dialect B by .1 or more, without it the dialects are near', async () => {
+  const asked = questions(tickets('judging', 4, 400), random(4, 'questions'));
+  const judged = await answers(repeated(asked), 4);
   const tested = tickets('tests', 4, 200);
   const eight = await answers(
     tested.flatMap((ticket) => Array.from({ length: 8 }, () => ticket)),
     5,
   );
-  const scored = await scores(
-    calls,
-    rm,
-    eight.map(({ row }) => row),
-    model.pad_token_id,
-  );
-  dispose(rm);
-  const best = tested.map((ticket, i) => {
-    const own = scored.slice(8 * i, 8 * i + 8);
-    return { dialect: ticket.dialect, gold: gold(ticket, eight[8 * i + own.indexOf(Math.max(...own))]!.text).mean };
-  });
-  const of = (dialect: string) => mean(best.filter((b) => b.dialect === dialect).map((b) => b.gold));
-  return of('A') - of('B');
-}
 
-test('a planted bias shows: with it the best of 8 is worse in dialect B by .1 or more, without it the dialects are near', async () => {
+  /** Gold of the best of 8 answers by a reward model fitted to 400 votes, dialect A minus dialect B. */
+  async function gapOfBestOf8(bias: number): Promise<number> {
+    const votes = votesOn(
+      asked,
+      judged.map(({ text }) => text),
+      { ...RATER_DEFAULTS, bias },
+      random(4, 'bias'),
+      'bias',
+    );
+    const judgements = votes.flatMap((vote) => judgementOf(policy, vote) ?? []);
+    const normalised = judged.slice(0, 400).map(({ row }) => row);
+    const rm = await fitReward(model, calls, weights, judgements, normalised, 4, 'reward', () => {});
+    const rows = eight.map(({ row }) => row);
+    const scored = await scores(calls, rm, rows, model.pad_token_id);
+    dispose(rm);
+    const best = tested.map((ticket, i) => {
+      const own = scored.slice(8 * i, 8 * i + 8);
+      return { dialect: ticket.dialect, gold: gold(ticket, eight[8 * i + own.indexOf(Math.max(...own))]!.text).mean };
+    });
+    const of = (dialect: string) => mean(best.filter((b) => b.dialect === dialect).map((b) => b.gold));
+    return of('A') - of('B');
+  }
+
   const plain = await gapOfBestOf8(RATER_DEFAULTS.bias);
   const biased = await gapOfBestOf8(BIASED_SHARE);
   expect(Math.abs(plain)).toBeLessThan(0.08);
