@@ -3,7 +3,7 @@
 import { policyEncoder } from '../../schema/chat.ts';
 import type { Complete, CompletionChunk, CompletionRequest, TokenLogprob } from '../../schema/completion.ts';
 import { encode, streamDecoder, type Tokenizer } from '../../schema/tokenizer.ts';
-import type { Decoder } from './decoder.ts';
+import { type Decoder, slotStarts } from './decoder.ts';
 import { largest, logSumExp, pick, uniform } from './sample.ts';
 
 /** The prompt leaves no room for an answer. */
@@ -81,6 +81,7 @@ function heldBack(text: string, stop: string[]): number {
 export function completer(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: string): Complete {
   const { config } = decoder;
   const chat = policyEncoder(tokenizer, config, chatTemplate);
+  const starts = slotStarts(decoder);
   const slots: Slot[] = Array.from({ length: decoder.slots }, () => ({ owner: null, touched: 0 }));
 
   const describe = (id: number, logits: Float32Array, total: number) => {
@@ -168,11 +169,11 @@ export function completer(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: 
         decoder.forward(
           part,
           [...part.keys()].map((i) => from + i),
-          part.map(() => first),
+          part.map(() => starts[first]!),
           [],
         );
       }
-      for (const slot of taken.slice(1)) decoder.copy(first, slot, last);
+      for (const slot of taken.slice(1)) decoder.copy(starts[first]!, starts[slot]!, last);
 
       let started = 0;
       const start = (slot: number): Choice => ({
@@ -192,7 +193,7 @@ export function completer(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: 
         decoder.forward(
           choices.map((c) => c.token),
           choices.map((c) => c.position),
-          choices.map((c) => c.slot),
+          choices.map((c) => starts[c.slot]!),
           choices.map((_, i) => i),
         );
         const chunks = choices.map((choice, i) => advance(choice, i, request));

@@ -1,7 +1,7 @@
 // Whole answers, many at a time and without waiting for anything: what the trainer's rollouts and evaluations call. Slots
 // are refilled as answers end, prompts run as one product with the others' tokens, and a prompt that another answer has
 // run already is copied. What a sequence becomes depends on its prompt, its seed and the options alone.
-import type { Decoder } from './decoder.ts';
+import { type Decoder, slotStarts } from './decoder.ts';
 import { pick, uniform } from './sample.ts';
 
 interface GenerateOptions {
@@ -50,7 +50,8 @@ export function generateBatch(
     if (prompt.length < 1 || prompt.length >= decoder.context)
       throw new RangeError(`prompt ${i} has ${prompt.length} tokens; the context holds ${decoder.context}`);
   const results: Generated[] = Array.from({ length: prompts.length });
-  const held: number[][] = Array.from({ length: decoder.slots }, () => []); // tokens in each slot's cache
+  const starts = slotStarts(decoder);
+  const held: number[][] = starts.map(() => []); // tokens in each slot's cache
   const free = held.map((_, slot) => slot).reverse();
   const atOnce = Math.min(decoder.slots, decoder.logitRows);
   let active: Sequence[] = [];
@@ -67,14 +68,14 @@ export function generateBatch(
         if (commonPrefix(held[s]!, prompt) > commonPrefix(held[from]!, prompt)) from = s;
       // The last token runs again in any case: its logits are what the answer begins with.
       const done = Math.min(commonPrefix(held[from]!, prompt), prompt.length - 1);
-      if (from !== slot && done > 0) decoder.copy(from, slot, done);
+      if (from !== slot && done > 0) decoder.copy(starts[from]!, starts[slot]!, done);
       held[slot] = prompt.slice(0, done);
       active.push({ index: next++, slot, prompt, done, ids: [], logprobs: [] });
     }
 
     const tokens: number[] = [];
     const positions: number[] = [];
-    const slots: number[] = [];
+    const begins: number[] = [];
     const wanted: number[] = [];
     const sampled: Sequence[] = [];
     // Answers under way come first, so that prompts never hold them up.
@@ -86,17 +87,17 @@ export function generateBatch(
         const token = sequence.done < prompt.length ? prompt[sequence.done]! : ids[sequence.done - prompt.length]!;
         tokens.push(token);
         positions.push(sequence.done);
-        slots.push(slot);
+        begins.push(starts[slot]!);
         held[slot]!.push(token);
         sequence.done++;
       }
-      if (sequence.done === length && slots.at(-1) === slot) {
+      if (sequence.done === length && begins.at(-1) === starts[slot]) {
         wanted.push(tokens.length - 1);
         sampled.push(sequence);
       }
       if (tokens.length === decoder.rows) break;
     }
-    decoder.forward(tokens, positions, slots, wanted);
+    decoder.forward(tokens, positions, begins, wanted);
 
     for (const [i, { index, slot, prompt, ids, logprobs }] of sampled.entries()) {
       if (banned.length > 0) {

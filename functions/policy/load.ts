@@ -1,11 +1,11 @@
 // An image becomes a decoder: an instance of the wasm module with the weights in its memory. All memory is taken at once,
-// so its size is known before the first token: weights, slots · context of KV cache, and the rows' activations.
+// so its size is known before the first token: weights, the cache's positions, and the rows' activations.
 import { cacheBytes, type EdgeHeader, headerBytes, paddedInner, readEdge, readHeader } from '../../schema/edge.ts';
 import { MalformedFile } from '../../schema/malformed.ts';
-import { type Decoder, type DecoderOptions, ropeTables } from './decoder.ts';
+import { type Decoder, type DecoderOptions, ropeTables, stretch } from './decoder.ts';
 
 export interface WasmDecoder extends Decoder {
-  /** Overwrites the weights in place by those of another image of the same shape. What slots hold is void after. */
+  /** Overwrites the weights in place by those of another image of the same shape. What the cache holds is void after. */
   load(image: Uint8Array): void;
   memoryBytes: number;
 }
@@ -15,7 +15,7 @@ type Exports = { memory: WebAssembly.Memory } & Record<
   | 'offsetsAt'
   | 'tokensAt'
   | 'positionsAt'
-  | 'slotsAt'
+  | 'startsAt'
   | 'wantedAt'
   | 'cosinesAt'
   | 'sinesAt'
@@ -26,7 +26,7 @@ type Exports = { memory: WebAssembly.Memory } & Record<
     init(...shape: number[]): void;
     forward(rows: number, wanted: number): void;
     weigh(i: number, temperature: number): void;
-    copySlot(from: number, to: number, positions: number): void;
+    copyPositions(from: number, to: number, positions: number): void;
   };
 
 /** A decoder of an image that is in memory. */
@@ -71,19 +71,20 @@ export async function streamedDecoder(
 function instance(
   module: WebAssembly.Module,
   header: EdgeHeader,
-  { context, slots = 1, rows = 64 }: DecoderOptions = {},
+  { context, slots = 1, rows = 64, positions }: DecoderOptions = {},
 ): { decoder: WasmDecoder; weights: Uint8Array } {
   const { config, bits, bytes } = header;
   const inner = paddedInner(config);
-  const positionsHeld = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
+  const longest = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
+  const held = stretch(positions ?? slots * stretch(longest));
   const logitRows = Math.min(rows, slots);
   const width = Math.max(config.hidden_size, inner, config.num_attention_heads * config.head_dim);
-  const cache = slots * positionsHeld * cacheBytes(config, bits);
+  const cache = held * cacheBytes(config, bits);
   const needed = bytes + cache + rows * width * 64 + logitRows * config.vocab_size * 4;
   // Past 4 GiB the module's addresses would wrap around.
   if (needed > 3.5 * 2 ** 30)
     throw new RangeError(
-      `${slots} slots of ${positionsHeld} positions need ${Math.ceil(needed / 2 ** 20)} MiB; a decoder has 3,584`,
+      `${slots} slots of ${longest} positions need ${Math.ceil(needed / 2 ** 20)} MiB; a decoder has 3,584`,
     );
   const wasm = new WebAssembly.Instance(module).exports as unknown as Exports;
   wasm.init(
@@ -93,8 +94,8 @@ function instance(
     config.num_key_value_heads,
     inner,
     config.vocab_size,
-    positionsHeld,
-    slots,
+    longest,
+    held,
     rows,
     logitRows,
     config.rms_norm_eps,
@@ -104,7 +105,7 @@ function instance(
   );
   const { buffer } = wasm.memory;
   const ints = (at: number, length: number) => new Int32Array(buffer, at, length);
-  const { cos, sin } = ropeTables(config, positionsHeld);
+  const { cos, sin } = ropeTables(config, longest);
   new Float32Array(buffer, wasm.cosinesAt(), cos.length).set(cos);
   new Float32Array(buffer, wasm.sinesAt(), sin.length).set(sin);
   ints(wasm.offsetsAt(), 6 * config.num_hidden_layers + 3).set(header.tensors.map((tensor) => tensor.offset));
@@ -112,7 +113,7 @@ function instance(
 
   const tokenRow = ints(wasm.tokensAt(), rows); // (T)
   const positionRow = ints(wasm.positionsAt(), rows); // (T)
-  const slotRow = ints(wasm.slotsAt(), rows); // (T)
+  const startRow = ints(wasm.startsAt(), rows); // (T)
   const wantedRow = ints(wasm.wantedAt(), rows); // (T)
   const V = config.vocab_size;
   const stride = Math.ceil(V / 8) * 8;
@@ -124,27 +125,28 @@ function instance(
 
   const decoder: WasmDecoder = {
     config,
-    context: positionsHeld,
+    context: longest,
     slots,
+    positions: held,
     rows,
     logitRows,
     memoryBytes: buffer.byteLength,
-    forward(tokens, positions, inSlots, wanted) {
+    forward(tokens, positions, starts, wanted) {
       const count = tokens.length;
       if (count < 1 || count > rows) throw new RangeError(`${count} rows, of at most ${rows}`);
       if (wanted.length > logitRows) throw new RangeError(`logits of ${wanted.length} rows, of at most ${logitRows}`);
       for (let i = 0; i < count; i++) {
         const token = tokens[i]!;
         const position = positions[i]!;
-        const slot = inSlots[i]!;
+        const start = starts[i]!;
         // The kernels trust these: a wrong one would read or write another stream's memory.
         if (!(token >= 0 && token < V)) throw new RangeError(`token ${token} of ${V}`);
-        if (!(position >= 0 && position < positionsHeld))
-          throw new RangeError(`position ${position} of ${positionsHeld}`);
-        if (!(slot >= 0 && slot < slots)) throw new RangeError(`slot ${slot} of ${slots}`);
+        if (!(position >= 0 && position < longest)) throw new RangeError(`position ${position} of ${longest}`);
+        if (!(start >= 0 && start % 8 === 0 && start + position < held))
+          throw new RangeError(`position ${position} of a stretch that begins at ${start} of ${held}`);
         tokenRow[i] = token;
         positionRow[i] = position;
-        slotRow[i] = slot;
+        startRow[i] = start;
       }
       for (const [i, row] of wanted.entries()) {
         if (!(row >= 0 && row < count)) throw new RangeError(`row ${row} of ${count}`);
@@ -157,7 +159,7 @@ function instance(
       wasm.weigh(i, temperature);
       return shares;
     },
-    copy: (from, to, positions) => wasm.copySlot(from, to, positions),
+    copy: (from, to, count) => wasm.copyPositions(from, to, count),
     load(next) {
       const read = readEdge(next);
       const { bos_token_id, eos_token_id, pad_token_id, max_position_embeddings, ...shape } = config;

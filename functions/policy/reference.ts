@@ -2,7 +2,7 @@
 // read beside assembly/decoder.ts, and right. It runs on raw float32 weights, or on what unpackEdge makes of an image.
 import type { ModelConfig } from '../../schema/manifest.ts';
 import type { FloatTensor } from '../../schema/safetensors.ts';
-import { type Decoder, type DecoderOptions, ropeTables } from './decoder.ts';
+import { type Decoder, type DecoderOptions, ropeTables, stretch } from './decoder.ts';
 
 /** y = W x */
 function matVec(weight: Float32Array, x: Float32Array): Float32Array {
@@ -35,7 +35,12 @@ function softmax(x: Float32Array): Float32Array {
 export function referenceDecoder(
   config: ModelConfig,
   tensors: Map<string, FloatTensor>,
-  { context = config.max_position_embeddings, slots = 1, rows = 64 }: DecoderOptions = {},
+  {
+    context = config.max_position_embeddings,
+    slots = 1,
+    rows = 64,
+    positions = slots * stretch(context),
+  }: DecoderOptions = {},
 ): Decoder {
   const { num_hidden_layers: L, num_attention_heads: A, num_key_value_heads: G, head_dim: H, hidden_size: D } = config;
   const weight = (name: string) => {
@@ -46,7 +51,7 @@ export function referenceDecoder(
   const embed = weight('model.embed_tokens.weight'); // (V, D)
   const head = config.tie_word_embeddings ? embed : weight('lm_head.weight'); // (V, D)
   const { cos, sin } = ropeTables(config, context); // (C, H/2)
-  const cache = () => Array.from({ length: slots * L }, () => new Float32Array(context * G * H)); // (S·L) of (C, G, H)
+  const cache = () => Array.from({ length: L }, () => new Float32Array(positions * G * H)); // (L) of (P, G, H)
   const keys = cache();
   const values = cache();
   let logits: Float32Array[] = [];
@@ -85,7 +90,7 @@ export function referenceDecoder(
     return out; // (A·H)
   }
 
-  function row(token: number, position: number, slot: number): Float32Array {
+  function row(token: number, position: number, start: number): Float32Array {
     let x = embed.slice(token * D, (token + 1) * D); // (D)
     for (let l = 0; l < L; l++) {
       const name = `model.layers.${l}`;
@@ -95,9 +100,10 @@ export function referenceDecoder(
       const v = matVec(weight(`${name}.self_attn.v_proj.weight`), h); // (D) → (G·H)
       rope(q, position);
       rope(k, position);
-      keys[slot * L + l]!.set(k, position * G * H);
-      values[slot * L + l]!.set(v, position * G * H);
-      const mixed = attend(q, keys[slot * L + l]!, values[slot * L + l]!, position);
+      keys[l]!.set(k, (start + position) * G * H);
+      values[l]!.set(v, (start + position) * G * H);
+      const own = (cache: Float32Array) => cache.subarray(start * G * H); // (P, G, H) → (P − start, G, H)
+      const mixed = attend(q, own(keys[l]!), own(values[l]!), position);
       x = add(x, matVec(weight(`${name}.self_attn.o_proj.weight`), mixed)); // (A·H) → (D)
 
       const m = rmsNorm(x, weight(`${name}.post_attention_layernorm.weight`), config.rms_norm_eps);
@@ -113,10 +119,11 @@ export function referenceDecoder(
     config,
     context,
     slots,
+    positions,
     rows,
     logitRows: rows,
-    forward(tokens, positions, inSlots, wanted) {
-      const hidden = tokens.map((token, i) => row(token, positions[i]!, inSlots[i]!)); // (T, D)
+    forward(tokens, places, starts, wanted) {
+      const hidden = tokens.map((token, i) => row(token, places[i]!, starts[i]!)); // (T, D)
       logits = wanted.map((i) => matVec(head, rmsNorm(hidden[i]!, weight('model.norm.weight'), config.rms_norm_eps)));
     },
     logits: (i) => logits[i]!,
@@ -125,9 +132,8 @@ export function referenceDecoder(
       const largest = row.reduce((a, b) => Math.max(a, b));
       return row.map((v) => Math.exp((v - largest) / temperature));
     },
-    copy(from, to, positions) {
-      for (let l = 0; l < L; l++)
-        for (const store of [keys, values]) store[to * L + l]!.set(store[from * L + l]!.subarray(0, positions * G * H));
+    copy(from, to, count) {
+      for (const layer of [...keys, ...values]) layer.copyWithin(to * G * H, from * G * H, (from + count) * G * H);
     },
   };
 }

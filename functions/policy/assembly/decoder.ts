@@ -6,7 +6,8 @@
 // Built by `npm run build:decoder` with -O0 (Binaryen's optimiser reorders the kernels and makes them slower), once with
 // relaxed SIMD (a fused multiply-add where the plain build has two operations) and once without.
 //
-// T rows in a call · D hidden · A heads · G key-value heads · H = 64 · F inner · V vocabulary, V8 padded to 8 · C context
+// T rows in a call · D hidden · A heads · G key-value heads · H = 64 · F inner · V vocabulary, V8 padded to 8 · C context ·
+// P positions of the cache: a sequence has a stretch of them that begins at a multiple of 8
 
 import { attend16, remember16 } from './attention16';
 import { attend32, remember32 } from './attention32';
@@ -18,7 +19,7 @@ const H: i32 = 64;
 const HEAD: usize = 256; // bytes of a head in float32
 const BLOCK_BYTES: usize = 288; // of the embedding, in 8 bits: 8 scales, then 8 × (8 rows × 4 columns)
 
-let L: i32, D: i32, A: i32, G: i32, F: i32, V: i32, V8: i32, C: i32, S: i32;
+let L: i32, D: i32, A: i32, G: i32, F: i32, V: i32, V8: i32, C: i32, P: i32;
 let epsilon: f32;
 let tied: i32;
 let bits: i32; // of the layers' matrices: 4 or 8
@@ -26,9 +27,9 @@ let bits: i32; // of the layers' matrices: 4 or 8
 // Addresses. Weights lie where the image's offsets say, from `weights` on.
 let weights: usize;
 let offsets: usize; // (6L + 3) u32: by layer attention norm, qkv, o, mlp norm, gate and up, down; then norm, embed, head
-let tokens: usize, positions: usize, slots: usize, wanted: usize; // (T) i32
+let tokens: usize, positions: usize, starts: usize, wanted: usize; // (T) i32
 let cosines: usize, sines: usize; // (C, H/2) f32
-let keys: usize, values: usize; // (S, L, G, C·H) each, f32, or bf16 beside weights of 4 bits: see attention32.ts, attention16.ts
+let keys: usize, values: usize; // (L, G, P·H) each, f32, or bf16 beside weights of 4 bits: see attention32.ts, attention16.ts
 let cached: usize; // bytes of a number there
 let x: usize; // (T, D) f32, the residual stream
 let normed: usize; // (T, max(D, A·H)) f32
@@ -53,20 +54,20 @@ function take(bytes: usize): usize {
 
 /** Sets the shape and takes all memory there will ever be, so that views of it stay valid. */
 export function init(
-  layers: i32, hidden: i32, heads: i32, kvHeads: i32, inner: i32, vocabulary: i32, context: i32, slotCount: i32,
+  layers: i32, hidden: i32, heads: i32, kvHeads: i32, inner: i32, vocabulary: i32, context: i32, held: i32,
   rowCount: i32, logitRows: i32, eps: f32, isTied: i32, weightBits: i32, weightBytes: i32,
 ): void {
   L = layers; D = hidden; A = heads; G = kvHeads; F = inner; V = vocabulary; V8 = (vocabulary + 7) & ~7;
-  C = (context + 7) & ~7; S = slotCount; epsilon = eps; tied = isTied; bits = weightBits;
+  C = (context + 7) & ~7; P = (held + 7) & ~7; epsilon = eps; tied = isTied; bits = weightBits;
   const T = <usize>((rowCount + 3) & ~3); // products run four rows at a time and may fill up the last four
   const widest = max(max(D, F), A * H);
   top = __heap_base;
   weights = take(weightBytes);
   offsets = take((L * 6 + 3) * 4);
-  tokens = take(T * 4); positions = take(T * 4); slots = take(T * 4); wanted = take(T * 4);
+  tokens = take(T * 4); positions = take(T * 4); starts = take(T * 4); wanted = take(T * 4);
   cosines = take(<usize>C * (H / 2) * 4); sines = take(<usize>C * (H / 2) * 4);
   cached = bits == 4 ? 2 : 4;
-  const cache = <usize>S * L * G * C * H * cached;
+  const cache = <usize>L * G * P * H * cached;
   keys = take(cache); values = take(cache);
   x = take(T * D * 4);
   normed = take(T * max(D, A * H) * 4);
@@ -84,7 +85,7 @@ export function weightsAt(): usize { return weights; }
 export function offsetsAt(): usize { return offsets; }
 export function tokensAt(): usize { return tokens; }
 export function positionsAt(): usize { return positions; }
-export function slotsAt(): usize { return slots; }
+export function startsAt(): usize { return starts; }
 export function wantedAt(): usize { return wanted; }
 export function cosinesAt(): usize { return cosines; }
 export function sinesAt(): usize { return sines; }
@@ -145,7 +146,7 @@ function product(w: usize, R: i32, K: i32, T: i32, from: usize, fromStride: usiz
 /** Runs T rows; logits are made for the n rows that `wanted` names. */
 export function forward(T: i32, n: i32): void {
   const Db = <usize>D << 2, Fb = <usize>F << 2, Qb = <usize>(A * H) << 2, Kb = <usize>(G * H) << 2, QKVb = Qb + 2 * Kb;
-  const cacheHead = <usize>(C * H) * cached;
+  const cacheHead = <usize>P * H * cached;
   for (let t = 0; t < T; t++) embed(tensor(6 * L + 1), input(tokens, t), x + <usize>t * Db);
   for (let l = 0; l < L; l++) {
     const at = 6 * l;
@@ -155,7 +156,7 @@ export function forward(T: i32, n: i32): void {
       const row = qkv + <usize>t * QKVb, position = input(positions, t);
       rope(row, A + G, position);
       for (let g = 0; g < G; g++) {
-        const cache = (<usize>((input(slots, t) * L + l) * G + g)) * cacheHead;
+        const cache = <usize>(l * G + g) * cacheHead + <usize>input(starts, t) * H * cached;
         const k = row + Qb + <usize>g * HEAD;
         if (cached == 2) remember16(k, k + Kb, keys + cache, values + cache, position);
         else remember32(k, k + Kb, keys + cache, values + cache, position);
@@ -163,7 +164,7 @@ export function forward(T: i32, n: i32): void {
     }
     for (let t = 0; t < T; t++) {
       for (let a = 0; a < A; a++) {
-        const cache = (<usize>((input(slots, t) * L + l) * G + a / (A / G))) * cacheHead;
+        const cache = <usize>(l * G + a / (A / G)) * cacheHead + <usize>input(starts, t) * H * cached;
         const head = <usize>a * HEAD;
         const q = qkv + <usize>t * QKVb + head, n = input(positions, t) + 1, to = mixed + <usize>t * Qb + head;
         if (cached == 2) attend16(q, keys + cache, values + cache, n, to, scores);
@@ -201,13 +202,12 @@ export function weigh(i: i32, temperature: f32): void {
   for (let p: usize = 0; p < bytes; p += 16) v128.store(shares + p, exp4(f32x4.mul(f32x4.sub(v128.load(row + p), most), cool)));
 }
 
-/** Copies positions 0 … n − 1 of a slot to another; of keys, which lie in groups of positions, whole groups. */
-export function copySlot(from: i32, to: i32, n: i32): void {
-  const head = <usize>(C * H) * cached, slot = <usize>(L * G) * head;
-  const positions = <usize>((n + 7) & ~7) * H * cached;
+/** Copies the first n positions of a sequence to another's stretch; of keys, which lie in groups of positions, whole groups. */
+export function copyPositions(from: i32, to: i32, n: i32): void {
+  const bytes = <usize>((n + 7) & ~7) * H * cached;
   for (let i = 0; i < L * G; i++) {
-    const source = <usize>from * slot + <usize>i * head, target = <usize>to * slot + <usize>i * head;
-    memory.copy(keys + target, keys + source, positions);
-    memory.copy(values + target, values + source, positions);
+    const head = <usize>i * P, source = (head + from) * H * cached, target = (head + to) * H * cached;
+    memory.copy(keys + target, keys + source, bytes);
+    memory.copy(values + target, values + source, bytes);
   }
 }

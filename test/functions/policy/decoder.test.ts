@@ -158,6 +158,27 @@ describe.each(kinds)('many sequences (%s, %i bits)', (build, bits) => {
       expect(ours.map(({ ids }) => ids)).toEqual(theirs.map(({ ids }) => ids));
     });
 
+  test('sequences lie in stretches of any length, and what is copied to another goes on as in its own', () => {
+    const decoder = loadDecoder(image, { build, slots: 3, positions: 56 });
+    const alone = (ids: number[]) => {
+      const own = loadDecoder(image, { build });
+      own.forward(ids, [...ids.keys()], Array(ids.length).fill(0), [ids.length - 1]);
+      return own.logits(0).slice();
+    };
+    const [a, b] = [
+      [3, 9, 27, 81, 40, 120, 7, 21, 63],
+      [5, 25, 125],
+    ];
+    // 16 positions from 40 on for one, 8 from 0 on for the other, their rows in turn
+    decoder.forward([...a.slice(0, 8), ...b], [...a.slice(0, 8).keys(), 0, 1, 2], [...Array(8).fill(40), 0, 0, 0], []);
+    decoder.copy(40, 16, 5);
+    decoder.forward([a[8]!, b[2]!, 11], [8, 2, 5], [40, 0, 16], [0, 1, 2]);
+    expect(decoder.logits(0)).toEqual(alone(a));
+    expect(decoder.logits(1)).toEqual(alone(b));
+    expect(decoder.logits(2)).toEqual(alone([...a.slice(0, 5), 11]));
+    expect([decoder.positions, decoder.slots]).toEqual([56, 3]);
+  });
+
   test('another image loaded in place is that policy; one of another shape is refused', () => {
     const other = packEdge(config, randomModel(config, 4), bits);
     const decoder = loadDecoder(image, { build, slots: 4 });
@@ -192,7 +213,10 @@ describe.each(kinds)('many sequences (%s, %i bits)', (build, bits) => {
     expect(() => decoder.forward([-1], [0], [0], [])).toThrow('token -1');
     expect(() => decoder.forward([Number.NaN], [0], [0], [])).toThrow('token NaN');
     expect(() => decoder.forward([1], [32], [0], [])).toThrow('position 32 of 32');
-    expect(() => decoder.forward([1], [0], [2], [])).toThrow('slot 2 of 2');
+    expect(() => decoder.forward([1], [0], [64], [])).toThrow('position 0 of a stretch that begins at 64 of 64');
+    expect(() => decoder.forward([1], [8], [56], [])).toThrow('position 8 of a stretch that begins at 56 of 64');
+    expect(() => decoder.forward([1], [0], [4], [])).toThrow('begins at 4');
+    expect(() => decoder.forward([1], [0], [-8], [])).toThrow('begins at -8');
     expect(() => decoder.forward([1], [0], [0], [1])).toThrow('row 1 of 1');
     expect(() => decoder.forward([1, 1, 1, 1, 1], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [])).toThrow(
       '5 rows, of at most 4',
