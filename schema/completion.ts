@@ -8,6 +8,10 @@ export interface CompletionRequest {
   maxTokens: number;
   temperature: number; // 0 is greedy
   topP: number;
+  /** Only among the k likeliest; 0, among all. */
+  topK?: number;
+  /** Only what is at least this times as likely as the likeliest. */
+  minP?: number;
   /** Same seed, same text: choice i draws from a generator seeded by (seed, i). */
   seed: number;
   stop: string[];

@@ -12,6 +12,9 @@ const shared = {
   max_tokens: z.int().min(1).optional(),
   temperature: z.number().min(0).max(2).default(1),
   top_p: z.number().min(0).max(1).default(1),
+  // not OpenAI’s, but what vLLM, llama.cpp and Hugging Face call them
+  top_k: z.int().min(0).default(0),
+  min_p: z.number().min(0).max(1).default(0),
   seed: z.int().optional(),
   stop: z
     .union([Stop.transform((one) => [one]), z.array(Stop).max(4)], 'must be a string, or up to four')

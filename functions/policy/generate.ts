@@ -33,7 +33,7 @@ interface Sequence {
   logprobs: number[];
 }
 
-function commonPrefix(a: number[], b: number[]): number {
+export function commonPrefix(a: number[], b: number[]): number {
   const most = Math.min(a.length, b.length);
   let n = 0;
   while (n < most && a[n] === b[n]) n++;
@@ -104,7 +104,7 @@ export function generateBatch(
         const logits = decoder.logits(i);
         for (const id of banned) logits[id] = Number.NEGATIVE_INFINITY;
       }
-      const { id, logprob } = pick(decoder, i, temperature, topP, uniform(seeds[index]!, 0, ids.length));
+      const { id, logprob } = pick(decoder, i, { temperature, topP }, uniform(seeds[index]!, 0, ids.length));
       ids.push(id);
       logprobs.push(logprob);
       const stopped = stopIds.includes(id);

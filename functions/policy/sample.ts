@@ -29,16 +29,29 @@ interface Picked {
   logprob: number;
 }
 
-/** The token of the i-th row of logits that `u` in [0, 1) picks. Temperatures this near to 0 are greedy. */
-export function pick(decoder: Decoder, i: number, temperature: number, topP: number, u: number): Picked {
+/**
+ * How a token is drawn: at the temperature, among the topK likeliest (0: all), of those among the topP of their mass, and of
+ * those among what is at least minP times as likely as the likeliest: Hugging Face's logits processors, in their order.
+ */
+interface Sampling {
+  /** This near to 0 it is greedy. */
+  temperature: number;
+  topP?: number;
+  topK?: number;
+  minP?: number;
+}
+
+/** The token of the i-th row of logits that `u` in [0, 1) picks. */
+export function pick(decoder: Decoder, i: number, sampling: Sampling, u: number): Picked {
+  const { temperature, topP = 1, topK = 0, minP = 0 } = sampling;
   const greedy = temperature < 1e-4;
   const weights = decoder.weights(i, greedy ? 1 : temperature);
   let total = 0;
   for (let id = 0; id < weights.length; id++) total += weights[id]!;
   const id = greedy
     ? argmax(decoder.logits(i))
-    : topP < 1
-      ? inNucleus(weights, topP, total, u)
+    : topP < 1 || topK > 0 || minP > 0
+      ? amongLikeliest(weights, total, topP, topK, minP, u)
       : among(weights, total, u);
   return { id, logprob: Math.log(weights[id]! / total) };
 }
@@ -56,15 +69,26 @@ function among(weights: Float32Array, total: number, u: number): number {
   return last;
 }
 
-function inNucleus(weights: Float32Array, topP: number, total: number, u: number): number {
-  // All that is rarer than this together weighs less than 1 − p: the nucleus lies in the rest, which is few to sort.
-  const rare = ((1 - topP) * total) / weights.length;
-  const likely: number[] = [];
-  for (let id = 0; id < weights.length; id++) if (weights[id]! > 0 && weights[id]! >= rare) likely.push(id);
-  likely.sort((a, b) => weights[b]! - weights[a]! || a - b);
+/** Where the k likeliest are sought one by one; more are quicker sorted. */
+const FEW = 64;
+
+function amongLikeliest(weights: Float32Array, total: number, topP: number, topK: number, minP: number, u: number) {
+  let likely: number[] = [];
+  let mass = total;
+  if (topK > 0 && topK <= FEW) likely = largest(weights, topK).filter((id) => weights[id]! > 0);
+  else {
+    // All that is rarer than this together weighs less than 1 − p: the nucleus lies in the rest, which is few to sort.
+    const rare = topK > 0 ? 0 : ((1 - topP) * total) / weights.length;
+    for (let id = 0; id < weights.length; id++) if (weights[id]! > 0 && weights[id]! >= rare) likely.push(id);
+    likely.sort((a, b) => weights[b]! - weights[a]! || a - b);
+    if (topK > 0) likely = likely.slice(0, topK);
+  }
+  if (topK > 0) mass = likely.reduce((sum, id) => sum + weights[id]!, 0);
+  const least = minP * weights[likely[0]!]!;
   let nucleus = 0;
   let size = 0;
-  while (size < likely.length && (size === 0 || nucleus < topP * total)) nucleus += weights[likely[size++]!]!;
+  while (size < likely.length && (size === 0 || (nucleus < topP * mass && weights[likely[size]!]! >= least)))
+    nucleus += weights[likely[size++]!]!;
   let left = u * nucleus;
   for (let rank = 0; rank < size; rank++) {
     left -= weights[likely[rank]!]!;

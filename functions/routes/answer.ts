@@ -100,7 +100,7 @@ async function store(
   const keep = kept && new TextEncoder().encode(kept[2]).length < MOST_KEPT ? kept : undefined;
   if (!call.body.store || !keep) await call.release();
   if (!call.body.store) return;
-  const { temperature, topP: top_p, seed, stop } = request;
+  const { temperature, topP: top_p, topK: top_k, minP: min_p, seed, stop } = request;
   const rows = choices.map((choice, i) => ({
     id: choice.sampleId!,
     policy,
@@ -109,7 +109,14 @@ async function store(
     completion_tokens: choice.tokens,
     session: session.session,
     user: session.user,
-    params: { temperature, top_p, seed, ...(stop.length > 0 ? { stop } : {}) },
+    params: {
+      temperature,
+      top_p,
+      ...(top_k && { top_k }),
+      ...(min_p && { min_p }),
+      seed,
+      ...(stop.length > 0 && { stop }),
+    },
     metadata: call.body.metadata ?? {},
     created_at,
   }));

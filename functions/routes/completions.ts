@@ -12,7 +12,7 @@ import {
 } from '../../schema/wire-completions.ts';
 import { raterId, sha256 } from '../crypto.ts';
 import { ApiError, at, busy } from '../error.ts';
-import { ContextOverflow, DecoderBusy } from '../policy/complete.ts';
+import { ContextOverflow, DecoderBusy } from '../policy/choice.ts';
 import { type Call, route } from '../route.ts';
 import { type Loaded, openChannel, openPolicy } from '../serving.ts';
 import type { Channels } from '../store/keys.ts';
@@ -96,6 +96,8 @@ function completionRequest(
     maxTokens: maxTokens(call) ?? MAX_TOKENS,
     temperature: body.temperature,
     topP: body.top_p,
+    topK: body.top_k,
+    minP: body.min_p,
     seed: body.seed ?? crypto.getRandomValues(new Uint32Array(1))[0]!,
     stop: body.stop,
     ...(topLogprobs === undefined ? {} : { topLogprobs }),

@@ -1,81 +1,31 @@
 // `Complete` on the wasm decoder: text as promised by schema/completion.ts, streams side by side, and what a client that
 // leaves or asks too much gets.
-import { readFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { expect, test, vi } from 'vitest';
-import { ContextOverflow, completer, DecoderBusy } from '../../../functions/policy/complete.ts';
+import { ContextOverflow, DecoderBusy } from '../../../functions/policy/choice.ts';
+import { completer } from '../../../functions/policy/complete.ts';
 import type { DecoderOptions } from '../../../functions/policy/decoder.ts';
-import { generate } from '../../../functions/policy/generate.ts';
 import { loadDecoder } from '../../../functions/policy/node.ts';
 import { logSumExp } from '../../../functions/policy/sample.ts';
-import { chatEncoder } from '../../../schema/chat.ts';
-import type { CompletionChunk, CompletionRequest, TokenLogprob } from '../../../schema/completion.ts';
-import { packEdge } from '../../../schema/edge.ts';
-import { decode, encode, loadTokenizer } from '../../../schema/tokenizer.ts';
-import { randomModel, tinyConfig } from '../../support/model.ts';
-
-const golden = JSON.parse(readFileSync(`${import.meta.dirname}/../../golden/tokenizer.json`, 'utf8'));
-const tokenizer = loadTokenizer(golden.tokenizers[1].file);
-const config = tinyConfig({ vocab_size: tokenizer.size, eos_token_id: tokenizer.added.get('<|end|>')!.id });
-const image = packEdge(config, randomModel(config, 21));
-const template = '{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>';
+import { decode, encode } from '../../../schema/tokenizer.ts';
+import {
+  type Answer,
+  alone,
+  collect,
+  config,
+  image,
+  never,
+  promptOf,
+  request,
+  template,
+  tokenizer,
+} from './answers.ts';
 
 function setUp(options: DecoderOptions = {}) {
   const decoder = loadDecoder(image, { slots: 4, ...options });
   return { decoder, complete: completer(decoder, tokenizer, template) };
 }
-const request = (over: Partial<CompletionRequest> = {}): CompletionRequest => ({
-  input: { messages: [{ role: 'user', content: 'where is my order 407 ?' }] },
-  n: 1,
-  maxTokens: 30,
-  temperature: 1,
-  topP: 1,
-  seed: 5,
-  stop: [],
-  ...over,
-});
-const never = new AbortController().signal;
-
-interface Answer {
-  text: string;
-  pieces: string[];
-  logprobs: TokenLogprob[];
-  finishReason?: string;
-  completionTokens?: number;
-}
-async function collect(chunks: AsyncIterable<CompletionChunk>, seen?: (chunk: CompletionChunk) => void) {
-  const answers: Answer[] = [];
-  let promptTokens = -1;
-  for await (const chunk of chunks) {
-    seen?.(chunk);
-    if (chunk.type === 'prompt') {
-      promptTokens = chunk.promptTokens;
-      continue;
-    }
-    answers[chunk.index] ??= { text: '', pieces: [], logprobs: [] };
-    const answer = answers[chunk.index]!;
-    expect(answer.finishReason).toBeUndefined(); // nothing comes after the end
-    if (chunk.type === 'end') {
-      answer.finishReason = chunk.finishReason;
-      answer.completionTokens = chunk.completionTokens;
-    } else {
-      answer.text += chunk.text;
-      answer.pieces.push(chunk.text);
-      answer.logprobs.push(...(chunk.logprobs ?? []));
-    }
-  }
-  return { promptTokens, answers };
-}
-
-const prompt = chatEncoder(tokenizer, { template })([{ role: 'user', content: 'where is my order 407 ?' }]);
-const alone = (seed: number, over: { temperature?: number; maxTokens?: number } = {}) =>
-  generate(loadDecoder(image), prompt, {
-    maxTokens: 30,
-    temperature: 1,
-    stopIds: [config.eos_token_id],
-    seed,
-    ...over,
-  });
+const prompt = promptOf('where is my order 407 ?');
 
 test('the text is what the trainer’s generate gives for the same seed, and the same again', async () => {
   const { complete } = setUp();

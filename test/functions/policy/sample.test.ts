@@ -11,7 +11,8 @@ import { randomModel, tinyConfig } from '../../support/model.ts';
 /** As much of a decoder as sampling sees, with logits of one's own. */
 function fixed(values: number[]): Decoder {
   const logits = Float32Array.from(values);
-  const weights = (_: number, t: number) => logits.map((v) => Math.exp((v - Math.max(...logits)) / t));
+  const most = Math.max(...logits);
+  const weights = (_: number, t: number) => logits.map((v) => Math.exp((v - most) / t));
   return { logits: () => logits, weights } as unknown as Decoder;
 }
 
@@ -29,46 +30,59 @@ test('uniform numbers are uniform, apart by seed, stream and counter, and the sa
   expect(uniform(123_456_789_012, 3, 4)).toBe(uniform(123_456_789_012, 3, 4));
 });
 
-test('tokens come in the shares that temperature and nucleus leave them', () => {
-  const logits = [1, 3, -2, 2.5, Number.NEGATIVE_INFINITY, 0, 3];
-  for (const [temperature, topP] of [
-    [1, 1],
-    [0.5, 1],
-    [2, 1],
-    [1, 0.8],
-    [1, 0.5],
-    [0.7, 0.1],
-    [1, 0.9999],
-  ] as const) {
+// 97 tokens: more than are sought one by one where top_k is wide
+const MANY = Array.from({ length: 97 }, (_, i) => 3 * Math.sin(i * 1.7));
+test.each([
+  [1, {}],
+  [0.5, {}],
+  [2, {}],
+  [1, { topP: 0.8 }],
+  [1, { topP: 0.5 }],
+  [0.7, { topP: 0.1 }],
+  [1, { topP: 0.9999 }],
+  [1, { topK: 3 }],
+  [1, { topK: 1 }],
+  [0.7, { topK: 80 }],
+  [1, { topK: 500 }],
+  [1, { minP: 0.3 }],
+  [2, { minP: 1 }],
+  [1, { topK: 5, topP: 0.7 }],
+  [1, { topK: 70, topP: 0.7, minP: 0.2 }],
+] as const)('tokens come in the shares that temperature %d and %j leave them', (temperature, cut) => {
+  const { topP = 1, topK = 0, minP = 0 }: { topP?: number; topK?: number; minP?: number } = cut;
+  for (const logits of [[1, 3, -2, 2.5, Number.NEGATIVE_INFINITY, 0, 3], MANY]) {
     const weights = logits.map((v) => Math.exp(v / temperature));
-    const total = weights.reduce((a, b) => a + b);
-    const order = [...weights.keys()].sort((a, b) => weights[b]! - weights[a]! || a - b);
+    const order = [...weights.keys()].sort((a, b) => weights[b]! - weights[a]! || a - b).slice(0, topK || undefined);
+    const total = order.reduce((sum, id) => sum + weights[id]!, 0);
     const kept = new Set<number>();
     let mass = 0;
+    let before = 0;
     for (const id of order) {
-      if (mass >= topP * total) break;
-      kept.add(id);
-      mass += weights[id]!;
+      if (before < topP * total && weights[id]! >= minP * weights[order[0]!]!) {
+        kept.add(id);
+        mass += weights[id]!;
+      }
+      before += weights[id]!;
     }
     const counts = new Float64Array(logits.length);
     const draws = 20_000;
     const decoder = fixed(logits);
-    for (let i = 0; i < draws; i++) counts[pick(decoder, 0, temperature, topP, uniform(1, 0, i)).id]!++;
+    for (let i = 0; i < draws; i++) counts[pick(decoder, 0, { temperature, ...cut }, uniform(1, 0, i)).id]!++;
     for (const [id, count] of counts.entries()) {
       const share = kept.has(id) ? weights[id]! / mass : 0;
-      expect(Math.abs(count / draws - share)).toBeLessThan(4 * Math.sqrt((share * (1 - share)) / draws) + 1e-9);
+      expect(Math.abs(count / draws - share)).toBeLessThan(4.5 * Math.sqrt((share * (1 - share)) / draws) + 1e-9);
     }
   }
 });
 
 test('the ends of the interval pick tokens that can be', () => {
   const logits = [Number.NEGATIVE_INFINITY, 2, 1, Number.NEGATIVE_INFINITY];
-  for (const topP of [1, 0.9, 0.01]) {
-    expect(pick(fixed(logits), 0, 1, topP, 0).id).toBe(1);
-    expect([1, 2]).toContain(pick(fixed(logits), 0, 1, topP, 1 - 2 ** -32).id);
+  for (const cut of [{}, { topP: 0.9 }, { topP: 0.01 }, { topK: 3 }, { topK: 99 }, { minP: 0.01 }]) {
+    expect(pick(fixed(logits), 0, { temperature: 1, ...cut }, 0).id).toBe(1);
+    expect([1, 2]).toContain(pick(fixed(logits), 0, { temperature: 1, ...cut }, 1 - 2 ** -32).id);
   }
-  expect(pick(fixed([1, 5, 5, 2]), 0, 0, 1, 0.99).id).toBe(1);
-  expect(pick(fixed([1, 5, 4, 2]), 0, 1e-9, 1, 0.99).id).toBe(1);
+  expect(pick(fixed([1, 5, 5, 2]), 0, { temperature: 0 }, 0.99).id).toBe(1);
+  expect(pick(fixed([1, 5, 4, 2]), 0, { temperature: 1e-9, topK: 2 }, 0.99).id).toBe(1);
 });
 
 test('largest is a sort’s beginning, logSumExp the logarithm of a sum', () => {

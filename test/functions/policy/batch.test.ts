@@ -1,0 +1,182 @@
+// Requests that share a decoder: each gets what it would get alone, in its turn, and what prompts have in common runs once.
+import { expect, test } from 'vitest';
+import { batcher } from '../../../functions/policy/batch.ts';
+import { ContextOverflow, DecoderBusy } from '../../../functions/policy/choice.ts';
+import type { DecoderOptions } from '../../../functions/policy/decoder.ts';
+import { loadDecoder } from '../../../functions/policy/node.ts';
+import type { CompletionRequest } from '../../../schema/completion.ts';
+import { decode } from '../../../schema/tokenizer.ts';
+import { random } from '../../../trainer/random.ts';
+import { alone, collect, config, image, never, promptOf, request, template, tokenizer } from './answers.ts';
+
+function setUp(options: DecoderOptions = {}) {
+  const decoder = loadDecoder(image, { slots: 8, rows: 16, ...options });
+  const steps: { rows: number; wanted: number }[] = [];
+  const { forward } = decoder;
+  decoder.forward = (...args) => {
+    steps.push({ rows: args[0].length, wanted: args[3].length });
+    forward(...args);
+  };
+  return { decoder, complete: batcher(decoder, tokenizer, template), steps };
+}
+const rowsOf = (steps: { rows: number }[]) => steps.reduce((sum, { rows }) => sum + rows, 0);
+const about = (content: string, over: Partial<CompletionRequest> = {}) =>
+  request({ input: { messages: [{ role: 'user', content }] }, ...over });
+const textOf = (seed: number, content?: string, over = {}) =>
+  decode(tokenizer, alone(seed, over, content === undefined ? undefined : promptOf(content)).ids);
+const endless = { logitBias: new Map([[config.eos_token_id, -100]]) };
+
+test('many at once come out as each would alone, in few steps', async () => {
+  const { complete, steps } = setUp();
+  const contents = Array.from({ length: 8 }, (_, i) => `${'please '.repeat(i)}where is my order 4${i}7 ?`);
+  const done = await Promise.all(contents.map((content, i) => collect(complete(about(content, { seed: i }), never))));
+  for (const [i, { answers, promptTokens }] of done.entries()) {
+    expect(promptTokens).toBe(promptOf(contents[i]!).length);
+    expect(answers[0]!.text).toBe(textOf(i, contents[i]));
+  }
+  const tokens = done.map(({ answers }) => answers[0]!.completionTokens!);
+  expect(steps.length).toBeLessThan(Math.max(...tokens) + 40);
+  expect(Math.max(...steps.map(({ wanted }) => wanted))).toBeGreaterThan(4);
+});
+
+test('one that comes later joins at the next token, and its prompt holds nobody up', async () => {
+  const { complete, steps } = setUp({ rows: 6 });
+  const order: string[] = [];
+  const first = collect(complete(request({ ...endless, maxTokens: 60 }), never), () => order.push('first'));
+  while (order.length < 5) await new Promise((resolve) => setImmediate(resolve));
+  const before = steps.length;
+  const long = Array.from({ length: 18 }, (_, i) => `order ${i}`).join(' ');
+  const second = collect(complete(about(long, { maxTokens: 4, seed: 2 }), never), () => order.push('second'));
+  const { answers } = await second;
+  expect(answers[0]!.text).toBe(textOf(2, long, { maxTokens: 4 }));
+  const during = steps.slice(before);
+  expect(during.length).toBeGreaterThan(10); // six rows at a time
+  expect(during.every(({ rows, wanted }) => rows <= 6 && wanted >= 1)).toBe(true); // the first went on in each
+  expect((await first).answers[0]!.completionTokens).toBe(60);
+});
+
+test('n choices run their prompt once, and so do requests that ask the same at the same time', async () => {
+  const { complete, steps } = setUp();
+  const { answers } = await collect(complete(request({ n: 6 }), never));
+  expect(answers[0]!.text).toBe(textOf(5));
+  expect(new Set(answers.map(({ text }) => text)).size).toBe(6);
+  const tokens = answers.reduce((sum, { completionTokens }) => sum + completionTokens!, 0);
+  const prompt = promptOf('where is my order 407 ?').length;
+  expect(rowsOf(steps)).toBe(prompt - 1 + tokens);
+
+  const fresh = setUp();
+  const long = 'what does the invoice of the second of May say about the order that never came ?';
+  const both = await Promise.all([1, 2].map((seed) => collect(fresh.complete(about(long, { seed }), never))));
+  const ran = both.reduce((sum, { answers: [a] }) => sum + a!.completionTokens!, 0);
+  expect(rowsOf(fresh.steps)).toBe(promptOf(long).length - 1 + ran);
+});
+
+test('the next turn of a chat runs what is new', async () => {
+  const { complete, steps } = setUp();
+  const chat = [{ role: 'user' as const, content: 'where is my order 407 ?' }];
+  const { answers, promptTokens } = await collect(complete(request({ seed: 1 }), never));
+  const before = rowsOf(steps);
+  const next = [...chat, { role: 'assistant' as const, content: answers[0]!.text }, { ...chat[0]!, content: 'why ?' }];
+  const second = await collect(complete(request({ input: { messages: next }, maxTokens: 1 }), never));
+  expect(second.promptTokens).toBeGreaterThan(promptTokens);
+  expect(rowsOf(steps) - before).toBeLessThanOrEqual(second.promptTokens - promptTokens + 1);
+  const fresh = setUp();
+  expect(await collect(fresh.complete(request({ input: { messages: next }, maxTokens: 1 }), never))).toEqual(second);
+});
+
+test('of two that want more choices than there is room for, both are under way', async () => {
+  const { complete } = setUp({ slots: 4 });
+  const order: number[] = [];
+  const ask = (who: number) =>
+    collect(complete(request({ ...endless, n: 8, seed: who, maxTokens: 20 }), never), (chunk) => {
+      if (chunk.type === 'end') order.push(who);
+    });
+  const [first, second] = await Promise.all([ask(1), ask(2)]);
+  expect(first.answers).toHaveLength(8);
+  expect(second.answers).toHaveLength(8);
+  expect(order.slice(0, 8).filter((who) => who === 2).length).toBeGreaterThanOrEqual(3);
+});
+
+test('one is cancelled: it stops within a token, the others go on, and its room is free again', async () => {
+  const { complete, steps } = setUp({ slots: 2 });
+  const leaving = new AbortController();
+  const first = collect(complete(request({ ...endless, maxTokens: 90 }), leaving.signal), (chunk) => {
+    if (chunk.type === 'text') leaving.abort(new Error('the client left'));
+  });
+  const second = collect(complete(request({ seed: 9 }), never));
+  const third = collect(complete(request({ seed: 10 }), never));
+  await expect(first).rejects.toThrow('the client left');
+  for (const [seed, under] of [
+    [9, second],
+    [10, third],
+  ] as const)
+    expect((await under).answers[0]!.text).toBe(textOf(seed));
+  expect(steps.length).toBeLessThan(80);
+  for await (const chunk of complete(request(endless), never)) if (chunk.type === 'text') break;
+  const count = steps.length;
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  expect(steps.length).toBeLessThanOrEqual(count + 1); // nobody decodes for nobody
+});
+
+test('a queue that is full refuses, a prompt that is too long too, and what waits can leave', async () => {
+  const { complete } = setUp({ slots: 1 });
+  const leaving = new AbortController();
+  const many = Array.from({ length: 33 }, (_, i) =>
+    collect(complete(request({ seed: i, maxTokens: 2 }), i === 20 ? leaving.signal : never)),
+  );
+  const settled = Promise.allSettled(many);
+  leaving.abort(new Error('gone'));
+  const results = await settled;
+  expect(results.map(({ status }) => status).filter((status) => status === 'rejected')).toHaveLength(2);
+  expect((results[20] as PromiseRejectedResult).reason.message).toBe('gone');
+  expect((results[32] as PromiseRejectedResult).reason).toBeInstanceOf(DecoderBusy);
+  await expect(collect(complete(about('order '.repeat(600)), never))).rejects.toBeInstanceOf(ContextOverflow);
+});
+
+test('a decoder that fails fails those under way, and serves who comes next', async () => {
+  const { complete, decoder } = setUp();
+  const { forward } = decoder;
+  decoder.forward = () => {
+    throw new RangeError('out of bounds');
+  };
+  const both = await Promise.allSettled([1, 2].map((seed) => collect(complete(request({ seed }), never))));
+  expect(both.map((result) => (result as PromiseRejectedResult).reason.message)).toEqual([
+    'out of bounds',
+    'out of bounds',
+  ]);
+  decoder.forward = forward;
+  expect((await collect(complete(request(), never))).answers[0]!.text).toBe(textOf(5));
+});
+
+test.each([1, 2, 3])('whoever comes and goes, in whatever order, gets what it would get alone (%i)', async (draw) => {
+  // Room for about three answers, so that stretches of all lengths come and go and what is idle is given up.
+  const { complete, decoder } = setUp({ slots: 6, context: 96, positions: 264 });
+  const uniform = random(draw, 'batch');
+  const below = (n: number) => Math.floor(uniform() * n);
+  const starts = ['', 'about the order 407 that I asked you for on the third of May : '];
+  const asks = Array.from({ length: 50 }, async (_, i) => {
+    for (let k = below(500); k > 0; k--) await new Promise((resolve) => setImmediate(resolve));
+    const content = `${starts[below(2)]}${['where is it ?', 'why ?', 'who has it now, and who had it before ?'][below(3)]}`;
+    const n = 1 + below(3);
+    const maxTokens = 1 + below(40);
+    const leaving = new AbortController();
+    const leavesAfter = below(4) === 0 ? below(20) : -1;
+    let seen = 0;
+    const stream = complete(about(content, { n, seed: i, maxTokens }), leaving.signal);
+    const under = collect(stream, () => {
+      if (seen++ === leavesAfter) leaving.abort(new Error('left'));
+    });
+    try {
+      const { answers } = await under;
+      expect(answers).toHaveLength(n);
+      expect(answers[0]!.text).toBe(textOf(i, content, { maxTokens }));
+      return true;
+    } catch (error) {
+      if ((error as Error).message !== 'left') throw error;
+      return false;
+    }
+  });
+  const finished = (await Promise.all(asks)).filter(Boolean).length;
+  expect(finished).toBeGreaterThan(30);
+  expect(decoder.positions).toBe(264);
+});
