@@ -195,7 +195,7 @@ const SETTABLE = [
 /** Bytes that a start wants: database, the seed policy and a run's checkpoints. */
 const LEAST_FREE = 64e6;
 
-/** The folder, for its owner alone. */
+/** The folder; what is ours in it is for its owner alone, and of one that was there before the rest is let be. */
 function prepareHome(home: string): void {
   try {
     makeFolder(home);
@@ -205,7 +205,10 @@ function prepareHome(home: string): void {
       throw new UserError(
         `the disk of ${home} has ${Math.floor((bavail * bsize) / 1e6)} MB left: free some, or set PLUMB_HOME`,
       );
-    chmodSync(home, 0o700);
+    for (const name of ['state', 'runs']) {
+      makeFolder(join(home, name));
+      chmodSync(join(home, name), 0o700);
+    }
   } catch (error) {
     if (error instanceof UserError) throw error;
     throw new UserError(

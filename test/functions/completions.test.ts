@@ -147,6 +147,33 @@ describe('completions', () => {
     expect((await chat({ n: 16, max_tokens: 2 })).status).toBe(200);
   });
 
+  test('a choice that had ended when the client left was not sent whole: it is stored as abort too', async () => {
+    const body = { n: 2, max_tokens: 100, temperature: 2 };
+    const tokensOf = async (seed: number) => {
+      const { choices } = (await chat({ ...body, seed })).json;
+      const drawn = await Promise.all(choices.map((choice: { sample_id: string }) => stored(choice.sample_id)));
+      return drawn.map(({ completion_tokens }) => completion_tokens as number);
+    };
+    let seed = 0;
+    let lengths = await tokensOf(seed);
+    while (Math.abs(lengths[0]! - lengths[1]!) < 30) lengths = await tokensOf(++seed);
+    const response = await respond('POST', '/v1/chat/completions', {
+      key: sk,
+      body: { model: 'stable', messages, ...body, seed, stream: true },
+    });
+    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+    const ids = new Set<string>();
+    for (let pieces = 0; pieces < 2 * Math.min(...lengths) + 12; ) {
+      for (const e of events((await reader.read()).value!)) {
+        if (e.choices[0].sample_id) ids.add(e.choices[0].sample_id);
+        pieces++;
+      }
+    }
+    await reader.cancel();
+    for (const id of ids) await expect.poll(async () => (await stored(id)).finish_reason).toBe('abort');
+    expect(ids.size).toBe(2);
+  });
+
   test('a client that leaves while its answer is being stored finds it there', async () => {
     const begun = Promise.withResolvers<void>();
     const held = Promise.withResolvers<void>();

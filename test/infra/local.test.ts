@@ -1,6 +1,7 @@
 // npm start as its user meets it: processes, ports and signals.
 import { spawn } from 'node:child_process';
 import {
+  chmodSync,
   cpSync,
   existsSync,
   mkdirSync,
@@ -47,13 +48,17 @@ async function nothingLeft(home: string, url: string) {
 }
 
 describe('plumb dev', { timeout: 120_000 }, () => {
-  test('says what is where, in words and in dev.json, which its owner alone can read', async () => {
+  test('says what is where, in words and in dev.json; what is ours its owner alone can read, a folder that was there stays as it is', async () => {
     const home = join(homes, 'first');
+    mkdirSync(home);
+    chmodSync(home, 0o755);
     const { child, ended, dev, said } = await started(home, await freePort());
     try {
       expect(said()).toContain(`${dev.url}/`);
       for (const secret of [dev.keys.secret, dev.keys.public, home]) expect(said()).toContain(secret);
-      expect(statSync(join(home, 'dev.json')).mode & 0o077).toBe(0);
+      for (const name of ['dev.json', 'secrets.json', 'public-keys.json', 'state', 'runs'])
+        expect([name, statSync(join(home, name)).mode & 0o077]).toEqual([name, 0]);
+      expect(statSync(home).mode & 0o777).toBe(0o755);
       const models = await fetch(`${dev.url}/v1/models`, { headers: { authorization: `Bearer ${dev.keys.secret}` } });
       expect(((await models.json()) as { data: { id: string }[] }).data.map(({ id }) => id)).toContain(dev.policy);
       expect(await (await fetch(dev.url)).text()).toContain('<script');
