@@ -5,6 +5,9 @@ import { inWords } from '../schema/malformed.ts';
 export interface Env {
   DB: D1Database;
   BUCKET: R2Bucket;
+  /** Where large policies decode: the decoder script's objects, as it is deployed twice. Without them such a policy is refused. */
+  DECODER_A?: DurableObjectNamespace;
+  DECODER_B?: DurableObjectNamespace;
   [name: `PLUMB_${string}`]: string | undefined;
 }
 

@@ -1,18 +1,21 @@
-// The policies that this isolate holds in its memory: read from R2, checked by hash, two at most. A policy is immutable,
-// so what is held stays true; which of them a channel serves is asked of the database (store/keys.ts).
+// The policies that this isolate answers with, two at most: small ones in its own memory, read from R2 and checked by hash;
+// large ones in the decoder script. A policy is immutable, so what is held stays true; which of them a channel serves is
+// asked of the database (store/keys.ts).
 
 import type { Complete } from '../schema/completion.ts';
-import { cacheBytes, type EdgeHeader } from '../schema/edge.ts';
+import { cacheBytes, type EdgeHeader, isLarge } from '../schema/edge.ts';
 import type { Manifest } from '../schema/manifest.ts';
 import { loadTokenizer } from '../schema/tokenizer.ts';
-import { hex } from './crypto.ts';
+import type { Env } from './env.ts';
 import { busy } from './error.ts';
 import { completer } from './policy/complete.ts';
 import module from './policy/decoder.relaxed.wasm';
 import type { DecoderOptions } from './policy/decoder.ts';
 import { streamedDecoder } from './policy/load.ts';
-import type { Channels } from './store/keys.ts';
-import { type Channel, openBlob, readBlob, readManifest } from './store/policies.ts';
+import { remoteDecoder } from './policy/remote.ts';
+import { readBlob, streamBlob } from './store/blobs.ts';
+import type { Channels, Slot } from './store/keys.ts';
+import { type Channel, hashOf, readManifest } from './store/policies.ts';
 
 export interface Loaded {
   policy: string;
@@ -20,13 +23,14 @@ export interface Loaded {
   /** Tokens of prompt and answer together. */
   context: number;
   vocabulary: number;
+  /** Of the decoder script, where it decodes there. */
+  slot?: Slot;
 }
 
 const MOST = 2;
 /** Caches of keys and values, all slots together. */
 const CACHE_BYTES = 32 * 2 ** 20;
 const SLOTS = 16;
-const PIECE = 2 ** 20;
 
 const held = new Map<string, Loaded>(); // least recently used first
 const loading = new Map<string, number>();
@@ -40,40 +44,27 @@ function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
   return { context, slots: Math.min(SLOTS, Math.floor(positions / context)) };
 }
 
-/** An image's bytes as they come, in pieces of a mebibyte; after the last it is told whether they were what they should be. */
-async function* imageOf(bucket: R2Bucket, manifest: Manifest): AsyncGenerator<Uint8Array> {
-  const { object, expected } = await openBlob(bucket, manifest, 'edge.bin');
-  const digest = new crypto.DigestStream('SHA-256');
-  const hash = digest.getWriter();
-  const reader = object.body.getReader({ mode: 'byob' });
-  let buffer = new ArrayBuffer(PIECE);
-  try {
-    for (;;) {
-      const { value, done } = await reader.read(new Uint8Array(buffer));
-      if (done) break;
-      await hash.write(value);
-      yield value;
-      buffer = value.buffer as ArrayBuffer;
-    }
-  } finally {
-    await reader.cancel();
+async function load({ BUCKET, DECODER_A, DECODER_B }: Env, manifest: Manifest, slot: Slot): Promise<Loaded> {
+  const { config, id: policy } = manifest;
+  const template = manifest.tokenizer.chat_template;
+  const image = hashOf(manifest, 'edge.bin');
+  const tokenizer = hashOf(manifest, 'tokenizer.json');
+  if (isLarge(config)) {
+    const objects = slot === 'a' ? DECODER_A : DECODER_B;
+    if (!objects) throw new Error('the policy is too large for the api, and there is no decoder script');
+    const remote = remoteDecoder(objects, policy, { image, tokenizer, chatTemplate: template });
+    const { context } = await remote.load();
+    return { policy, complete: remote.complete, context, vocabulary: config.vocab_size, slot };
   }
-  await hash.close();
-  if (hex(new Uint8Array(await digest.digest)) !== expected) throw new Error('edge.bin is damaged');
+  const file = JSON.parse(new TextDecoder().decode(await readBlob(BUCKET, tokenizer)));
+  const decoder = await streamedDecoder(module, streamBlob(BUCKET, image), roomFor);
+  const complete = completer(decoder, loadTokenizer(file), template);
+  return { policy, complete, context: decoder.context, vocabulary: config.vocab_size };
 }
 
-async function load(bucket: R2Bucket, manifest: Manifest): Promise<Loaded> {
-  const tokenizer = loadTokenizer(
-    JSON.parse(new TextDecoder().decode(await readBlob(bucket, manifest, 'tokenizer.json'))),
-  );
-  const decoder = await streamedDecoder(module, imageOf(bucket, manifest), roomFor);
-  const complete = completer(decoder, tokenizer, manifest.tokenizer.chat_template);
-  return { policy: manifest.id, complete, context: decoder.context, vocabulary: manifest.config.vocab_size };
-}
-
-function use(policy: string): Loaded | undefined {
+function use(policy: string, slot: Slot): Loaded | undefined {
   const loaded = held.get(policy);
-  if (!loaded) return undefined;
+  if (!loaded || (loaded.slot && loaded.slot !== slot)) return undefined;
   held.delete(policy);
   held.set(policy, loaded);
   return loaded;
@@ -86,11 +77,13 @@ function makeRoom(): void {
 }
 
 /** Undefined where there is no such policy. */
-export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Loaded | undefined> {
+export async function openPolicy(env: Env, channels: Channels, policy: string): Promise<Loaded | undefined> {
+  const { stable, slot: stableSlot = 'a' } = channels;
+  const slot = policy === stable?.policy ? stableSlot : stableSlot === 'a' ? 'b' : 'a';
   // Another request may be loading it. Its promise cannot be awaited here (no I/O on behalf of another request), and it
   // may be gone: look again until it is there or has taken too long.
   for (;;) {
-    const ready = use(policy);
+    const ready = use(policy, slot);
     if (ready) return ready;
     // One at a time, whichever it is: an isolate has no memory for several that are half loaded.
     if (![...loading.values()].some((since) => Date.now() - since < 10_000)) break;
@@ -98,10 +91,10 @@ export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Load
   }
   loading.set(policy, Date.now());
   try {
-    const manifest = await readManifest(bucket, policy);
+    const manifest = await readManifest(env.BUCKET, policy);
     if (!manifest) return undefined;
     makeRoom();
-    const loaded = await load(bucket, manifest);
+    const loaded = await load(env, manifest, slot);
     held.set(policy, loaded);
     return loaded;
   } finally {
@@ -109,8 +102,19 @@ export async function openPolicy(bucket: R2Bucket, policy: string): Promise<Load
   }
 }
 
-/** What a channel serves. A release that cannot be loaded is tried again after a while; until then the last good one stays. */
-export async function openChannel(bucket: R2Bucket, channels: Channels, channel: Channel): Promise<Loaded | undefined> {
+/** So long a request waits for what was just released before it is answered by what served until then. */
+const SWAP_MS = 100;
+
+/**
+ * What a channel serves. A release that cannot be loaded is tried again after a while, and one that takes its time goes on
+ * loading (`waitUntil` keeps the isolate for it); until then the last good one serves.
+ */
+export async function openChannel(
+  env: Env,
+  channels: Channels,
+  channel: Channel,
+  waitUntil: (loading: Promise<unknown>) => void,
+): Promise<Loaded | undefined> {
   const policy = channels[channel]?.policy;
   if (!policy) {
     lastGood.delete(channel);
@@ -118,16 +122,20 @@ export async function openChannel(bucket: R2Bucket, channels: Channels, channel:
   }
   const last = lastGood.get(channel);
   if (!(Date.now() - (failed.get(policy) ?? 0) < 2000)) {
-    try {
-      const loaded = await openPolicy(bucket, policy);
-      if (loaded) {
-        lastGood.set(channel, loaded);
+    const opening = openPolicy(env, channels, policy).then(
+      (loaded) => {
+        if (loaded) lastGood.set(channel, loaded);
+        else failed.set(policy, Date.now());
         return loaded;
-      }
-    } catch (error) {
-      console.error(`a released policy cannot be loaded: ${error instanceof Error ? error.name : typeof error}`);
-    }
-    failed.set(policy, Date.now());
+      },
+      (error) => {
+        console.error(`a released policy cannot be loaded: ${error instanceof Error ? error.name : typeof error}`);
+        failed.set(policy, Date.now());
+      },
+    );
+    if (last) waitUntil(opening);
+    const loaded = await (last ? Promise.race([opening, scheduler.wait(SWAP_MS)]) : opening);
+    if (loaded) return loaded;
   }
   if (last) return last;
   throw busy('the policy cannot be loaded', 2);

@@ -194,7 +194,8 @@ plumb
   )
   .action(async (policy, { to, type }) => {
     const { exportTo, requireFree } = await import('../trainer/export/export.ts');
-    const { readBlob, readManifest } = await import('../functions/store/policies.ts');
+    const { readBlob } = await import('../functions/store/blobs.ts');
+    const { readManifest } = await import('../functions/store/policies.ts');
     const { lookup } = await import('../functions/store/keys.ts');
     const { withStore } = await import('./local.ts');
     requireFree(to);
@@ -207,7 +208,7 @@ plumb
           id ? `there is no policy ${id}: npx plumb policies lists them` : `nothing is released to ${policy}`,
         );
       const files = new Map<string, Uint8Array>();
-      for (const { name } of manifest.files) files.set(name, await readBlob(BUCKET, manifest, name));
+      for (const { name, sha256 } of manifest.files) files.set(name, await readBlob(BUCKET, sha256));
       exportTo(to, files, manifest.name, type);
       console.log(`${id} is in ${to}`);
     });

@@ -126,6 +126,7 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
     ...variables,
   };
   const worker = await startWorker(home, port, bindings);
+  const decoders = startDecoders(home);
 
   let closed = false;
   const tick = async () => {
@@ -145,6 +146,7 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
     rmSync(join(home, 'dev.json'), { force: true });
     await launcher.close();
     await worker.dispose();
+    for (const decoder of await decoders) await decoder.dispose();
     reaper.stdin.end();
   };
   try {
@@ -164,22 +166,48 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
   return { ...dev, bindings, launcher, tick, close };
 }
 
+type WorkerOptions = Parameters<typeof unstable_startWorker>[0];
+const workerd = (home: string, port: number) => ({
+  server: { hostname: '127.0.0.1', port },
+  persist: join(home, 'state'),
+  // where the scripts of this home find one another
+  registry: join(home, 'state/registry'),
+  watch: false,
+  inspector: false,
+  logLevel: 'warn',
+});
+
 /** One copy of the Worker over the home's database and bucket. */
 export const startWorker = (home: string, port: number, bindings: Record<string, string>) =>
   unstable_startWorker({
     config: join(ROOT, 'wrangler.jsonc'),
     envFiles: [],
-    bindings: Object.fromEntries(
-      Object.entries(bindings).map(([name, value]) => [name, { type: 'plain_text' as const, value }]),
-    ),
-    dev: {
-      server: { hostname: '127.0.0.1', port },
-      persist: join(home, 'state'),
-      watch: false,
-      inspector: false,
-      logLevel: 'warn',
+    bindings: {
+      ...Object.fromEntries(Object.entries(bindings).map(([name, value]) => [name, { type: 'plain_text', value }])),
+      ...Object.fromEntries(
+        SLOTS.map((slot) => [
+          `DECODER_${slot.toUpperCase()}`,
+          { type: 'durable_object_namespace', class_name: 'Decoding', script_name: `plumb-decoder-${slot}` },
+        ]),
+      ),
     },
-  } as Parameters<typeof unstable_startWorker>[0]);
+    dev: workerd(home, port),
+  } as WorkerOptions);
+
+const SLOTS = ['a', 'b'] as const;
+
+/** The decoder script, once for each slot, over the home's bucket. */
+const startDecoders = (home: string) =>
+  Promise.all(
+    SLOTS.map((slot) =>
+      unstable_startWorker({
+        config: join(ROOT, 'wrangler.decoder.jsonc'),
+        name: `plumb-decoder-${slot}`,
+        envFiles: [],
+        dev: workerd(home, 0),
+      } as WorkerOptions),
+    ),
+  );
 
 /** Variables of the Worker that the environment of `plumb dev` may set. */
 const SETTABLE = [

@@ -18,6 +18,8 @@ export interface CompletionRequest {
   /** How many alternatives to report beside each token's log-probability; undefined reports none. */
   topLogprobs?: number;
   logitBias?: Map<number, number>;
+  /** Who asks: what was asked before may be held where that was served. */
+  session?: string;
 }
 
 export interface TokenLogprob {

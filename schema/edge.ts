@@ -123,6 +123,12 @@ export const cacheBytes = ({ num_hidden_layers, num_key_value_heads, head_dim }:
   2 * num_hidden_layers * num_key_value_heads * head_dim * (bits === 4 ? 2 : 4);
 
 const stored = ({ sources: _, ...tensor }: Part): EdgeTensor => tensor;
+/** A policy whose image in 8 bits is smaller decodes in the api's own isolate; a larger one in the decoder script, in 4 bits. */
+const SMALL = 16e6;
+export const isLarge = (config: ModelConfig): boolean => sizeOf(layout(config, 8)) >= SMALL;
+/** Of the image that is served. */
+const servedBits = (config: ModelConfig): Bits => (isLarge(config) ? 4 : 8);
+
 const sizeOf = (parts: EdgeTensor[]) => align(parts.at(-1)!.offset + parts.at(-1)!.bytes);
 
 // Adding and taking away 1.5 · 2^52 rounds a double to the nearest whole number, ties to even.
@@ -267,7 +273,11 @@ function widened(data: Float32Array, own: number, cols: number): Float32Array {
 }
 
 /** Packs a model under Hugging Face's tensor names (lm_head.weight only where embeddings are not tied). */
-export function packEdge(config: ModelConfig, tensors: Map<string, FloatTensor>, bits: Bits = 8): Uint8Array {
+export function packEdge(
+  config: ModelConfig,
+  tensors: Map<string, FloatTensor>,
+  bits = servedBits(config),
+): Uint8Array {
   const parts = layout(config, bits);
   const header = new TextEncoder().encode(JSON.stringify({ config, tensors: parts.map(stored) }));
   const start = align(16 + header.length);

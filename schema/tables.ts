@@ -227,6 +227,10 @@ export const releases = sqliteTable(
     channel: text({ enum: ['stable', 'canary'] }).notNull(),
     policy: text().notNull(),
     share: real().notNull(),
+    /** Where a large policy decodes: where stable does not, unless it is what stable serves. */
+    slot: text({ enum: ['a', 'b'] })
+      .notNull()
+      .default('a'),
     /** The run that released it and its fence, or null: a person did. */
     run: text(),
     fence: integer(),

@@ -93,7 +93,7 @@ export function startSampler(model: ModelConfig): {
   return {
     sampleImage,
     sample: (parameters, prompts, seeds, options) =>
-      sampleImage(packEdge(model, toHuggingFace(model, parameters)), prompts, seeds, options),
+      sampleImage(packEdge(model, toHuggingFace(model, parameters), 8), prompts, seeds, options),
     close: async () => {
       await Promise.all(threads.map((thread) => thread.terminate()));
     },

@@ -2,9 +2,10 @@
 import type { Publish, Release } from '../../schema/wire-runs.ts';
 import type { Env } from '../env.ts';
 import { ApiError, at } from '../error.ts';
+import { blobKey } from '../store/blobs.ts';
 import { checkManifest, endedBefore, endRun, gone } from '../store/jobs.ts';
 import { forget } from '../store/keys.ts';
-import { blobKey, putManifest, readManifest } from '../store/policies.ts';
+import { putManifest, readManifest } from '../store/policies.ts';
 import { isActive, readRun } from '../store/runs.ts';
 
 export async function publish(env: Env, id: string, body: Publish): Promise<Release | null> {

@@ -6,8 +6,8 @@ import { type Part, prompts, snapshots } from '../../schema/tables.ts';
 import { JUDGEMENTS } from '../../schema/wire-feedback.ts';
 import { sha256 } from '../crypto.ts';
 import type { Env } from '../env.ts';
+import { blobKey } from '../store/blobs.ts';
 import { type Database, database, raw } from '../store/db.ts';
-import { blobKey } from '../store/policies.ts';
 import { type Asked, asMessages } from '../store/samples.ts';
 
 type Snapshot = typeof snapshots.$inferSelect;

@@ -7,6 +7,8 @@ import { type Decoder, type DecoderOptions, ropeTables, stretch } from './decode
 export interface WasmDecoder extends Decoder {
   /** Overwrites the weights in place by those of another image of the same shape. What the cache holds is void after. */
   load(image: Uint8Array): void;
+  /** Room for the weights of another image, if that has the same shape; else in what it differs is thrown. */
+  roomFor(header: EdgeHeader): Uint8Array;
   memoryBytes: number;
 }
 
@@ -37,14 +39,25 @@ export function wasmDecoder(module: WebAssembly.Module, image: Uint8Array, optio
   return decoder;
 }
 
-/** A decoder of an image that comes in pieces, each copied to its place as it comes: no memory is taken for the whole. */
+/**
+ * A decoder of an image that comes in pieces, each copied to its place as it comes: no memory is taken for the whole.
+ * Where `former` is of the same shape, in its place: an isolate has no memory for two.
+ */
 export async function streamedDecoder(
   module: WebAssembly.Module,
   image: AsyncIterable<Uint8Array>,
   optionsFor: (header: EdgeHeader) => DecoderOptions,
+  former?: WasmDecoder,
 ): Promise<WasmDecoder> {
   let head = new Uint8Array();
   let made: ReturnType<typeof instance> | undefined;
+  const inPlace = (header: EdgeHeader) => {
+    try {
+      return former && { decoder: former, weights: former.roomFor(header) };
+    } catch {
+      return undefined;
+    }
+  };
   let at = 0;
   for await (const piece of image) {
     let rest = piece;
@@ -56,7 +69,7 @@ export async function streamedDecoder(
       if (head.length < 16 || head.length < headerBytes(head)) continue;
       const start = headerBytes(head);
       const header = readHeader(head.subarray(0, start));
-      made = instance(module, header, optionsFor(header));
+      made = inPlace(header) ?? instance(module, header, optionsFor(header));
       rest = head.subarray(start);
     }
     if (at + rest.length > made.weights.length) throw new MalformedFile('edge.bin: is longer than its config says');
@@ -160,14 +173,18 @@ function instance(
       return shares;
     },
     copy: (from, to, count) => wasm.copyPositions(from, to, count),
-    load(next) {
-      const read = readEdge(next);
+    roomFor(header) {
       const { bos_token_id, eos_token_id, pad_token_id, max_position_embeddings, ...shape } = config;
       for (const [key, value] of Object.entries(shape))
-        if (String(read.config[key as keyof typeof shape]) !== String(value))
+        if (String(header.config[key as keyof typeof shape]) !== String(value))
           throw new Error(`an image with another ${key} cannot take this one's place`);
-      if (read.bits !== bits) throw new Error(`an image of ${read.bits} bits cannot take the place of one of ${bits}`);
-      weights.set(read.data);
+      if (header.bits !== bits)
+        throw new Error(`an image of ${header.bits} bits cannot take the place of one of ${bits}`);
+      return weights;
+    },
+    load(next) {
+      const read = readEdge(next);
+      decoder.roomFor(read).set(read.data);
     },
   };
   return { decoder, weights };

@@ -15,7 +15,7 @@ import { ApiError, at, busy } from '../error.ts';
 import { ContextOverflow, DecoderBusy } from '../policy/choice.ts';
 import { type Call, route } from '../route.ts';
 import { type Loaded, openChannel, openPolicy } from '../serving.ts';
-import type { Channels } from '../store/keys.ts';
+import type { Channel } from '../store/policies.ts';
 import type { Asked } from '../store/samples.ts';
 import { readSessionToken, sessionToken } from '../token.ts';
 import { type Session, streamed, whole } from './answer.ts';
@@ -61,13 +61,17 @@ function checkPage({ caller, body }: Call<unknown, Body>, asked: Asked, topLogpr
 const placeOf = async (session: string) =>
   Number.parseInt((await sha256(`canary:${session}`)).slice(0, 8), 16) / 2 ** 32;
 
-async function resolveModel(bucket: R2Bucket, model: string, channels: Channels, session: string): Promise<Loaded> {
+async function resolveModel(
+  { c, env, channels, body: { model } }: Call<unknown, Body>,
+  session: string,
+): Promise<Loaded> {
+  const channel = (name: Channel) => openChannel(env, channels, name, (loading) => c.executionCtx.waitUntil(loading));
   const open = async () => {
-    if (model.startsWith('pol_')) return openPolicy(bucket, model);
-    if (model === 'stable' || model === 'canary') return openChannel(bucket, channels, model);
+    if (model.startsWith('pol_')) return openPolicy(env, channels, model);
+    if (model === 'stable' || model === 'canary') return channel(model);
     if (model !== 'default') return undefined;
     const canary = channels.canary && (await placeOf(session)) < channels.canary.share;
-    return openChannel(bucket, channels, canary ? 'canary' : 'stable');
+    return channel(canary ? 'canary' : 'stable');
   };
   const loaded = await open();
   if (!loaded) throw at(404, 'model', `"${model}" is not a policy or channel here`, 'model_not_found');
@@ -85,6 +89,7 @@ function completionRequest(
   asked: Asked,
   topLogprobs: number | undefined,
   loaded: Loaded,
+  session: string,
 ): CompletionRequest {
   const { body } = call;
   const bias = Object.entries(body.logit_bias ?? {}).map(([id, value]) => [Number(id), value] as const);
@@ -100,6 +105,7 @@ function completionRequest(
     minP: body.min_p,
     seed: body.seed ?? crypto.getRandomValues(new Uint32Array(1))[0]!,
     stop: body.stop,
+    session,
     ...(topLogprobs === undefined ? {} : { topLogprobs }),
     ...(bias.length > 0 ? { logitBias: new Map(bias) } : {}),
   };
@@ -116,11 +122,11 @@ function decodingError(error: unknown, param: string): unknown {
 }
 
 async function draw({ call, spelling, asked, topLogprobs }: Drawing): Promise<Response> {
-  const { c, env, body, channels } = call;
+  const { c, body } = call;
   checkPage(call, asked, topLogprobs);
   const session = await sessionOf(call);
-  const loaded = await resolveModel(env.BUCKET, body.model, channels, session.session);
-  const request = completionRequest(call, asked, topLogprobs, loaded);
+  const loaded = await resolveModel(call, session.session);
+  const request = completionRequest(call, asked, topLogprobs, loaded, session.session);
 
   const leaving = new AbortController();
   c.req.raw.signal.addEventListener('abort', () => leaving.abort());

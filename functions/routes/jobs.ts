@@ -16,8 +16,9 @@ import {
 import { ApiError, at, notFound } from '../error.ts';
 import { publish } from '../jobs/release.ts';
 import { type AnyRoute, type Call, type Definition, route } from '../route.ts';
+import { blobKey } from '../store/blobs.ts';
 import { activeJob, beat, failRun, readSnapshot, saveCheckpoint, sweep } from '../store/jobs.ts';
-import { blobKey, readManifest } from '../store/policies.ts';
+import { readManifest } from '../store/policies.ts';
 
 const base = '/v1/jobs/:run';
 const job = <Q extends z.ZodType = z.ZodType<unknown>, B extends z.ZodType = z.ZodType<unknown>>(

@@ -51,7 +51,8 @@ export const systemRoutes = (all: () => AnyRoute[]): AnyRoute[] => [
         policy: await part(async () => {
           forget(env.DB);
           const { channels } = await lookup(env.DB, undefined, true);
-          const loaded = await openChannel(env.BUCKET, channels, 'stable');
+          const waitUntil = (loading: Promise<unknown>) => c.executionCtx.waitUntil(loading);
+          const loaded = await openChannel(env, channels, 'stable', waitUntil);
           if (!loaded) throw new Error('no policy is released');
           return loaded.policy;
         }),

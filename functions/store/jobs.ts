@@ -6,8 +6,9 @@ import type { Manifest } from '../../schema/manifest.ts';
 import { ACTIVE, releases, runs, snapshots } from '../../schema/tables.ts';
 import { Checkpoint, type Heartbeat, NOT_RELEASED, type Publish, type Release } from '../../schema/wire-runs.ts';
 import { ApiError } from '../error.ts';
+import { blobKey } from './blobs.ts';
 import { database, dbIn, dbNow, now, raw, seq, takeSeq } from './db.ts';
-import { blobKey, type ReleaseRow, readManifest, shareOf, wireRelease } from './policies.ts';
+import { type ReleaseRow, readManifest, shareOf, slotFor, wireRelease } from './policies.ts';
 import { isActive, type RunRow, readRun } from './runs.ts';
 
 export const gone = () =>
@@ -122,8 +123,8 @@ export async function endRun(
     ),
     raw(
       db,
-      sql`INSERT INTO releases (id, seq, channel, policy, share, run, fence, created_at)
-          SELECT ${release.id}, ${seq()}, ${channel}, ${manifest?.id ?? ''}, ${release.share}, ${run.id}, ${fence}, ${dbNow}
+      sql`INSERT INTO releases (id, seq, channel, policy, share, slot, run, fence, created_at)
+          SELECT ${release.id}, ${seq()}, ${channel}, ${manifest?.id ?? ''}, ${release.share}, ${slotFor(manifest?.id ?? '')}, ${run.id}, ${fence}, ${dbNow}
           WHERE ${verdict === 'reject' ? 0 : 1} AND ${held} AND ${stillStable}`,
     ),
     raw<{ id: string }>(

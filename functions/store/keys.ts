@@ -81,7 +81,9 @@ interface Serving {
   policy: string;
   share: number;
 }
-export type Channels = { stable?: Serving; canary?: Serving };
+export type Slot = 'a' | 'b';
+/** What the channels serve, and in which slot stable does where it is a large policy. */
+export type Channels = { stable?: Serving; canary?: Serving; slot?: Slot };
 
 const KEY_TTL = 10_000;
 const CHANNELS_TTL = 1000;
@@ -99,7 +101,12 @@ const heldFor = (d1: D1Database): Held => {
 /** What each channel serves: its latest release, unless that policy was withdrawn. */
 const channelQuery = (d1: D1Database, channel: 'stable' | 'canary') =>
   database(d1)
-    .select({ policy: releases.policy, share: releases.share, withdrawn: policies.withdrawn_at })
+    .select({
+      policy: releases.policy,
+      share: releases.share,
+      slot: releases.slot,
+      withdrawn: policies.withdrawn_at,
+    })
     .from(releases)
     .innerJoin(policies, eq(policies.id, releases.policy))
     .where(eq(releases.channel, channel))
@@ -145,7 +152,8 @@ export async function lookup(
     if (needChannels) {
       const value: Channels = {};
       for (const channel of ['stable', 'canary'] as const) {
-        const row = (results.shift() as { policy: string; share: number; withdrawn: string | null }[])[0];
+        const row = (results.shift() as { policy: string; share: number; slot: Slot; withdrawn: string | null }[])[0];
+        if (channel === 'stable' && row) value.slot = row.slot;
         if (row && !row.withdrawn) value[channel] = { policy: row.policy, share: row.share };
       }
       held.channels = { value, at: time };

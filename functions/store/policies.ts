@@ -8,9 +8,9 @@ import type { Release } from '../../schema/wire-runs.ts';
 import { sha256 } from '../crypto.ts';
 import { ApiError, at } from '../error.ts';
 import type { Remember } from '../idempotency.ts';
+import { blobKey } from './blobs.ts';
 import { database, listing, now, type Paging, page, raw, seq, takeSeq } from './db.ts';
 
-export const blobKey = (sha: string) => `blobs/sha256/${sha}`;
 const manifestKey = (id: string) => `policies/${id}/manifest.json`;
 export type Channel = 'stable' | 'canary';
 export type ReleaseRow = typeof releases.$inferSelect;
@@ -19,7 +19,15 @@ export type ReleaseRow = typeof releases.$inferSelect;
 const CANARY_SHARE = 0.1;
 export const shareOf = (channel: Channel, share?: number) => (channel === 'stable' ? 1 : (share ?? CANARY_SHARE));
 
-export const wireRelease = ({ id, channel, policy, share, run, rollback_of, created_at }: ReleaseRow): Release => ({
+export const wireRelease = ({
+  id,
+  channel,
+  policy,
+  share,
+  run,
+  rollback_of,
+  created_at,
+}: Omit<ReleaseRow, 'slot'>): Release => ({
   object: 'release',
   id,
   channel,
@@ -65,26 +73,22 @@ export async function importPolicy(
   ]);
 }
 
-/** A file of a policy as it is stored, and what its hash should be. */
-export async function openBlob(bucket: R2Bucket, manifest: Manifest, name: string) {
+/** Under which hash a file of a policy is stored. */
+export function hashOf(manifest: Manifest, name: string): string {
   const file = manifest.files.find((candidate) => candidate.name === name);
-  const object = file && (await bucket.get(blobKey(file.sha256)));
-  if (!object) throw new Error(`the policy has no ${name}`);
-  return { object, expected: file.sha256 };
+  if (!file) throw new Error(`the policy has no ${name}`);
+  return file.sha256;
 }
 
-/** Its bytes, checked by their hash. */
-export async function readBlob(bucket: R2Bucket, manifest: Manifest, name: string): Promise<Uint8Array<ArrayBuffer>> {
-  const { object, expected } = await openBlob(bucket, manifest, name);
-  const bytes = new Uint8Array(await object.arrayBuffer());
-  if ((await sha256(bytes)) !== expected) throw new Error(`${name} is damaged`);
-  return bytes;
-}
+/** Where what is released now will decode. */
+export const slotFor = (policy: string) => sql<'a' | 'b'>`coalesce(
+  (SELECT CASE WHEN policy = ${policy} THEN slot WHEN slot = 'a' THEN 'b' ELSE 'a' END
+   FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1), 'a')`;
 
 const releasing = (d1: D1Database, row: Pick<ReleaseRow, 'channel' | 'policy' | 'share'> & Partial<ReleaseRow>) =>
   database(d1)
     .insert(releases)
-    .values({ id: newId('release'), created_at: now(), ...row, seq: seq() });
+    .values({ id: newId('release'), created_at: now(), ...row, seq: seq(), slot: slotFor(row.policy) });
 
 export async function listPolicies(d1: D1Database, paging: Paging) {
   const { where, orderBy, limit } = page(policies, policies, paging);
@@ -103,7 +107,12 @@ export async function listReleases(d1: D1Database, paging: Paging, channel?: Cha
 
 /** Whether the batch has made this release: what comes after its insertion hangs on it. */
 const released = (id: string) => sql`EXISTS (SELECT 1 FROM releases WHERE id = ${id})`;
-const audited = (db: ReturnType<typeof database>, by: string, action: string, { id, created_at }: ReleaseRow) =>
+const audited = (
+  db: ReturnType<typeof database>,
+  by: string,
+  action: string,
+  { id, created_at }: Pick<ReleaseRow, 'id' | 'created_at'>,
+) =>
   raw(
     db,
     sql`INSERT INTO audit (at, "key", action, subject) SELECT ${created_at}, ${by}, ${action}, ${id} WHERE ${released(id)}`,
@@ -132,11 +141,11 @@ export async function makeRelease(
   };
   const release = wireRelease(row);
   const db = database(d1);
-  const values = sql`SELECT ${row.id}, ${seq()}, ${channel}, ${policy}, ${row.share}, ${row.created_at}
+  const values = sql`SELECT ${row.id}, ${seq()}, ${channel}, ${policy}, ${row.share}, ${slotFor(policy)}, ${row.created_at}
                      FROM policies WHERE id = ${policy} AND withdrawn_at IS NULL`;
   const results = await db.batch([
     takeSeq(db),
-    raw(db, sql`INSERT INTO releases (id, seq, channel, policy, share, created_at) ${values}`),
+    raw(db, sql`INSERT INTO releases (id, seq, channel, policy, share, slot, created_at) ${values}`),
     audited(db, by, 'release', row),
     db.select({ id: releases.id }).from(releases).where(eq(releases.id, row.id)),
     ...remember(201, json, JSON.stringify(release), released(row.id)),
@@ -171,7 +180,7 @@ export async function rollBack(d1: D1Database, by: string, channel: Channel, rem
     : [];
   if (!current || !before) throw new ApiError(409, 'there is nothing left to go back to');
   const stable = sql`(SELECT policy FROM releases WHERE channel = 'stable' ORDER BY seq DESC LIMIT 1)`;
-  const row: ReleaseRow = {
+  const row: Omit<ReleaseRow, 'slot'> = {
     id: newId('release'),
     seq: 0,
     channel,
@@ -191,8 +200,8 @@ export async function rollBack(d1: D1Database, by: string, channel: Channel, rem
     takeSeq(db),
     raw(
       db,
-      sql`INSERT INTO releases (id, seq, channel, policy, share, rollback_of, created_at)
-          SELECT ${row.id}, ${seq()}, ${channel}, ${row.policy}, ${row.share}, ${current.policy}, ${row.created_at} WHERE ${still}`,
+      sql`INSERT INTO releases (id, seq, channel, policy, share, slot, rollback_of, created_at)
+          SELECT ${row.id}, ${seq()}, ${channel}, ${row.policy}, ${row.share}, ${slotFor(row.policy)}, ${current.policy}, ${row.created_at} WHERE ${still}`,
     ),
     raw(
       db,

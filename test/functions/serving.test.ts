@@ -30,7 +30,7 @@ async function policies(...seeds: number[]) {
 test('an isolate holds two policies; for a third, the one that was not used for longest is given up', async () => {
   const { ids, read, bucket } = await policies(1, 2, 3);
   const [a, b, c] = ids as [string, string, string];
-  for (const id of [a, b, a, c, a, b]) expect((await openPolicy(bucket, id))!.policy).toBe(id);
+  for (const id of [a, b, a, c, a, b]) expect((await openPolicy({ ...env, BUCKET: bucket }, {}, id))!.policy).toBe(id);
   expect(read).toEqual([a, b, c, b]);
 });
 
@@ -38,8 +38,8 @@ test('what a channel serves is never given up', async () => {
   const { ids, read, bucket } = await policies(4, 5, 6);
   const [a, b, c] = ids as [string, string, string];
   const stable = { stable: { policy: a, share: 1 } };
-  await openChannel(bucket, stable, 'stable');
-  for (const id of [b, c, b]) await openPolicy(bucket, id);
-  expect((await openChannel(bucket, stable, 'stable'))!.policy).toBe(a);
+  await openChannel({ ...env, BUCKET: bucket }, stable, 'stable', () => {});
+  for (const id of [b, c, b]) await openPolicy({ ...env, BUCKET: bucket }, stable, id);
+  expect((await openChannel({ ...env, BUCKET: bucket }, stable, 'stable', () => {}))!.policy).toBe(a);
   expect(read).toEqual([a, b, c, b]);
 });

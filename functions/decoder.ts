@@ -1,0 +1,119 @@
+// Entry of the second script: it decodes policies that are too large for the api's isolate. It is deployed twice, as slots a and
+// b, each an isolate of its own: a release is loaded where stable is not. In a slot a Durable Object owns the batch, since
+// plain requests cannot work for one another.
+import { DurableObject } from 'cloudflare:workers';
+import { ChatTemplateError } from '../schema/chat.ts';
+import type { Complete } from '../schema/completion.ts';
+import { cacheBytes, type EdgeHeader } from '../schema/edge.ts';
+import { loadTokenizer } from '../schema/tokenizer.ts';
+import { batcher } from './policy/batch.ts';
+import { ContextOverflow, DecoderBusy } from './policy/choice.ts';
+import module from './policy/decoder.relaxed.wasm';
+import type { DecoderOptions } from './policy/decoder.ts';
+import { streamedDecoder, type WasmDecoder } from './policy/load.ts';
+import type { DecoderCall, DecoderLine, DecoderProblem } from './policy/remote.ts';
+import { readBlob, streamBlob } from './store/blobs.ts';
+
+/** Keys and values of all choices together. */
+const CACHE_BYTES = 32 * 2 ** 20;
+/** Choices under way at once. */
+const SLOTS = 16;
+/** Of a call of the decoder: what a prompt may hold up the others by. */
+const ROWS = 32;
+
+function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
+  const positions = Math.floor(CACHE_BYTES / cacheBytes(config, bits));
+  return { context: Math.min(config.max_position_embeddings, positions), slots: SLOTS, rows: ROWS, positions };
+}
+
+/**
+ * The one decoder of this isolate, and which object's it is: several objects may live in an isolate, which has no memory
+ * for a second. Who comes while another's is in use is told so, and finds an object elsewhere; one that is idle is taken over.
+ */
+let decoder: WasmDecoder | undefined;
+let owner: { object: object; image: string; ready: Promise<Complete>; uses: number } | undefined;
+
+async function load(bucket: R2Bucket, { image, tokenizer, chatTemplate }: DecoderCall): Promise<Complete> {
+  const file = JSON.parse(new TextDecoder().decode(await readBlob(bucket, tokenizer)));
+  const former = decoder;
+  decoder = undefined; // until the image is whole
+  decoder = await streamedDecoder(module, streamBlob(bucket, image), roomFor, former);
+  return batcher(decoder, loadTokenizer(file), chatTemplate);
+}
+
+const problem = (status: number, body: DecoderProblem) => Response.json(body, { status });
+
+export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
+  override async fetch(request: Request): Promise<Response> {
+    const call = (await request.json()) as DecoderCall;
+    if (owner?.object !== this || owner.image !== call.image) {
+      if (owner && owner.uses > 0) return problem(429, { type: 'busy', message: 'another policy decodes here' });
+      owner = { object: this, image: call.image, ready: load(this.env.BUCKET, call), uses: 0 };
+    }
+    const own = owner;
+    own.uses++;
+    let streaming = false;
+    try {
+      const complete = await own.ready;
+      if (!call.request) return Response.json({ context: decoder!.context });
+      const { logitBias, ...rest } = call.request;
+      const leaving = new AbortController();
+      request.signal.addEventListener('abort', () => leaving.abort());
+      const asked = { ...rest, ...(logitBias && { logitBias: new Map(logitBias) }) };
+      const chunks = complete(asked, leaving.signal)[Symbol.asyncIterator]();
+      const first = await chunks.next();
+      streaming = true;
+      return new Response(this.#lines(first, chunks, leaving, own), {
+        // what lies between may hold back or compress what does not look like a stream
+        headers: { 'Content-Type': 'text/event-stream', 'Content-Encoding': 'identity' },
+      });
+    } catch (error) {
+      if (error instanceof ContextOverflow)
+        return problem(400, { type: 'context', promptTokens: error.promptTokens, context: error.context });
+      if (error instanceof ChatTemplateError) return problem(400, { type: 'template', message: error.message });
+      if (error instanceof DecoderBusy) return problem(429, { type: 'busy', message: error.message });
+      if (owner === own) owner = undefined; // what could not be loaded is tried again
+      throw error;
+    } finally {
+      if (!streaming) own.uses--;
+    }
+  }
+
+  #lines(
+    first: IteratorResult<DecoderLine>,
+    chunks: AsyncIterator<DecoderLine>,
+    leaving: AbortController,
+    own: { uses: number },
+  ): ReadableStream<Uint8Array> {
+    const utf8 = new TextEncoder();
+    let done = false;
+    const end = () => {
+      if (!done) own.uses--;
+      done = true;
+    };
+    let step: IteratorResult<DecoderLine> | undefined = first;
+    return new ReadableStream<Uint8Array>({
+      async pull(controller) {
+        const write = (line: DecoderLine) => controller.enqueue(utf8.encode(`${JSON.stringify(line)}\n`));
+        try {
+          const { value, done: over } = step ?? (await chunks.next());
+          step = undefined;
+          if (!over) return write(value);
+        } catch (error) {
+          if (!leaving.signal.aborted) write({ type: 'error', message: error instanceof Error ? error.message : '' });
+        }
+        end();
+        controller.close();
+      },
+      async cancel() {
+        leaving.abort();
+        await chunks.return?.();
+        end();
+      },
+    });
+  }
+}
+
+export default {
+  fetch: () => new Response('plumb decodes here; it is asked by the api', { status: 404 }),
+} satisfies ExportedHandler;

@@ -1,0 +1,94 @@
+// A policy that decodes in the decoder script (../decoder.ts), behind the same interface as one that decodes here. The wire:
+// a POST of `DecoderCall`, answered by a line of JSON for each chunk, or by a problem of the request as a status.
+import { ChatTemplateError } from '../../schema/chat.ts';
+import type { Complete, CompletionChunk, CompletionRequest } from '../../schema/completion.ts';
+import { ContextOverflow, DecoderBusy } from './choice.ts';
+
+export interface DecoderCall {
+  /** The policy's files, by their hashes. */
+  image: string;
+  tokenizer: string;
+  chatTemplate: string;
+  /** Without one, the policy is loaded and that is all. */
+  request?: Omit<CompletionRequest, 'logitBias'> & { logitBias?: [id: number, bias: number][] };
+}
+export type DecoderLine = CompletionChunk | { type: 'error'; message: string };
+export type DecoderProblem =
+  | { type: 'busy'; message: string }
+  | { type: 'context'; promptTokens: number; context: number }
+  | { type: 'template'; message: string };
+
+/** Objects that may decode one policy at once, each in an isolate of its own. */
+const MOST_OBJECTS = 8;
+/** How many of them there are, as far as this isolate knows: one more for each time that all were full. */
+const objects = new Map<string, number>();
+
+/** A number of so many, the same for the same text. */
+function placeOf(text: string, among: number): number {
+  let hash = 0;
+  for (const char of text) hash = (Math.imul(hash, 31) + char.codePointAt(0)!) >>> 0;
+  return hash % among;
+}
+
+/** Answers' pieces from lines that come in whatever parts. */
+async function* linesOf(body: ReadableStream<Uint8Array>): AsyncGenerator<DecoderLine> {
+  let rest = '';
+  for await (const part of body.pipeThrough(new TextDecoderStream())) {
+    const lines = (rest + part).split('\n');
+    rest = lines.pop()!;
+    for (const line of lines) yield JSON.parse(line);
+  }
+}
+
+function thrown(problem: DecoderProblem): Error {
+  if (problem.type === 'context') return new ContextOverflow(problem.promptTokens, problem.context);
+  if (problem.type === 'template') return new ChatTemplateError(problem.message);
+  return new DecoderBusy(problem.message);
+}
+
+export function remoteDecoder(slot: DurableObjectNamespace, policy: string, files: Omit<DecoderCall, 'request'>) {
+  async function post(object: number, call: DecoderCall, signal?: AbortSignal): Promise<Response> {
+    const stub = slot.getByName(`${policy}/${object}`);
+    const response = await stub.fetch('http://decoder/', {
+      method: 'POST',
+      body: JSON.stringify(call),
+      ...(signal && { signal }),
+    });
+    // 503: the platform's word for an object that is overloaded or a script that is not there
+    if (response.status === 503) {
+      await response.body?.cancel();
+      return Response.json({ type: 'busy', message: 'the decoder script is not there' } satisfies DecoderProblem, {
+        status: 429,
+      });
+    }
+    return response;
+  }
+
+  /** Has the policy loaded, where it is not yet, and says how many tokens a prompt and its answer may have there. */
+  async function load(): Promise<{ context: number }> {
+    const response = await post(0, files);
+    if (response.status !== 200) throw thrown(await response.json());
+    return response.json();
+  }
+
+  const complete: Complete = async function* (request, signal) {
+    const { logitBias, ...rest } = request;
+    const call = { ...files, request: { ...rest, ...(logitBias && { logitBias: [...logitBias] }) } };
+    // Who comes again is served where what was asked before may still be held; who finds it full, by another.
+    let among = objects.get(policy) ?? 1;
+    let response = await post(placeOf(request.session ?? '', among), call, signal);
+    while (response.status === 429 && among < MOST_OBJECTS) {
+      await response.body?.cancel();
+      response = await post(among, call, signal);
+      among++;
+      if (response.status === 200) objects.set(policy, Math.max(among, objects.get(policy) ?? 1));
+    }
+    if (response.status !== 200) throw thrown(await response.json());
+    for await (const line of linesOf(response.body!)) {
+      if (line.type === 'error') throw new Error(`the decoder: ${line.message}`);
+      yield line;
+    }
+    signal.throwIfAborted();
+  };
+  return { load, complete };
+}

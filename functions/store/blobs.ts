@@ -1,0 +1,41 @@
+// A policy's files as the bucket holds them, under their hashes.
+import { hex, sha256 } from '../crypto.ts';
+
+export const blobKey = (sha: string) => `blobs/sha256/${sha}`;
+
+async function open(bucket: R2Bucket, sha: string): Promise<R2ObjectBody> {
+  const object = await bucket.get(blobKey(sha));
+  if (!object) throw new Error(`the bucket has no ${sha}`);
+  return object;
+}
+
+/** A file's bytes, checked by their hash. */
+export async function readBlob(bucket: R2Bucket, sha: string): Promise<Uint8Array<ArrayBuffer>> {
+  const bytes = new Uint8Array(await (await open(bucket, sha)).arrayBuffer());
+  if ((await sha256(bytes)) !== sha) throw new Error(`${sha} is damaged`);
+  return bytes;
+}
+
+const PIECE = 2 ** 20;
+
+/** A file's bytes as they come, in pieces of a mebibyte; after the last it is told whether they were what they should be. */
+export async function* streamBlob(bucket: R2Bucket, sha: string): AsyncGenerator<Uint8Array> {
+  const object = await open(bucket, sha);
+  const digest = new crypto.DigestStream('SHA-256');
+  const hash = digest.getWriter();
+  const reader = object.body.getReader({ mode: 'byob' });
+  let buffer = new ArrayBuffer(PIECE);
+  try {
+    for (;;) {
+      const { value, done } = await reader.read(new Uint8Array(buffer));
+      if (done) break;
+      await hash.write(value);
+      yield value;
+      buffer = value.buffer as ArrayBuffer;
+    }
+  } finally {
+    await reader.cancel();
+  }
+  await hash.close();
+  if (hex(new Uint8Array(await digest.digest)) !== sha) throw new Error(`${sha} is damaged`);
+}

@@ -1,0 +1,1 @@
+ALTER TABLE `releases` ADD `slot` text DEFAULT 'a' NOT NULL;

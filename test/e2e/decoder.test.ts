@@ -1,0 +1,156 @@
+// A policy that is too large for the api's isolate: imported, released, decoded in the decoder script's slots, and swapped under load.
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { importPolicy } from '../../functions/store/policies.ts';
+import { withStore } from '../../infra/local.ts';
+import { isLarge, unpackEdge } from '../../schema/edge.ts';
+import { ModelConfig } from '../../schema/manifest.ts';
+import { writeSafetensors } from '../../schema/safetensors.ts';
+import { filesOf, manifestOf } from '../../trainer/manifest.ts';
+import { readPolicy } from '../../trainer/policy.ts';
+import { startTestLocal, type TestLocal } from '../support/local.ts';
+import { randomModel } from '../support/model.ts';
+import { SEED_FOLDER } from '../support/seed.ts';
+
+const MINUTES = 60_000;
+let local: TestLocal;
+const ids: string[] = [];
+const images: Uint8Array[] = [];
+
+/** A policy of 18 M parameters with the seed policy's tokenizer and random weights. */
+function large(seed: number) {
+  const seedPolicy = readPolicy(SEED_FOLDER);
+  const config = ModelConfig.parse({
+    ...seedPolicy.config,
+    hidden_size: 512,
+    intermediate_size: 1536,
+    num_hidden_layers: 5,
+    num_attention_heads: 8,
+    num_key_value_heads: 2,
+  });
+  expect(isLarge(config)).toBe(true);
+  const policy = { ...seedPolicy, config };
+  const tensors = randomModel(config, seed);
+  const files = filesOf(policy, writeSafetensors(tensors, 'BF16'), tensors);
+  images.push(files.get('edge.bin')!);
+  return { manifest: manifestOf(policy, files, `large ${seed}`), files };
+}
+
+beforeAll(async () => {
+  local = await startTestLocal();
+  for (const seed of [1, 2]) {
+    const { manifest, files } = large(seed);
+    await withStore(local.home, ({ DB, BUCKET }) =>
+      importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), ids.length === 0 ? 'stable' : undefined),
+    );
+    ids.push(manifest.id);
+  }
+}, 3 * MINUTES);
+afterAll(() => local?.close(), MINUTES);
+
+interface Answer {
+  model: string;
+  choices: { message: { content: string }; finish_reason: string; sample_id: string }[];
+  usage: { prompt_tokens: number; completion_tokens: number };
+}
+const asked = (body: object = {}) => ({
+  model: 'stable',
+  messages: [{ role: 'user', content: 'Where is my order?' }],
+  max_tokens: 12,
+  seed: 1,
+  user: 'ada',
+  ...body,
+});
+const chat = (body: object = {}) => local.api<Answer>('POST', '/v1/chat/completions', asked(body));
+const post = (body: object, signal?: AbortSignal) =>
+  fetch(`${local.url}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
+    body: JSON.stringify(asked(body)),
+    ...(signal && { signal }),
+  });
+
+test(
+  'it is served in 4 bits, the same for the same seed, and its samples are stored',
+  async () => {
+    await expect.poll(async () => (await chat()).model, { timeout: 30_000 }).toBe(ids[0]);
+    const image = unpackEdge(images[0]!);
+    expect(image.config.hidden_size).toBe(512);
+    const [first, second] = [await chat(), await chat()];
+    expect(first.choices[0]!.message.content).toBe(second.choices[0]!.message.content);
+    expect((await chat({ seed: 2 })).choices[0]!.message.content).not.toBe(first.choices[0]!.message.content);
+    const { text, policy } = await local.api<{ text: string; policy: string }>(
+      'GET',
+      `/v1/samples/${first.choices[0]!.sample_id}`,
+    );
+    expect([text, policy]).toEqual([first.choices[0]!.message.content, ids[0]]);
+    const many = await chat({ n: 4, temperature: 1 });
+    expect(new Set(many.choices.map(({ message }) => message.content)).size).toBe(4);
+  },
+  MINUTES,
+);
+
+test(
+  'it streams as it decodes, and a client that leaves stops it',
+  async () => {
+    const leaving = new AbortController();
+    const endless = { stream: true, max_tokens: 150, logit_bias: { 1: -100, 2: -100 } };
+    const response = await post(endless, leaving.signal);
+    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+    let pieces = 0;
+    let sample = '';
+    while (pieces < 8) {
+      const { value, done } = await reader.read();
+      if (done) break;
+      for (const [, data] of value.matchAll(/^data: (\{.*)$/gm)) {
+        const [choice] = JSON.parse(data!).choices;
+        sample ||= choice.sample_id;
+        if (choice.delta.content) pieces++;
+      }
+    }
+    expect(pieces).toBeGreaterThanOrEqual(8);
+    leaving.abort();
+    const stored = () =>
+      local
+        .api<{ finish_reason: string; completion_tokens: number }>('GET', `/v1/samples/${sample}`)
+        .catch(() => undefined);
+    await expect.poll(async () => (await stored())?.finish_reason, { timeout: 10_000 }).toBe('abort');
+    expect((await stored())!.completion_tokens).toBeLessThan(140);
+  },
+  MINUTES,
+);
+
+test(
+  'what cannot be asked is the client’s fault, in words',
+  async () => {
+    const long = await post({ messages: [{ role: 'user', content: 'Where is it? '.repeat(400) }] });
+    expect(long.status).toBe(400);
+    expect(await long.json()).toMatchObject({ error: { code: 'context_length_exceeded' } });
+  },
+  MINUTES,
+);
+
+test(
+  'a release under load: no request is lost, and within seconds the other policy answers',
+  async () => {
+    let swapping = true;
+    const statuses: number[] = [];
+    const models: string[] = [];
+    const load = [1, 2, 3].map(async (who) => {
+      while (swapping) {
+        const response = await post({ user: `user ${who}`, seed: models.length, max_tokens: 8 });
+        statuses.push(response.status);
+        models.push(((await response.json()) as Answer).model);
+      }
+    });
+    await expect.poll(() => models.length, { timeout: 20_000 }).toBeGreaterThan(5);
+    await local.api('POST', '/v1/releases', { channel: 'stable', policy: ids[1] });
+    await expect.poll(() => models.at(-1), { timeout: 20_000 }).toBe(ids[1]);
+    swapping = false;
+    await Promise.all(load);
+    expect(new Set(statuses)).toEqual(new Set([200]));
+    expect(new Set(models)).toEqual(new Set(ids));
+    const { data } = await local.api<{ data: { policy: string }[] }>('GET', '/v1/releases?channel=stable&order=desc');
+    expect(data[0]!.policy).toBe(ids[1]);
+  },
+  MINUTES,
+);
