@@ -126,7 +126,10 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
     ...variables,
   };
   const worker = await startWorker(home, port, bindings);
-  const decoders = startDecoders(home);
+  const decoders = startDecoders(home).catch((error: Error) => {
+    console.error(`large policies cannot be served: ${error.message}`);
+    return [];
+  });
 
   let closed = false;
   const tick = async () => {

@@ -1,6 +1,6 @@
 // A policy's files as others read them: a folder in Hugging Face's layout, or llama.cpp's .gguf file. Needs no training engine.
 
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, rmdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { readTensors } from '../../schema/safetensors.ts';
 import { makeFolder, writeWhole } from '../folder.ts';
@@ -24,6 +24,14 @@ export function exportTo(path: string, files: Map<string, Uint8Array>, name: str
     writeWhole(path, writeGguf(metadata, tensors, type));
     return;
   }
+  const isNew = !existsSync(path);
   makeFolder(path);
-  for (const [file, bytes] of files) if (file !== 'edge.bin') writeWhole(join(path, file), bytes);
+  try {
+    for (const [file, bytes] of files) if (file !== 'edge.bin') writeWhole(join(path, file), bytes);
+  } catch (error) {
+    // half a folder would be in the way when it is done again
+    for (const file of files.keys()) rmSync(join(path, file), { force: true });
+    if (isNew) rmdirSync(path);
+    throw error;
+  }
 }

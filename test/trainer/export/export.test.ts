@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
@@ -68,6 +68,17 @@ test('numbers are rounded to the bits that llama.cpp’s own package rounds them
   }
   const row = { shape: [1, 48], data: new Float32Array(48).fill(0.1) };
   expect(readGguf(writeGguf({}, new Map([['x', row]]), 'q8_0')).tensors.get('x')!.format.name).toBe('F16');
+});
+
+test('a folder that cannot be written whole leaves nothing in the way of the next try', () => {
+  const unwritable = new Map([...files, ['no-such-folder/file', new Uint8Array(1)]]);
+  expect(() => exportTo(at('half'), unwritable, 'seed', 'f16')).toThrow('ENOENT');
+  requireFree(at('half'));
+  expect(existsSync(at('half'))).toBe(false);
+  mkdirSync(at('own'));
+  expect(() => exportTo(at('own'), unwritable, 'seed', 'f16')).toThrow('ENOENT');
+  requireFree(at('own'));
+  expect(readdirSync(at('own'))).toEqual([]);
 });
 
 test('what a file cannot hold is refused in a line, and nothing is written over', () => {
