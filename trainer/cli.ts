@@ -6,7 +6,7 @@ import { LORA_PARTS, MAX_RANK, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/r
 import { SCHEDULES, SFT_DEFAULTS } from './config.ts';
 
 const number = (text: string): number => {
-  const value = Number(text);
+  const value = text.trim() === '' ? Number.NaN : Number(text);
   if (!Number.isFinite(value)) throw new InvalidArgumentError('not a number');
   return value;
 };

@@ -138,6 +138,8 @@ test('what no training can come of is said before anything starts', async () => 
     return out;
   };
   const base = ['--base', at('tiny'), '--out', at('none')];
+  const nothing = await train(['sft', '--data', at('prompts.jsonl'), ...base, '--learning-rate', '']);
+  expect([nothing.code, nothing.out]).toEqual([1, expect.stringContaining('not a number')]);
   const mute = JSON.stringify({ messages: [{ role: 'user', content: 'hi' }] });
   expect(await refused('mute.jsonl', ['', mute], (data) => ['sft', '--data', data, ...base])).toMatch(
     /line 2: messages: no assistant answers anything/,
