@@ -17,12 +17,12 @@ const positive = (text: string): number => {
 };
 const seed = (text: string): number => {
   const value = number(text);
-  if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError('not a whole number');
+  if (!Number.isSafeInteger(value) || value < 0) throw new InvalidArgumentError('not a whole number, or above 2^53');
   return value;
 };
 const count = (text: string): number => {
   const value = number(text);
-  if (!Number.isInteger(value) || value < 1) throw new InvalidArgumentError('not a whole number above 0');
+  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('not a whole number above 0');
   return value;
 };
 

@@ -52,6 +52,9 @@ describe('completions', () => {
       });
       expect(sample.user).toBe(sample.session);
     }
+    const ids: string[] = json.choices.map((c: { sample_id: string }) => c.sample_id);
+    const listed = (await ask('GET', '/v1/samples?limit=1000', { key: sk })).json.data as { id: string }[];
+    expect(listed.map(({ id }) => id).filter((id) => ids.includes(id))).toEqual(ids);
     const vote = await ask('POST', '/v1/feedback', {
       key: pk,
       body: {

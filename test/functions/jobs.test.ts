@@ -732,7 +732,9 @@ describe('publishing', () => {
       { parent: null },
       { snapshot: null },
       { root: newId('policy') },
-      { files: [] },
+      ...['edge.bin', 'tokenizer.json', 'model.safetensors'].map((name) => ({
+        files: tiny.manifest.files.filter((file) => file.name !== name),
+      })),
     ])
       expect((await publish(run, { manifest: await run.manifest(over) })).status, JSON.stringify(over)).toBe(422);
     const files = tiny.manifest.files.map((file) => ({ ...file, bytes: file.bytes + 1 }));

@@ -138,8 +138,13 @@ test('what no training can come of is said before anything starts', async () => 
     return out;
   };
   const base = ['--base', at('tiny'), '--out', at('none')];
-  const nothing = await train(['sft', '--data', at('prompts.jsonl'), ...base, '--learning-rate', '']);
-  expect([nothing.code, nothing.out]).toEqual([1, expect.stringContaining('not a number')]);
+  for (const [option, value, reason] of [
+    ['--learning-rate', '', 'not a number'],
+    ['--seed', '99999999999999999999', 'not a whole number'],
+  ] as const) {
+    const { code, out } = await train(['sft', '--data', at('prompts.jsonl'), ...base, option, value]);
+    expect([code, out]).toEqual([1, expect.stringContaining(reason)]);
+  }
   const mute = JSON.stringify({ messages: [{ role: 'user', content: 'hi' }] });
   expect(await refused('mute.jsonl', ['', mute], (data) => ['sft', '--data', data, ...base])).toMatch(
     /line 2: messages: no assistant answers anything/,

@@ -262,6 +262,14 @@ test('an answer that ended too soon has the score of one that was cut', async ()
   expect(history[0]!.metrics).toMatchObject({ 'objective/score': -7, 'objective/eos': 0 });
   const all = await run({ rollout: 16, episodes: 16, minTokens: 0, missingEosScore: -7 });
   expect(all.history[0]!.metrics['objective/eos']).toBeGreaterThan(0);
+  // Two tokens beside the one that ends it are enough, one is too few: half of the answers have each.
+  const short: Sampler = async (_, asked) =>
+    asked.map((_, i) => {
+      const ids = [5, ...(i % 2 ? [6] : []), TINY.eos_token_id];
+      return { ids, logprobs: ids.map(() => -Math.log(TINY.vocab_size)) };
+    });
+  const one = await run({ rollout: 16, episodes: 16, minTokens: 2 }, null, () => {}, short);
+  expect(one.history[0]!.metrics['objective/eos']).toBe(0.5);
 });
 
 test('with a value model of its own the policy learns, and both are saved and resumed bit for bit', async () => {
