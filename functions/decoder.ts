@@ -4,27 +4,14 @@
 import { DurableObject } from 'cloudflare:workers';
 import { ChatTemplateError } from '../schema/chat.ts';
 import type { Complete } from '../schema/completion.ts';
-import { cacheBytes, type EdgeHeader } from '../schema/edge.ts';
 import { loadTokenizer } from '../schema/tokenizer.ts';
 import { batcher } from './policy/batch.ts';
 import { ContextOverflow, DecoderBusy } from './policy/choice.ts';
 import module from './policy/decoder.relaxed.wasm';
-import type { DecoderOptions } from './policy/decoder.ts';
 import { streamedDecoder, type WasmDecoder } from './policy/load.ts';
 import type { DecoderCall, DecoderLine, DecoderProblem } from './policy/remote.ts';
+import { roomInSlot } from './policy/room.ts';
 import { readBlob, streamBlob } from './store/blobs.ts';
-
-/** Keys and values of all choices together. */
-const CACHE_BYTES = 32 * 2 ** 20;
-/** Choices under way at once. */
-const SLOTS = 16;
-/** Of a call of the decoder: what a prompt may hold up the others by. */
-const ROWS = 32;
-
-function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
-  const positions = Math.floor(CACHE_BYTES / cacheBytes(config, bits));
-  return { context: Math.min(config.max_position_embeddings, positions), slots: SLOTS, rows: ROWS, positions };
-}
 
 /**
  * The one decoder of this isolate, and which object's it is: several objects may live in an isolate, which has no memory
@@ -34,11 +21,12 @@ let decoder: WasmDecoder | undefined;
 let owner: { object: object; image: string; ready: Promise<Complete>; uses: number } | undefined;
 
 async function load(bucket: R2Bucket, { image, tokenizer, chatTemplate }: DecoderCall): Promise<Complete> {
-  const file = JSON.parse(new TextDecoder().decode(await readBlob(bucket, tokenizer)));
+  const source = JSON.parse(new TextDecoder().decode(await readBlob(bucket, tokenizer)));
+  const { file: _, ...encoding } = loadTokenizer(source);
   const former = decoder;
   decoder = undefined; // until the image is whole
-  decoder = await streamedDecoder(module, streamBlob(bucket, image), roomFor, former);
-  return batcher(decoder, loadTokenizer(file), chatTemplate);
+  decoder = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, former);
+  return batcher(decoder, encoding, chatTemplate);
 }
 
 const problem = (status: number, body: DecoderProblem) => Response.json(body, { status });

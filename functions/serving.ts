@@ -56,9 +56,10 @@ async function load({ BUCKET, DECODER_A, DECODER_B }: Env, manifest: Manifest, s
     const { context } = await remote.load();
     return { policy, complete: remote.complete, context, vocabulary: config.vocab_size, slot };
   }
-  const file = JSON.parse(new TextDecoder().decode(await readBlob(BUCKET, tokenizer)));
+  const source = JSON.parse(new TextDecoder().decode(await readBlob(BUCKET, tokenizer)));
+  const { file: _, ...encoding } = loadTokenizer(source);
   const decoder = await streamedDecoder(module, streamBlob(BUCKET, image), roomFor);
-  const complete = completer(decoder, loadTokenizer(file), template);
+  const complete = completer(decoder, encoding, template);
   return { policy, complete, context: decoder.context, vocabulary: config.vocab_size };
 }
 

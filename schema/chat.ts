@@ -8,7 +8,7 @@ import { encode, type Tokenizer } from './tokenizer.ts';
 
 /** The encoder of a policy: its template with its own first and last token. */
 export function policyEncoder(t: Tokenizer, config: ModelConfig, template: string) {
-  const nameOf = (id: number | null) => (id === null || !t.bytes[id] ? '' : new TextDecoder().decode(t.bytes[id]));
+  const nameOf = (id: number | null) => (id === null ? '' : new TextDecoder().decode(t.bytesOf(id)));
   return chatEncoder(t, { template, bosToken: nameOf(config.bos_token_id), eosToken: nameOf(config.eos_token_id) });
 }
 

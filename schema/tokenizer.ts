@@ -20,13 +20,12 @@ const TokenizerFile = z.looseObject({
 export type TokenizerFile = z.infer<typeof TokenizerFile>;
 
 export interface Tokenizer {
-  file: TokenizerFile;
   /** One more than the highest id. */
   size: number;
   /** Added tokens by their text, special or not. */
   added: Map<string, { id: number; special: boolean }>;
-  /** The bytes each id stands for; undefined where the vocabulary has a hole. */
-  bytes: (Uint8Array | undefined)[];
+  /** The bytes an id stands for; undefined where the vocabulary has a hole. */
+  bytesOf(id: number): Uint8Array | undefined;
   special: Set<number>;
   split: (text: string) => string[];
   /** Matches any added token (group 1 in the first), or only those that are not special. */
@@ -157,7 +156,25 @@ function alternatives(texts: string[]): RegExp | undefined {
 
 const typeOf = (node: unknown): string => (node as { type?: string } | null)?.type ?? 'null';
 
-export function loadTokenizer(source: unknown): Tokenizer {
+/** All ids' bytes, one after another: arrays of their own would take thirty times the memory. */
+function packed(bytes: (Uint8Array | undefined)[]): Tokenizer['bytesOf'] {
+  const starts = new Uint32Array(bytes.length + 1);
+  for (const [id, own] of bytes.entries()) starts[id + 1] = starts[id]! + (own?.length ?? 0);
+  const text = new Uint8Array(starts[bytes.length]!);
+  const holes = new Set<number>();
+  for (const [id, own] of bytes.entries())
+    if (own) text.set(own, starts[id]);
+    else holes.add(id);
+  return (id) =>
+    id >= 0 && id < starts.length - 1 && !holes.has(id) ? text.subarray(starts[id], starts[id + 1]) : undefined;
+}
+
+// A function of its own: made within loadTokenizer, it would hold on to all that is there.
+const splitting = (steps: ((pieces: string[]) => string[])[]) => (text: string) =>
+  steps.reduce((pieces, step) => step(pieces), [text]);
+
+/** @returns the tokenizer, and the file that it was made from, which whoever only encodes and decodes need not keep */
+export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFile } {
   const parsed = TokenizerFile.safeParse(source);
   if (!parsed.success) throw new MalformedFile(`tokenizer.json: ${inWords(parsed.error)}`);
   const file = parsed.data;
@@ -238,9 +255,9 @@ export function loadTokenizer(source: unknown): Tokenizer {
     file,
     size,
     added,
-    bytes,
+    bytesOf: packed(bytes),
     special,
-    split: (text) => steps.reduce((pieces, step) => step(pieces), [text]),
+    split: splitting(steps),
     addedPattern: alternatives([...added.keys()]),
     plainPattern: alternatives([...added].filter(([, token]) => !token.special).map(([text]) => text)),
     byteIds,
@@ -367,7 +384,7 @@ export function streamDecoder(t: Tokenizer, { special = false } = {}): (id?: num
   return (id) => {
     if (id === undefined) return utf8.decode();
     if (!special && t.special.has(id)) return '';
-    const bytes = t.bytes[id];
+    const bytes = t.bytesOf(id);
     return bytes ? utf8.decode(bytes, { stream: true }) : '';
   };
 }

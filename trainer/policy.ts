@@ -14,7 +14,7 @@ import { reading, requireFolder, UserError } from './user-error.ts';
 
 export interface Policy {
   config: ModelConfig;
-  tokenizer: Tokenizer;
+  tokenizer: ReturnType<typeof loadTokenizer>;
   chatTemplate: string;
   /** The prompt ids of a conversation, up to where the answer begins. */
   encodePrompt: (messages: Message[]) => number[];

@@ -61,7 +61,7 @@ function heldBack(text: string, stop: string[]): number {
 }
 
 function describe(tokenizer: Tokenizer, id: number, logits: Float32Array, total: number) {
-  const bytes = tokenizer.bytes[id] ?? new Uint8Array();
+  const bytes = tokenizer.bytesOf(id) ?? new Uint8Array();
   return { token: new TextDecoder().decode(bytes), bytes: [...bytes], logprob: logits[id]! - total };
 }
 

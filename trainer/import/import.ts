@@ -4,6 +4,8 @@
 
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { roomInSlot } from '../../functions/policy/room.ts';
+import { isLarge, readEdge } from '../../schema/edge.ts';
 import type { Manifest } from '../../schema/manifest.ts';
 import { readTensors, writeSafetensors } from '../../schema/safetensors.ts';
 import { filesOf, manifestOf } from '../manifest.ts';
@@ -11,9 +13,7 @@ import { readPolicy } from '../policy.ts';
 import { reading, UserError } from '../user-error.ts';
 import { dtypeOf, isGguf, openGguf, tensorsOf } from './from-gguf.ts';
 
-/** Leaves room for the cache and what the Worker itself takes. */
-const LARGEST_IMAGE = 90e6;
-/** Image and one answer's cache. */
+/** Image and one answer's cache, of a policy that decodes in the api's own isolate. */
 const LARGEST = 115e6;
 
 export function importFrom(path: string, name: string): { manifest: Manifest; files: Map<string, Uint8Array> } {
@@ -29,14 +29,18 @@ export function importFrom(path: string, name: string): { manifest: Manifest; fi
     const tensors = tensorsOf(gguf);
     return filesOf(policy, writeSafetensors(tensors, dtypeOf(gguf)), tensors);
   });
-  const image = files.get('edge.bin')!.length;
-  if (image > LARGEST_IMAGE)
-    throw new UserError(
-      `${path} is too large to be served: its 8-bit image has ${Math.ceil(image / 1e6)} MB, and with its cache it must fit into the 128 MB of a Worker (${LARGEST_IMAGE / 1e6} MB at most)`,
-    );
+  const image = files.get('edge.bin')!;
+  if (isLarge(policy.config)) {
+    try {
+      roomInSlot(readEdge(image));
+    } catch (error) {
+      throw error instanceof RangeError ? new UserError(`${path} ${error.message}`) : error;
+    }
+    return { manifest: manifestOf(policy, files, name), files };
+  }
   const { num_hidden_layers, num_key_value_heads, head_dim, max_position_embeddings } = policy.config;
   const cache = 8 * num_hidden_layers * num_key_value_heads * head_dim * max_position_embeddings;
-  if (image + cache > LARGEST)
+  if (image.length + cache > LARGEST)
     throw new UserError(
       `${path} asks for a cache of ${Math.ceil(cache / 1e6)} MB at ${max_position_embeddings} positions; with its image it has ${LARGEST / 1e6} MB: lower max_position_embeddings in config.json`,
     );

@@ -120,7 +120,9 @@ test.each([
       [ids.length - 1],
     );
     const logits = decoder.logits(0);
-    const id = tokenizer.bytes.findIndex((b) => b && Buffer.compare(b, Uint8Array.from(bytes)) === 0);
+    const id = [...Array(tokenizer.size).keys()].findIndex(
+      (i) => Buffer.compare(tokenizer.bytesOf(i) ?? new Uint8Array(), Uint8Array.from(bytes)) === 0,
+    );
     expect(logprob).toBeCloseTo(logits[id]! - logSumExp(logits), 6);
     expect(top).toHaveLength(3);
     expect(top[0]!.logprob).toBeCloseTo(Math.max(...logits) - logSumExp(logits), 6);

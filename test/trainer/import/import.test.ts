@@ -102,21 +102,17 @@ test.each<[string, () => string, RegExp]>([
   expect(refused).not.toThrow(/\n/);
 });
 
-test('an image of 90 MB is imported, one of more refused; so is a cache that takes the two beyond 115 MB', () => {
+test('a cache that takes image and itself beyond 115 MB is refused', () => {
   // a position takes 6144 bytes
-  const fits = config('max_position_embeddings', 4069);
-  const more = config('max_position_embeddings', 4070);
+  const fits = config('max_position_embeddings', 16_276);
+  const more = config('max_position_embeddings', 16_277);
   try {
-    imageBytes = 90e6;
-    expect(importFrom(fits, 'x').files.get('edge.bin')!.length).toBe(90e6);
-    expect(() => importFrom(more, 'x')).toThrow(
-      `${more} asks for a cache of 26 MB at 4070 positions; with its image it has 115 MB: lower max_position_embeddings`,
-    );
-    imageBytes = 90e6 + 1;
-    const refused = () => importFrom(SEED_FOLDER, 'x');
+    imageBytes = 15e6;
+    expect(importFrom(fits, 'x').files.get('edge.bin')!.length).toBe(15e6);
+    const refused = () => importFrom(more, 'x');
     expect(refused).toThrow(UserError);
     expect(refused).toThrow(
-      `${SEED_FOLDER} is too large to be served: its 8-bit image has 91 MB, and with its cache it must fit into the 128 MB of a Worker (90 MB at most)`,
+      `${more} asks for a cache of 101 MB at 16277 positions; with its image it has 115 MB: lower max_position_embeddings`,
     );
   } finally {
     imageBytes = undefined;

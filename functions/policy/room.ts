@@ -1,0 +1,37 @@
+// What fits into an isolate's 128 MB beside an image: the pool of the cache's positions. The same arithmetic loads a large policy
+// (../decoder.ts) and refuses, when it is imported, one that cannot be served.
+import { cacheBytes, type EdgeHeader } from '../../schema/edge.ts';
+
+export const ISOLATE = 128e6;
+/** Script, tokenizer and what a request needs, in JavaScript's heap. */
+const HEAP = 12e6;
+/** Choices under way at once, and rows of a call of the decoder: what a prompt may hold up the others by. */
+const SLOTS = 8;
+const ROWS = 32;
+/** More positions than this many bytes hold are not needed for so many choices. */
+const CACHE = 32e6;
+const LEAST_POSITIONS = 256;
+
+export interface Room {
+  context: number;
+  slots: number;
+  rows: number;
+  positions: number;
+}
+
+/** Throws a RangeError with the arithmetic where there is none. */
+export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
+  const { hidden_size, intermediate_size, num_attention_heads, head_dim, max_position_embeddings, vocab_size } = config;
+  const widest = Math.max(hidden_size, intermediate_size, num_attention_heads * head_dim);
+  const work = ROWS * widest * 64 + SLOTS * vocab_size * 4 + max_position_embeddings * head_dim * 4;
+  const each = cacheBytes(config, bits);
+  const positions = Math.floor(Math.min(CACHE, ISOLATE - HEAP - bytes - work) / each / 8) * 8;
+  const needed = Math.min(LEAST_POSITIONS, max_position_embeddings);
+  if (positions < needed) {
+    const mb = (n: number) => `${(n / 1e6).toFixed(1)} MB`;
+    throw new RangeError(
+      `is too large to be served in a Worker: its ${bits}-bit image of ${mb(bytes)}, ${mb(HEAP)} of script and tokenizer, ${mb(work)} to work in and ${mb(needed * each)} for ${needed} positions make ${mb(bytes + HEAP + work + needed * each)}, and a Worker has ${mb(ISOLATE)}`,
+    );
+  }
+  return { context: Math.min(max_position_embeddings, positions), slots: SLOTS, rows: ROWS, positions };
+}

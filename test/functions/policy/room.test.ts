@@ -1,0 +1,35 @@
+// Which policies fit into a Worker of the decoder script, and what room they have there.
+import { expect, test } from 'vitest';
+import { ISOLATE, roomInSlot } from '../../../functions/policy/room.ts';
+import { tinyConfig } from '../../support/model.ts';
+
+/** SmolLM2-135M's shape. */
+const config = tinyConfig({
+  vocab_size: 49_152,
+  hidden_size: 576,
+  intermediate_size: 1536,
+  num_hidden_layers: 30,
+  num_attention_heads: 9,
+  num_key_value_heads: 3,
+  max_position_embeddings: 2048,
+});
+const header = (bytes: number) => ({ config, bits: 4 as const, bytes, tensors: [] });
+const PER_POSITION = 2 * 30 * 3 * 64 * 2;
+
+test('135 M parameters in 4 bits have a context of 512 for each of eight, who share it', () => {
+  const { context, positions, slots } = roomInSlot(header(98.7e6));
+  expect(context).toBeGreaterThanOrEqual(512);
+  expect(slots).toBe(8);
+  expect(98.7e6 + 12e6 + positions * PER_POSITION).toBeLessThan(ISOLATE);
+});
+
+test('where there is more room the cache is 32 MB, and a context the model’s own', () => {
+  expect(roomInSlot(header(20e6)).positions).toBe(Math.floor(32e6 / PER_POSITION / 8) * 8);
+  expect(roomInSlot({ ...header(20e6), config: { ...config, max_position_embeddings: 300 } }).context).toBe(300);
+});
+
+test('what cannot be served is refused with the arithmetic', () => {
+  expect(() => roomInSlot(header(110e6))).toThrow(
+    /its 4-bit image of 110\.0 MB, 12\.0 MB of script and tokenizer, \d\.\d MB to work in and 5\.9 MB for 256 positions make 13\d\.\d MB, and a Worker has 128\.0 MB/,
+  );
+});
