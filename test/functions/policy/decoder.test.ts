@@ -313,6 +313,17 @@ describe('an image that comes in pieces', () => {
     expect(run(decoder)).toEqual(run(loadDecoder(image)));
   });
 
+  test('of the same shape as a former takes its place and its memory; of another shape it has its own', async () => {
+    const former = loadDecoder(packEdge(config, randomModel(config, 5), 4), { context: 8 });
+    const at = (from: Uint8Array) => streamedDecoder(module, pieces(from, 1000), () => ({ context: 8 }), former);
+    expect(await at(image)).toBe(former);
+    expect(run(former)).toEqual(run(loadDecoder(image)));
+    const wider = tinyConfig({ vocab_size: 240 });
+    const other = await at(packEdge(wider, randomModel(wider, 1), 4));
+    expect(other).not.toBe(former);
+    expect(other.config.vocab_size).toBe(240);
+  });
+
   test('of too few or too many bytes is refused, and so is what is no image', async () => {
     const refused = (file: Uint8Array) => streamedDecoder(module, pieces(file, 999), () => ({}));
     await expect(refused(image.subarray(0, image.length - 1))).rejects.toThrow('ends too soon');
