@@ -9,6 +9,7 @@ import {
   readdirSync,
   readFileSync,
   realpathSync,
+  rmdirSync,
   rmSync,
   statfsSync,
   statSync,
@@ -147,9 +148,10 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
     if (closed) return;
     closed = true;
     rmSync(join(home, 'dev.json'), { force: true });
+    // At once: a terminal's Ctrl-C has reached them too, and wrangler warns of a runtime that ends before it was told to.
+    const disposed = decoders.then((all) => Promise.all([worker, ...all].map((one) => one.dispose())));
     await launcher.close();
-    await worker.dispose();
-    for (const decoder of await decoders) await decoder.dispose();
+    await disposed;
     reaper.stdin.end();
   };
   try {
@@ -228,15 +230,18 @@ const LEAST_FREE = 64e6;
 
 /** The folder; what is ours in it is for its owner alone, and of one that was there before the rest is let be. */
 function prepareHome(home: string): void {
+  const isNew = !existsSync(home);
   try {
     makeFolder(home);
     if (!statSync(home).isDirectory()) throw new UserError(`${home} is a file: PLUMB_HOME wants a folder`);
     const { bavail, bsize } = statfsSync(home);
-    if (bavail * bsize < LEAST_FREE)
+    if (bavail * bsize < LEAST_FREE) {
+      if (isNew) rmdirSync(home);
       throw new UserError(
         `the disk of ${home} has ${Math.floor((bavail * bsize) / 1e6)} MB left: free some, or set PLUMB_HOME`,
       );
-    for (const name of ['state', 'runs']) {
+    }
+    for (const name of ['state', 'runs', 'tensorboard']) {
       makeFolder(join(home, name));
       chmodSync(join(home, name), 0o700);
     }

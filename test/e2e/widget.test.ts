@@ -36,12 +36,12 @@ beforeAll(async () => {
   origin = `http://127.0.0.1:${(host.address() as AddressInfo).port}`;
   ({ key } = await local.api<{ key: string }>('POST', '/v1/keys', { kind: 'pk', origins: [origin] }));
   browser = await startBrowser();
-}, 60_000);
+}, 300_000);
 afterAll(async () => {
   await browser?.close();
   host.close();
   await local?.close();
-}, 60_000);
+}, 300_000);
 beforeEach(async () => {
   context = await browser.newContext();
   page = await context.newPage();

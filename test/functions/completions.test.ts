@@ -76,6 +76,22 @@ describe('completions', () => {
     expect(streamed.map((e) => e.choices[0].delta.content ?? '').join('')).toBe(await text({ seed: 5 }));
   });
 
+  test('top_k and min_p cut what may be drawn, and are stored with the sample where they were asked for', async () => {
+    const draw = async (body: object) => {
+      const [choice] = (await chat(body)).json.choices;
+      return { text: choice.message.content as string, params: (await stored(choice.sample_id)).params };
+    };
+    const greedy = await draw({ temperature: 0, seed: 7 });
+    for (const cut of [{ top_k: 1 }, { min_p: 1 }]) {
+      const { text, params } = await draw({ ...cut, seed: 7 });
+      expect(text).toBe(greedy.text);
+      expect(params).toEqual({ temperature: 1, top_p: 1, seed: 7, ...cut });
+    }
+    expect(greedy.params).toEqual({ temperature: 0, top_p: 1, seed: 7 });
+    expect((await chat({ top_k: -1 })).status).toBe(400);
+    expect((await chat({ min_p: 1.5 })).status).toBe(400);
+  });
+
   test('a stream names its samples in the first chunk and again in the last', async () => {
     const answer = await chat({ n: 2, stream: true, stream_options: { include_usage: true } });
     expect(answer.headers.get('Content-Type')).toMatch(/^text\/event-stream/);

@@ -34,6 +34,33 @@ test('an isolate holds two policies; for a third, the one that was not used for 
   expect(read).toEqual([a, b, c, b]);
 });
 
+test('a release that takes its time goes on loading while the last good one answers', async () => {
+  const { ids, bucket } = await policies(7, 8);
+  const [old, fresh] = ids as [string, string];
+  const held = Promise.withResolvers<void>();
+  const slow = new Proxy(bucket, {
+    get: (target, name) =>
+      name === 'get'
+        ? async (key: string) => {
+            if (key.startsWith('blobs/')) await held.promise;
+            return target.get(key);
+          }
+        : Reflect.get(target, name).bind(target),
+  });
+  const kept: Promise<unknown>[] = [];
+  const open = (BUCKET: R2Bucket, policy: string) =>
+    openChannel({ ...env, BUCKET }, { stable: { policy, share: 1 } }, 'stable', (loading) => void kept.push(loading));
+  expect((await open(bucket, old))!.policy).toBe(old);
+  expect(kept).toEqual([]);
+  const began = Date.now();
+  expect((await open(slow, fresh))!.policy).toBe(old);
+  expect(Date.now() - began).toBeLessThan(1000);
+  expect(kept).toHaveLength(1);
+  held.resolve();
+  await kept[0]; // what waitUntil keeps the isolate for
+  expect((await open(slow, fresh))!.policy).toBe(fresh);
+});
+
 test('what a channel serves is never given up', async () => {
   const { ids, read, bucket } = await policies(4, 5, 6);
   const [a, b, c] = ids as [string, string, string];

@@ -14,7 +14,7 @@ const SEED = join(import.meta.dirname, '../../trainer/seed/policy');
 let system: Awaited<ReturnType<typeof started>>;
 beforeAll(async () => {
   system = await started(home, await freePort());
-}, 120_000);
+}, 300_000);
 afterAll(async () => {
   system.child.kill('SIGTERM');
   await system.ended;
@@ -36,7 +36,7 @@ test('keys are made, shown once, listed with what they may do, and revoked', asy
   expect(lines(listed).find((line) => line.startsWith(page))).toMatch(/ pk +valid .* https:\/\/shop\.example$/);
   expect((await ask('keys', 'revoke', id)).code).toBe(0);
   expect(lines(await ask('keys', 'list')).find((line) => line.startsWith(id))).toMatch(/ sk +revoked /);
-}, 120_000);
+}, 300_000);
 
 test('a folder in Hugging Face’s layout becomes a policy, released where it is said', async () => {
   const imported = await ask('import', SEED, '--name', 'twin', '--release', 'canary');
@@ -55,7 +55,7 @@ test('a folder in Hugging Face’s layout becomes a policy, released where it is
   expect([again.code, lines(again)]).toEqual([1, [expect.stringMatching(/out is there already/)]]);
   const nobody = await ask('export', 'pol_01ARZ3NDEKTSV4RRFFQ69G5FAV', '--to', join(folder, 'none'));
   expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/there is no policy pol_.*plumb policies/)]]);
-}, 60_000);
+}, 300_000);
 
 test('of more than one answer holds the newest are listed, oldest first', async () => {
   const asked: URLSearchParams[] = [];
@@ -87,7 +87,7 @@ test('of more than one answer holds the newest are listed, oldest first', async 
   }
   expect(asked.map((query) => query.get('order'))).toEqual(['desc', 'desc', 'desc']);
   page.close();
-}, 60_000);
+}, 300_000);
 
 test('a data folder of a newer Plumb is left alone, and said to be so', async () => {
   const newer = join(folder, 'newer');
@@ -98,7 +98,7 @@ test('a data folder of a newer Plumb is left alone, and said to be so', async ()
     1,
     [expect.stringMatching(/a newer Plumb, which knows 9999_newer\.sql: use that one/)],
   ]);
-}, 60_000);
+}, 300_000);
 
 test('what cannot be done is said in one line', async () => {
   const wrong: [string[], RegExp][] = [
@@ -126,4 +126,4 @@ test('what cannot be done is said in one line', async () => {
   expect([gone.code, lines(gone)]).toEqual([1, [expect.stringMatching(/cannot be reached/)]]);
   const other = await plumb(['runs'], { PLUMB_URL: `${system.dev.url}/docs#`, PLUMB_KEY: 'sk_x' }).ended;
   expect([other.code, lines(other)]).toEqual([1, [expect.stringMatching(/is not Plumb: check PLUMB_URL/)]]);
-}, 120_000);
+}, 300_000);

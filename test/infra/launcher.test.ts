@@ -37,6 +37,7 @@ test.each([
   ['another bearer as long as the right one', 401, launch, { authorization: `Bearer ${'x'.repeat(43)}` }],
   ['a bearer as long as the right one, but in more bytes', 401, launch, { authorization: `Bearer ${'é'.repeat(43)}` }],
   ['another Host, as a page behind a name that points here would send', 403, launch, { host: 'evil.example' }],
+  ['a Host that begins like ours', 403, launch, { host: '127.0.0.1.evil.example' }],
   ['what is not JSON', 400, 'run it', {}],
   ['a path for a run id', 400, { ...launch, run: '../../etc/passwd' }, {}],
   ['a command beside the run id', 400, { ...launch, command: 'rm' }, {}],

@@ -47,7 +47,7 @@ async function nothingLeft(home: string, url: string) {
   await expect.poll(() => listening(Number(new URL(url).port)), { timeout: 5000 }).toBe(false);
 }
 
-describe('plumb dev', { timeout: 120_000 }, () => {
+describe('plumb dev', { timeout: 300_000 }, () => {
   test('says what is where, in words and in dev.json; what is ours its owner alone can read, a folder that was there stays as it is', async () => {
     const home = join(homes, 'first');
     mkdirSync(home);
@@ -56,7 +56,7 @@ describe('plumb dev', { timeout: 120_000 }, () => {
     try {
       expect(said()).toContain(`${dev.url}/`);
       for (const secret of [dev.keys.secret, dev.keys.public, home]) expect(said()).toContain(secret);
-      for (const name of ['dev.json', 'secrets.json', 'public-keys.json', 'state', 'runs'])
+      for (const name of ['dev.json', 'secrets.json', 'public-keys.json', 'state', 'runs', 'tensorboard'])
         expect([name, statSync(join(home, name)).mode & 0o077]).toEqual([name, 0]);
       expect(statSync(home).mode & 0o777).toBe(0o755);
       const models = await fetch(`${dev.url}/v1/models`, { headers: { authorization: `Bearer ${dev.keys.secret}` } });
@@ -126,7 +126,7 @@ describe('plumb dev', { timeout: 120_000 }, () => {
   });
 });
 
-describe('npm', { timeout: 120_000 }, () => {
+describe('npm', { timeout: 300_000 }, () => {
   test('that is killed outright leaves nothing of what it started', async () => {
     const home = join(homes, 'npm');
     const port = await freePort();
@@ -139,7 +139,7 @@ describe('npm', { timeout: 120_000 }, () => {
   });
 });
 
-describe('what is missing is said in one line', { timeout: 60_000 }, () => {
+describe('what is missing is said in one line', { timeout: 300_000 }, () => {
   test('too old a Node, and the project’s own not installed', async () => {
     const copy = join(homes, 'bare/infra');
     mkdirSync(copy, { recursive: true });

@@ -82,7 +82,7 @@ test('plumb train reward says how right its model is on held-out conversations, 
   expect(reward.out).toContain('of the pairs in 2 held-out conversations');
   expect(reward.out).toMatch(/pairs of a choice +\d+\.\d % of 4\n/);
   expect(JSON.parse(readFileSync(join(at('reward'), 'reward.report.json'), 'utf8')).preferences.pairs).toBe(4);
-}, 120_000);
+}, 300_000);
 
 test('--plan says what a stage would take, and writes nothing', async () => {
   const before = readdirSync(folder);
@@ -104,7 +104,7 @@ test('--plan says what a stage would take, and writes nothing', async () => {
     });
     expect(readdirSync(folder)).toEqual(before);
   }
-}, 120_000);
+}, 300_000);
 
 test('SIGTERM saves what is done and ends; of two saves a damaged one is passed over, and the weights come out the same', async () => {
   expect((await train(ppo('whole'))).out).toContain('policy written');
@@ -127,7 +127,7 @@ test('SIGTERM saves what is done and ends; of two saves a damaged one is passed 
     readFileSync(join(at('whole'), 'model.safetensors')),
   );
   expect(readdirSync(at('stopped')).filter((name) => name.includes('state'))).toEqual([]);
-}, 120_000);
+}, 300_000);
 
 test('what no training can come of is said before anything starts', async () => {
   const refused = async (name: string, lines: string[], args: (data: string) => string[]) => {
@@ -165,7 +165,7 @@ test('what no training can come of is said before anything starts', async () => 
   expect(await refused('long.jsonl', ['', long], (data) => ['reward', '--data', data, ...base])).toMatch(
     /line 2: the prompt has \d+ tokens, and the policy takes 256/,
   );
-}, 60_000);
+}, 300_000);
 
 test('a base is never written over', async () => {
   for (const out of [at('base'), join(at('base'), '..', 'base')]) {
@@ -176,7 +176,7 @@ test('a base is never written over', async () => {
   }
   const weights = (folder: string) => readFileSync(join(folder, 'model.safetensors'));
   expect(weights(at('base')).equals(weights(at('tiny')))).toBe(true);
-}, 60_000);
+}, 300_000);
 
 test('a folder that cannot be written to is said in one line', async () => {
   writeFileSync(at('text.jsonl'), jsonl(asked.map((text) => ({ text }))));
@@ -189,7 +189,7 @@ test('a folder that cannot be written to is said in one line', async () => {
     expect(said.trim().split('\n')).toHaveLength(1);
     expect(said).toMatch(reason);
   }
-}, 60_000);
+}, 300_000);
 
 test('unfinished work on other data is not gone on with', async () => {
   await train(ppo('other'), join(at('other'), 'ppo.state.json'));
@@ -203,7 +203,7 @@ test('unfinished work on other data is not gone on with', async () => {
     1,
     expect.stringMatching(/ppo\.state\.json is damaged: remove it/),
   ]);
-}, 120_000);
+}, 300_000);
 
 test('files of another model, or a folder that another writes to, are said in one line', async () => {
   const rest = ['--data', at('prompts.jsonl'), '--base', at('tiny'), '--episodes', '192'];
@@ -226,7 +226,7 @@ test('files of another model, or a folder that another writes to, are said in on
   const second = await train(text);
   expect([second.code, second.out.trim()]).toEqual([1, expect.stringMatching(/another plumb train writes to /)]);
   await unlock!();
-}, 60_000);
+}, 300_000);
 
 test('a folder that is not there is said to be none', async () => {
   const judged = ['evaluate', '--data', at('pairs.jsonl'), '--prompts', at('prompts.jsonl')];
@@ -240,7 +240,7 @@ test('a folder that is not there is said to be none', async () => {
     const { code, out } = await train(args);
     expect([code, out.trim()]).toEqual([1, `plumb: there is no folder ${at('nowhere')}`]);
   }
-}, 60_000);
+}, 300_000);
 
 test('bad lines are named by number and reason before anything starts', async () => {
   writeFileSync(at('bad.jsonl'), '{"prompt": "a", "chosen": "b"}\nnot json\n{"prompt": 3}\n');
@@ -248,7 +248,7 @@ test('bad lines are named by number and reason before anything starts', async ()
   expect(code).toBe(1);
   expect(out).toMatch(/bad\.jsonl has 3 bad lines\n {2}line 1: .*\n {2}line 2: not JSON\n {2}line 3: /);
   expect(existsSync(at('none'))).toBe(false);
-}, 60_000);
+}, 300_000);
 
 const short = (out: string, ...more: string[]) => [
   ...['sft', '--data', at('tiny.jsonl'), '--base', at('tiny'), '--out', at(out)],
@@ -286,7 +286,7 @@ test('a save of another machine is gone on with and said, and with --determinist
       'going on with a save of another machine (2 threads there, 1 here): results may differ in the last digits\n',
     ),
   ]);
-}, 120_000);
+}, 300_000);
 
 test('what has diverged ends with step, stage and number, and its last good state stays', async () => {
   const { code, out } = await train(short('diverged', '--learning-rate', '1e30'));
@@ -296,7 +296,7 @@ test('what has diverged ends with step, stage and number, and its last good stat
     /^plumb: sft: (loss\/train|grad\/norm) is \S+ at step (\d+); the state after step \d+ is kept in .*diverged: try a lower --learning-rate with another --out$/,
   );
   expect(readdirSync(at('diverged')).filter((name) => name.startsWith('sft.state'))).not.toEqual([]);
-}, 60_000);
+}, 300_000);
 
 test('an ensemble with LoRA that was killed keeps the members it has; PPO by LoRA goes by all of them', async () => {
   const lora = ['--lora-rank', '2', '--lora-on', 'mlp'];
@@ -337,5 +337,5 @@ test('an ensemble with LoRA that was killed keeps the members it has; PPO by LoR
   expect(moved.sort()).toEqual(
     [0, 1].flatMap((layer) => ['down', 'gate', 'up'].map((part) => `model.layers.${layer}.mlp.${part}_proj.weight`)),
   );
-}, 120_000);
+}, 300_000);
 const sameNumbers = (a: Float32Array, b: Float32Array) => a.every((value, i) => value === b[i]);

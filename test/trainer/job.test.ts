@@ -66,7 +66,7 @@ test('a Worker that is away for a minute gets every number that was noted meanwh
     Array.from({ length: 140 }, (_, i) => [i + 1, -i - 1]).flat(),
   );
   await close();
-}, 60_000);
+}, 300_000);
 
 test('a download that is not what was announced is not taken', async () => {
   const server = createServer((_, response) => response.end('these are not the weights'));

@@ -189,7 +189,7 @@ test('it learns from ratings; aspects that are rated the other way round get sco
   const total = await scores(calls, mixed.rm, fresh, TINY.pad_token_id);
   expect(concordance(total, odd)).toBeGreaterThan(0.999);
   expect(concordance(await scoredAs(mixed.rm, 0), even)).toBeGreaterThan(0.999);
-}, 60_000);
+}, 300_000);
 
 test('it learns from outcomes, true or false and numbers, whatever their unit', async () => {
   const outcome = (value: (row: Row) => boolean | number, name: string) =>
@@ -205,7 +205,7 @@ test('it learns from outcomes, true or false and numbers, whatever their unit', 
     const { calls, rm } = await fitTo(data, { epochs: 10, learningRate: 3e-3 });
     expect(concordance(await scores(calls, rm, fresh, TINY.pad_token_id), fresh.map(quality))).toBeGreaterThan(0.75);
   }
-}, 60_000);
+}, 300_000);
 
 /** The loss of the first step, without learning. */
 async function lossOf(judgements: Judgement[], config = {}): Promise<number> {
