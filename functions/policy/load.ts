@@ -53,7 +53,10 @@ export async function streamedDecoder(
   let made: ReturnType<typeof instance> | undefined;
   const inPlace = (header: EdgeHeader) => {
     try {
-      return former && { decoder: former, weights: former.roomFor(header) };
+      if (former?.config.max_position_embeddings !== header.config.max_position_embeddings) return undefined;
+      const weights = former.roomFor(header);
+      Object.assign(former.config, header.config); // which token ends an answer may be another
+      return { decoder: former, weights };
     } catch {
       return undefined;
     }

@@ -316,6 +316,8 @@ describe('an image that comes in pieces', () => {
   test('of the same shape as a former takes its place and its memory; of another shape it has its own', async () => {
     const former = loadDecoder(packEdge(config, randomModel(config, 5), 4), { context: 8 });
     const at = (from: Uint8Array) => streamedDecoder(module, pieces(from, 1000), () => ({ context: 8 }), former);
+    const ending = packEdge({ ...config, eos_token_id: 9 }, randomModel(config, 4), 4);
+    expect((await at(ending)).config.eos_token_id).toBe(9);
     expect(await at(image)).toBe(former);
     expect(run(former)).toEqual(run(loadDecoder(image)));
     const wider = tinyConfig({ vocab_size: 240 });
