@@ -1,6 +1,7 @@
 // What the Worker is given: bindings, secrets and variables (wrangler.jsonc), checked before the first request is served.
 import { z } from 'zod';
 import { inWords } from '../schema/malformed.ts';
+import { RunSettings } from '../schema/run-config.ts';
 
 export interface Env {
   DB: D1Database;
@@ -44,6 +45,19 @@ const Settings = z.object({
   /** So many new judgements start a run, or any at all after so many seconds. */
   PLUMB_MIN_FEEDBACK: number().int('not a whole number').positive('not above 0').default(200),
   PLUMB_MAX_WAIT: Seconds(24 * 3600),
+  /** Settings of the runs that the cron starts, as JSON: what `config` of POST /v1/runs takes. */
+  PLUMB_RUN_CONFIG: z
+    .string()
+    .default('{}')
+    .transform((text, context) => {
+      try {
+        return JSON.parse(text);
+      } catch {
+        context.addIssue('not JSON');
+        return z.NEVER;
+      }
+    })
+    .pipe(RunSettings),
   /** Requests that a key may make in a minute, a public one for each visitor's address; 0: as many as it likes. */
   PLUMB_RATE_LIMIT: number().int('not a whole number').nonnegative('below 0').default(0),
   PLUMB_LEASE: Seconds(60),

@@ -8,7 +8,8 @@ import { MalformedFile } from '../schema/malformed.ts';
 import type { Key } from '../schema/wire.ts';
 import type { Policy, Run } from '../schema/wire-runs.ts';
 import { trainCommand } from '../trainer/cli.ts';
-import { device, EngineError, engineFolder, engineReady, setUpEngine, stockAsked } from '../trainer/engine/setup.ts';
+import { device, engineFolder, engineReady, setUpEngine, stockAsked } from '../trainer/engine/setup.ts';
+import { EngineError } from '../trainer/engine/wheel.ts';
 import { makeFolder } from '../trainer/folder.ts';
 import { DivergedError } from '../trainer/metrics.ts';
 import { UserError } from '../trainer/user-error.ts';
@@ -62,7 +63,12 @@ plumb
 plumb
   .command('demo')
   .description('two rounds of the loop with simulated raters, before your eyes')
-  .option('--rounds <n>', 'rounds of judging and training', whole, 2)
+  .addOption(
+    new Option('--model <model>', 'the embedded policy, or SmolLM2-135M-Instruct (90 MB; an hour or so)')
+      .choices(['seed', 'smollm2'])
+      .default('seed'),
+  )
+  .option('--rounds <n>', 'rounds of judging and training (2; 1 with smollm2)', whole)
   .option('--bias', 'raters with a planted bias against dialect B')
   .addOption(new Option('--mode <mode>', 'what raters go by').choices(['gold', 'random', 'inverted']).default('gold'))
   .option('--seed <n>', 'of tickets and raters', whole, 1)
@@ -70,7 +76,7 @@ plumb
   .action(async (options) => {
     await setUpEngine(progressLine());
     const { demo } = await import('./demo.ts');
-    await demo(options);
+    await demo({ ...options, rounds: options.rounds ?? (options.model === 'seed' ? 2 : 1) }, progressLine());
   });
 
 plumb
@@ -172,15 +178,9 @@ plumb
       );
     if (options.release && !['stable', 'canary'].includes(options.release))
       throw new UserError(`${options.release} is not a channel: stable or canary`);
-    const { importFrom } = await import('../trainer/import/import.ts');
-    const { importPolicy } = await import('../functions/store/policies.ts');
-    const { withStore } = await import('./local.ts');
+    const { publish } = await import('./local.ts');
     const from = resolve(path);
-    const { manifest, files } = importFrom(from, options.name ?? basename(from, '.gguf'));
-    await withStore(homeFolder(), ({ DB, BUCKET }) =>
-      importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), options.release),
-    );
-    console.log(manifest.id);
+    console.log(await publish(homeFolder(), from, options.name ?? basename(from, '.gguf'), options.release));
   });
 
 plumb

@@ -1,36 +1,30 @@
 // plumb demo: the whole loop over HTTP, on a free port with fresh data. Simulated raters judge answers that the Worker serves, the
-// cron fires, the trainer fits and optimises, the gate decides, and the edge serves what came out; then once more from there.
+// cron fires, the trainer fits and optimises, the gate decides, and the edge serves what came out; then once more from there. With
+// the seed policy, or with a real chat model.
 // Exit 0 only if gold rose, with intervals that do not touch.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Run } from '../schema/wire-runs.ts';
+import { smollm2 } from '../trainer/import/smollm2.ts';
 import { random } from '../trainer/random.ts';
-import { type Measured, mean, measure, variance } from '../trainer/seed/measure.ts';
-import { BIASED_SHARE, judge, RATER_DEFAULTS, type RaterConfig, voteKinds } from '../trainer/seed/raters.ts';
-import { unjudged } from '../trainer/seed/votes.ts';
-import { gold, type Ticket, tickets } from '../trainer/seed/world.ts';
+import { flat, type Measured, mean, variance } from '../trainer/seed/measure.ts';
+import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig, voteKinds } from '../trainer/seed/raters.ts';
+import { type Scene, SENTENCES, SUPPORT_DESK } from '../trainer/seed/scene.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { freePort } from './home.ts';
-import { type Local, startLocal } from './local.ts';
+import { type Local, publish, startLocal } from './local.ts';
 import { stopOnSignals } from './signals.ts';
 
-const JUDGEMENTS = 400;
-const EVALUATION_TICKETS = 1000;
 const EVALUATION_SEED = 31_337;
-const BEST_OF = 16;
-const BEST_OF_TICKETS = 100;
-/** Answers in the little world are short. */
-const MAX_TOKENS = 40;
-/** Seconds that are meant to be enough on two cores: for each round's stages, and for all that is measured before, between and after. */
-export const BUDGET = { judging: 20, training: 105, evaluation: 30 };
 const AT_ONCE = 8;
 
 interface DemoOptions {
+  model: 'seed' | 'smollm2';
   rounds: number;
   seed: number;
-  mode: string;
+  mode: RaterConfig['mode'];
   bias?: boolean;
   json?: boolean;
 }
@@ -41,17 +35,38 @@ interface Answered {
   choices: { message: { content: string }; sample_id?: string }[];
 }
 
-export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Promise<void> {
-  if (!['gold', 'random', 'inverted'].includes(mode)) throw new UserError(`--mode ${mode}: gold, random or inverted`);
-  const raters: RaterConfig = { ...RATER_DEFAULTS, mode: mode as RaterConfig['mode'], bias: bias ? BIASED_SHARE : 0 };
+export async function demo(options: DemoOptions, report: (step: string, share?: number) => void): Promise<void> {
+  if (options.model === 'seed') return play(SUPPORT_DESK, options);
+  if (options.bias) throw new UserError('--bias is of the seed policy’s world: there are no dialects elsewhere');
+  return play(SENTENCES, options, await smollm2(report));
+}
+
+/** @param from the file of the policy that is there first; the seed policy unless said */
+async function play<Asked extends { text: string }>(
+  scene: Scene<Asked>,
+  { rounds, seed, mode, bias, json }: DemoOptions,
+  from?: string,
+): Promise<void> {
+  const raters: RaterConfig = { ...RATER_DEFAULTS, mode, bias: bias ? BIASED_SHARE : 0 };
   const home = mkdtempSync(join(tmpdir(), 'plumb-demo-'));
   const began = performance.now();
   const say = (line = '') => console.log(line);
+  if (from) {
+    const { budget } = scene;
+    const minutes = (seconds: number) => (seconds / 60).toFixed(0);
+    say(
+      `This takes some ${minutes(budget.evaluation + rounds * (budget.judging + budget.training))} minutes on two cores: ${minutes(budget.evaluation)} to measure, and for each round ${minutes(budget.judging)} to judge and ${minutes(budget.training)} to train.`,
+    );
+    await publish(home, from, 'smollm2-135m-instruct', 'stable');
+  }
   const local = await startLocal({
     home,
     port: await freePort(),
     cronSeconds: 2,
-    variables: { PLUMB_MIN_FEEDBACK: String(JUDGEMENTS) },
+    variables: {
+      PLUMB_MIN_FEEDBACK: String(scene.judgements),
+      PLUMB_RUN_CONFIG: JSON.stringify(scene.config),
+    },
   });
   const stop = async () => {
     await local.close();
@@ -64,29 +79,35 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
     const { data } = await call<{ data: { id: string }[] }>(local, 'GET', '/v1/models');
     say(`Plumb at ${local.url} serves ${local.policy}; ${data.length} model names are known`);
     const clock = stopwatch();
-    const asked = tickets('evaluation', EVALUATION_SEED, EVALUATION_TICKETS);
+    const asked = scene.asked('evaluation', EVALUATION_SEED, scene.evaluations);
     const evaluate = async () => {
-      const answers = await inTurn(asked, (ticket, i) =>
-        ask(local, ticket, 1, { seed: 1000 * seed + i, store: false }),
+      const answered = await inTurn(asked, ({ text }, i) =>
+        ask(local, scene, text, 1, { seed: 1000 * seed + i, store: false }),
       );
-      return {
-        answers: answers.map((answer) => answer.choices[0]!.message.content),
-        ...measure(
-          asked,
-          answers.map((a) => a.choices[0]!.message.content),
-        ),
-      };
+      const answers = answered.map(({ choices }) => choices[0]!.message.content);
+      return { answers, ...scene.measure(asked, answers) };
+    };
+    const bestOf = async ({ of, questions }: Scene<Asked>['best']) => {
+      const scores = await inTurn(asked.slice(0, questions), async (question, i) => {
+        const { choices } = await ask(local, scene, question.text, of, { seed: 77_000 * seed + i, store: false });
+        return Math.max(...choices.map(({ message }) => scene.gold(question, message.content)));
+      });
+      return mean(scores);
     };
 
-    say(`\nbefore: ${EVALUATION_TICKETS} evaluation tickets, and the best of ${BEST_OF} answers as the mark to aim at`);
-    const measured = [await evaluate()];
-    const best = await bestOf(local, asked.slice(0, BEST_OF_TICKETS), seed);
+    say(
+      `\nbefore: ${scene.evaluations} evaluation questions, and the best of ${scene.best.of} answers as the mark to aim at`,
+    );
+    const evaluations = [await evaluate()];
+    const best = await bestOf(scene.best);
     clock.lap('evaluation');
     const finished: Run[] = [];
 
     for (let round = 1; round <= rounds; round++) {
-      say(`\nround ${round}: ${JUDGEMENTS} judgements by simulated raters (${raters.mode}${bias ? ', biased' : ''})`);
-      await judgeRound(local, raters, seed, round);
+      say(
+        `\nround ${round}: ${scene.judgements} judgements by simulated raters (${raters.mode}${bias ? ', biased' : ''})`,
+      );
+      await judgeRound(local, scene, raters, seed, round);
       clock.lap(`judging ${round}`);
       const run = await nextRun(local, finished.at(-1)?.id, say);
       clock.lap(`training ${round}`);
@@ -95,31 +116,35 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
       const reasons = (run.report?.reasons ?? []) as { passed: boolean; check: string; words: string }[];
       for (const reason of reasons) say(`  ${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
       say(`  ${run.status}${run.release ? `: ${run.policy} is served now` : ''}`);
-      measured.push(await evaluate());
+      evaluations.push(await evaluate());
       clock.lap('evaluation');
     }
 
-    const first = measured[0]!;
-    const last = measured.at(-1)!;
+    const first = evaluations[0]!;
+    const last = evaluations.at(-1)!;
     const kls = finished.map((run) => ((run.report?.metrics ?? {}) as Record<string, number>)['gate/kl_parent'] ?? 0);
     say();
-    show(measured, kls, best, say);
-    say('\nthe same tickets, before and after');
+    show(evaluations, kls, say);
+    say(
+      `  best of ${scene.best.of} answers of the first policy, to ${scene.best.questions} of the questions: ${best.toFixed(3)}`,
+    );
+    say('\nthe same questions, before and after');
     for (const i of [0, 1, 2]) {
-      say(`\n  ticket  ${asked[i]!.text}`);
-      for (const [round, m] of measured.entries()) {
+      say(`\n  asked   ${asked[i]!.text}`);
+      for (const [round, m] of evaluations.entries()) {
         const name = (round === 0 ? 'before' : `round ${round}`).padEnd(8);
-        say(`  ${name}${m.answers[i]}  (gold ${gold(asked[i]!, m.answers[i]!).mean.toFixed(2)})`);
+        say(`  ${name}${m.answers[i]}  (gold ${scene.gold(asked[i]!, m.answers[i]!).toFixed(2)})`);
       }
     }
     say('\nwhere the time went, beside what it is meant to take (seconds)');
     for (const [name, seconds] of clock.laps)
       say(
-        `  ${name.padEnd(12)} ${seconds.toFixed(0).padStart(4)}  ${BUDGET[name.split(' ')[0] as keyof typeof BUDGET]}`,
+        `  ${name.padEnd(12)} ${seconds.toFixed(0).padStart(4)}  ${scene.budget[name.split(' ')[0] as keyof typeof scene.budget]}`,
       );
-    say(
-      '  a training is meant to take: start, engine and compiling 25, reward model and judge 20, ppo 45, gate and publishing 15',
-    );
+    if (!from)
+      say(
+        '  a training is meant to take: start, engine and compiling 25, reward model and judge 20, ppo 45, gate and publishing 15',
+      );
     for (const [round, run] of finished.entries()) {
       const stages = (run.report?.seconds ?? {}) as Record<string, number>;
       say(
@@ -135,23 +160,15 @@ export async function demo({ rounds, seed, mode, bias, json }: DemoOptions): Pro
     const way = (last.gold.mean - first.gold.mean) / (best - first.gold.mean);
     const seconds = (performance.now() - began) / 1000;
     say(
-      `\n${rose ? 'gold rose' : 'gold did not rise'}: ${first.gold.mean.toFixed(3)} → ${last.gold.mean.toFixed(3)}, ${(100 * way).toFixed(0)} % of the way to the best of ${BEST_OF} (${best.toFixed(3)}); ${seconds.toFixed(0)} s in all`,
+      `\n${rose ? 'gold rose' : 'gold did not rise'}: ${first.gold.mean.toFixed(3)} → ${last.gold.mean.toFixed(3)}, ${(100 * way).toFixed(0)} % of the way to the best of ${scene.best.of} (${best.toFixed(3)}); ${seconds.toFixed(0)} s in all`,
     );
     if (json) {
-      const row = (m: Measured, kl: number) => ({
-        gold: m.gold,
-        relevance: m.relevance,
-        coherence: m.coherence,
-        ethics: m.ethics,
-        kl,
-        length: m.length,
-        gap: m.gap,
-      });
+      const row = ({ answers: _, ...m }: (typeof evaluations)[number], kl: number) => ({ ...flat(m), kl });
       say(
         JSON.stringify({
           before: row(first, 0),
-          rounds: measured.slice(1).map((m, i) => row(m, kls[i]!)),
-          best_of_16: best,
+          rounds: evaluations.slice(1).map((m, i) => row(m, kls[i]!)),
+          best_of: best,
           laps: Object.fromEntries(clock.laps),
           seconds,
         }),
@@ -183,12 +200,18 @@ async function call<T>(local: Local, method: string, path: string, body?: object
   }
 }
 
-const ask = (local: Local, ticket: Ticket, n: number, more: { seed: number; store?: boolean; user?: string }) =>
+const ask = (
+  local: Local,
+  { maxTokens: max_tokens }: { maxTokens: number },
+  content: string,
+  n: number,
+  more: { seed: number; store?: boolean; user?: string },
+) =>
   call<Answered>(local, 'POST', '/v1/chat/completions', {
     model: 'stable',
-    messages: [{ role: 'user', content: ticket.text }],
+    messages: [{ role: 'user', content }],
     n,
-    max_tokens: MAX_TOKENS,
+    max_tokens,
     ...more,
   });
 
@@ -207,34 +230,28 @@ async function inTurn<T, R>(items: T[], work: (item: T, index: number) => Promis
   return results;
 }
 
-async function bestOf(local: Local, asked: Ticket[], seed: number): Promise<number> {
-  const scores = await inTurn(asked, async (ticket, i) => {
-    const { choices } = await ask(local, ticket, BEST_OF, { seed: 77_000 * seed + i, store: false });
-    return Math.max(...choices.map((choice) => gold(ticket, choice.message.content).mean));
-  });
-  return mean(scores);
-}
-
-async function judgeRound(local: Local, raters: RaterConfig, seed: number, round: number): Promise<void> {
-  await inTurn(unjudged(JUDGEMENTS, seed, round), (ticket, i) =>
-    ask(local, ticket, 1, { seed: 2_000_000 * seed + 10_000 * round + i, user: `passer-by ${round}-${i}` }),
+async function judgeRound<Asked extends { text: string }>(
+  local: Local,
+  scene: Scene<Asked>,
+  raters: RaterConfig,
+  seed: number,
+  round: number,
+): Promise<void> {
+  await inTurn(scene.asked('judging', seed * 1000 + 500 + round, scene.unjudged), ({ text }, i) =>
+    ask(local, scene, text, 1, { seed: 2_000_000 * seed + 10_000 * round + i, user: `passer-by ${round}-${i}` }),
   );
-  const asked = tickets('judging', seed * 1000 + round, JUDGEMENTS);
-  const kinds = voteKinds(JUDGEMENTS, random(seed, `kinds ${round}`));
-  await inTurn(asked, async (ticket, i) => {
+  const asked = scene.asked('judging', seed * 1000 + round, scene.judgements);
+  const kinds = voteKinds(asked.length, random(seed, `kinds ${round}`));
+  await inTurn(asked, async (question, i) => {
     const rng = random(seed * 1000 + round, `rater ${i}`);
-    const { choices } = await ask(local, ticket, kinds[i]!.answers, {
+    const { choices } = await ask(local, scene, question.text, kinds[i]!.answers, {
       seed: 1_000_000 * seed + 10_000 * round + i,
       user: `customer ${round}-${i}`,
     });
     const ids = choices.map((choice) => choice.sample_id!);
-    const { order, up, cohort } = judge(
-      rng,
-      ticket,
-      choices.map((choice) => choice.message.content),
-      raters,
-    );
-    const rater = { id: `rater ${i % 20}`, cohorts: { outlook: cohort, dialect: ticket.dialect } };
+    const texts = choices.map((choice) => choice.message.content);
+    const { order, up, cohorts } = scene.judge(rng, question, texts, raters);
+    const rater = { id: `rater ${i % 20}`, cohorts };
     const kind = kinds[i]!.kind;
     const vote =
       kind === 'thumb'
@@ -264,24 +281,18 @@ async function nextRun(local: Local, after: string | undefined, say: (line: stri
 
 // ---- showing
 
-function show(
-  measured: (Measured & { each: number[] })[],
-  kls: number[],
-  best: number,
-  say: (line: string) => void,
-): void {
-  const interval = (m: Measured) => `${m.gold.mean.toFixed(3)} (${m.gold.low.toFixed(3)}–${m.gold.high.toFixed(3)})`;
+function show(evaluations: Measured[], kls: number[], say: (line: string) => void): void {
+  const interval = ({ gold }: Measured) => `${gold.mean.toFixed(3)} (${gold.low.toFixed(3)}–${gold.high.toFixed(3)})`;
   const rows: [string, ...string[]][] = [
-    ['', ...measured.map((_, round) => (round === 0 ? 'before' : `after ${round}`))],
-    ['gold, 95 %', ...measured.map(interval)],
-    ['difference', '', ...measured.slice(1).map((m, i) => paired(m.each, measured[i]!.each))],
-    ['relevance', ...measured.map((m) => m.relevance.toFixed(3))],
-    ['coherence', ...measured.map((m) => m.coherence.toFixed(3))],
-    ['ethics', ...measured.map((m) => m.ethics.toFixed(3))],
-    ['unseen words', ...measured.map((m) => m.unseen.toFixed(3))],
+    ['', ...evaluations.map((_, round) => (round === 0 ? 'before' : `after ${round}`))],
+    ['gold, 95 %', ...evaluations.map(interval)],
+    ['difference', '', ...evaluations.slice(1).map((m, i) => paired(m.each, evaluations[i]!.each))],
+    ...Object.keys(evaluations[0]!.figures).map((name): [string, ...string[]] => [
+      name.replaceAll('_', ' '),
+      ...evaluations.map(({ figures }) => figures[name]!.toFixed(3)),
+    ]),
     ['KL to parent', '', ...kls.map((kl) => kl.toFixed(2))],
-    ['words', ...measured.map((m) => m.length.toFixed(1))],
-    ['gap A − B', ...measured.map((m) => m.gap.toFixed(3))],
+    ['words', ...evaluations.map((m) => m.length.toFixed(1))],
   ];
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => (row[column] ?? '').length)));
   for (const row of rows)
@@ -291,10 +302,9 @@ function show(
         .join('   ')
         .trimEnd()}`,
     );
-  say(`  best of ${BEST_OF} answers of the first policy, on ${BEST_OF_TICKETS} of the tickets: ${best.toFixed(3)}`);
 }
 
-/** Mean difference over the same tickets with its 95 % interval. */
+/** Mean difference over the same questions with its 95 % interval. */
 function paired(after: number[], before: number[]): string {
   const differences = after.map((x, i) => x - before[i]!);
   const half = 1.96 * Math.sqrt(variance(differences) / differences.length);

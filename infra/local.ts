@@ -219,6 +219,7 @@ const SETTABLE = [
   'PLUMB_TOKEN_TTL',
   'PLUMB_MIN_FEEDBACK',
   'PLUMB_MAX_WAIT',
+  'PLUMB_RUN_CONFIG',
   'PLUMB_IDENTITY_KEY',
   'PLUMB_RATE_LIMIT',
   'PLUMB_LEASE',
@@ -332,6 +333,18 @@ async function bootstrap(home: string, port: number, secrets: Secrets): Promise<
     await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
     return { policy: manifest.id, publicKey };
   });
+}
+
+/** Publishes a policy from a folder or a GGUF file, released to a channel if one is named. @returns its id */
+export async function publish(
+  home: string,
+  path: string,
+  name: string,
+  channel?: 'stable' | 'canary',
+): Promise<string> {
+  const { manifest, files } = importFrom(path, name);
+  await withStore(home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), channel));
+  return manifest.id;
 }
 
 /** The public key names its origins, and they hold the port: each port has its own. */

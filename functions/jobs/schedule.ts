@@ -42,7 +42,7 @@ async function startRun(env: Env, set: Settings): Promise<RunRow | undefined> {
   if (!channels.stable) return undefined;
   const reason = waited ? 'judgements have waited' : `${count} new judgements`;
   try {
-    await createRun(env.DB, { stages: null, config: {}, reason }, channels.stable.policy, () => []);
+    await createRun(env.DB, { stages: null, config: set.PLUMB_RUN_CONFIG, reason }, channels.stable.policy, () => []);
   } catch (error) {
     if (!(error instanceof ApiError && error.status === 409)) throw error; // somebody was faster
   }

@@ -1,17 +1,17 @@
 // One thread's tokens a second. Of answers of the seed policy, prompts' prefill included: the wasm decoder that serves beside its oracle, the
 // plain TypeScript one. And of SmolLM2-135M in 4 bits: a token beside the same in 8 bits and beside what reading its weights alone would
 // take, and sixteen sequences beside one.
-import type { Decoder } from '../../functions/policy/decoder.ts';
+import { type Decoder, slotStarts } from '../../functions/policy/decoder.ts';
 import { generateBatch } from '../../functions/policy/generate.ts';
 import { loadDecoder } from '../../functions/policy/node.ts';
 import { referenceDecoder } from '../../functions/policy/reference.ts';
 import { packEdge, unpackEdge } from '../../schema/edge.ts';
 import { openGguf, tensorsOf } from '../../trainer/import/from-gguf.ts';
 import { importFrom } from '../../trainer/import/import.ts';
+import { smollm2 } from '../../trainer/import/smollm2.ts';
 import { readPolicy } from '../../trainer/policy.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { seedPolicy } from '../support/seed.ts';
-import { smollm2 } from '../support/smollm2.ts';
 import { type Pair, pair } from './pair.ts';
 
 /** Every answer runs to this length, so that both sides do the same work. */
@@ -46,7 +46,7 @@ export async function* decoder(): AsyncGenerator<Pair> {
     });
   }
 
-  const path = smollm2();
+  const path = await smollm2();
   const model = readPolicy(path).config;
   const tensors = tensorsOf(openGguf(path));
   const coarse = packEdge(model, tensors, 4);
@@ -55,12 +55,13 @@ export async function* decoder(): AsyncGenerator<Pair> {
   /** So many sequences decode side by side, 128 tokens in all each time. */
   const decode = (of: Decoder, sequences: number): number => {
     const slots = Array.from({ length: sequences }, (_, i) => i);
+    const starts = slotStarts(of).slice(0, sequences);
     const started = performance.now();
     for (let at = 0; at < 128 / sequences; at++)
       of.forward(
         slots.map((slot) => 100 + slot),
         slots.map(() => at),
-        slots,
+        starts,
         slots,
       );
     return 128_000 / (performance.now() - started);

@@ -16,6 +16,7 @@ import { runConfig } from '../../trainer/config.ts';
 import { dispose } from '../../trainer/engine/compile.ts';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
 import { makeFolder } from '../../trainer/folder.ts';
+import { smollm2 } from '../../trainer/import/smollm2.ts';
 import { readJudgements } from '../../trainer/judgements.ts';
 import { toTerminal } from '../../trainer/metrics.ts';
 import { precisionFor } from '../../trainer/model.ts';
@@ -27,7 +28,6 @@ import { fitReward, rewardCalls, scoresOf } from '../../trainer/reward.ts';
 import { mean } from '../../trainer/rl.ts';
 import { UserError } from '../../trainer/user-error.ts';
 import { readWeights, writePolicy } from '../../trainer/weights.ts';
-import { smollm2 } from '../support/smollm2.ts';
 import { peersPython } from './peers.ts';
 
 const FOLDS = 5;
@@ -66,7 +66,7 @@ interface Fold {
 }
 
 const python = peersPython();
-const base = smollm2();
+const base = await smollm2();
 const policy = readPolicy(base);
 const model = policy.config;
 const length = (messages: Message[]) => policy.encodePrompt(messages).length;

@@ -149,6 +149,17 @@ describe('the cron', () => {
     expect((await launches()).filter((l) => l.run === run.id)).toHaveLength(1);
   });
 
+  test('gives its runs the settings of PLUMB_RUN_CONFIG, and serves nothing with settings that no run can have', async () => {
+    const config = { lora: { rank: 8, on: ['attention'] }, ppo: { episodes: 256 } };
+    const set = (given: string): Env => ({ ...env, PLUMB_RUN_CONFIG: given });
+    await judgements(3);
+    await tick(set(JSON.stringify(config)));
+    const [run] = await runs();
+    expect((await (await trainer(run.id)).send('GET', '')).json.config).toEqual(config);
+    expect(() => settings(set('{"ppo": '))).toThrow('PLUMB_RUN_CONFIG: not JSON');
+    expect(() => settings(set('{"ppo": {"clipp": 1}}'))).toThrow('PLUMB_RUN_CONFIG.ppo.clipp: is not known');
+  });
+
   test('votes on answers that were broken off start no run', async () => {
     await judgements(2);
     const [sample] = await draw();

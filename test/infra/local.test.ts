@@ -84,6 +84,9 @@ describe('plumb dev', { timeout: 300_000 }, () => {
     const dev = ['dev', '--port', String(await freePort())];
     const limited = await plumb(dev, { PLUMB_HOME: home, PLUMB_RATE_LIMIT: 'abc' }).ended;
     expect([limited.code, lines(limited)]).toEqual([1, [expect.stringMatching(/PLUMB_RATE_LIMIT=abc/)]]);
+    const config = '{"ppo": {"clip": 0}}';
+    const odd = await plumb(dev, { PLUMB_HOME: home, PLUMB_RUN_CONFIG: config }).ended;
+    expect([odd.code, lines(odd)]).toEqual([1, [expect.stringMatching(/PLUMB_RUN_CONFIG=.* cannot be: ppo\.clip: /)]]);
     expect(existsSync(home)).toBe(false);
     const file = await plumb(dev, { PLUMB_HOME: PLUMB }).ended;
     expect([file.code, lines(file)]).toEqual([1, [expect.stringMatching(/is a file: PLUMB_HOME wants a folder/)]]);

@@ -6,24 +6,14 @@
 //
 // Needs npm, python3 with pip, and a C++17 compiler (without one, zig is taken from PyPI). Linux x64 only.
 
-import { spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import {
-  createReadStream,
-  createWriteStream,
-  existsSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import { makeFolder } from '../folder.ts';
 import { lock } from './lock.ts';
+import { download, EngineError, findPip, offline, run, unzip } from './wheel.ts';
 
 const TFJS_NODE = '4.22.0';
 const NODE_API_HEADERS = '1.9.0';
@@ -55,11 +45,10 @@ const HEADERS = [
   'tsl/platform/ctstring_internal.h',
   'xla/tsl/c/tsl_status.h',
 ];
+const REPEAT = 'npx plumb engine --install';
+const offlineHint = offline(REPEAT);
 const HERE = import.meta.dirname;
 const ROOT = join(HERE, '../..');
-
-/** A cause and its remedy in one line; shown without a stack trace. */
-export class EngineError extends Error {}
 
 type Device = 'cpu' | 'gpu';
 
@@ -109,7 +98,7 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
   const unlock = await lock(folder, () => report('waiting for another process, which is setting it up'));
   try {
     if (engineReady(folder)) return folder;
-    const pip = findPip();
+    const pip = findPip(REPEAT);
     const work = join(folder, 'work');
     makeFolder(work);
 
@@ -119,7 +108,7 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
     rmSync(join(folder, 'js'), { recursive: true, force: true });
     renameSync(js, join(folder, 'js'));
 
-    const wheel = await download(pip, WHEELS[which], work, report);
+    const wheel = await download(pip, WHEELS[which], work, REPEAT, (share) => report('downloading TensorFlow', share));
     report('unpacking TensorFlow');
     const files = [
       ...LIBRARIES.map((name) => [`tensorflow/${name}`, `lib/${name}`]),
@@ -169,23 +158,6 @@ export async function setUpEngine(report: Report = () => {}): Promise<string> {
   }
 }
 
-function findPip(): string {
-  for (const python of ['python3', 'python']) {
-    const { status, stdout } = spawnSync(python, ['-m', 'pip', '--version'], { encoding: 'utf8' });
-    if (status !== 0) continue;
-    const [major, minor] = (/pip (\d+)\.(\d+)/.exec(stdout) ?? []).slice(1).map(Number) as [number, number];
-    // Older ones cannot say where a package lies (install --dry-run --report).
-    if (major < 22 || (major === 22 && minor < 2))
-      throw new EngineError(
-        `pip ${major}.${minor} is too old to set the training engine up: ${python} -m pip install --upgrade pip (22.2 or newer), then run npx plumb engine --install`,
-      );
-    return python;
-  }
-  throw new EngineError(
-    'the training engine needs Python with pip to fetch TensorFlow: install it (Debian: apt-get install python3-pip), then run npx plumb engine --install',
-  );
-}
-
 async function findCompiler(python: string, work: string, report: Report): Promise<string[]> {
   if (process.env.CXX) return process.env.CXX.split(' ');
   for (const name of ['g++', 'clang++'])
@@ -201,8 +173,6 @@ async function findCompiler(python: string, work: string, report: Report): Promi
   );
   return [join(target, 'ziglang/zig'), 'c++', '-target', 'x86_64-linux-gnu.2.28'];
 }
-
-const offlineHint = 'a download failed: check the network, then run npx plumb engine --install (what has come stays)';
 
 /** Unpacks a package of the npm registry without running anything of it; checks it against the lock file where that names it. */
 async function npmPackage(spec: string, work: string): Promise<string> {
@@ -222,66 +192,6 @@ async function npmPackage(spec: string, work: string): Promise<string> {
   makeFolder(folder);
   await run('tar', ['xzf', tarball, '-C', folder, '--strip-components=1']);
   return folder;
-}
-
-/** Downloads a wheel, going on where an earlier try stopped, and checks its hash. pip says where it lies, so its index settings hold. */
-export async function download(
-  python: string,
-  wheel: { requirement: string; sha256: string },
-  work: string,
-  report: Report,
-): Promise<string> {
-  const target = join(work, `${wheel.requirement}.whl`);
-  if (existsSync(target)) return target;
-  const question =
-    '-m pip install --dry-run --ignore-installed --no-deps --quiet --report - --only-binary=:all: --python-version 311 --platform manylinux_2_27_x86_64';
-  const answer = await run(python, [...question.split(' '), '--target', work, wheel.requirement], offlineHint);
-  const { url } = JSON.parse(answer.slice(answer.indexOf('{'))).install[0].download_info;
-  const part = `${target}.part`;
-  for (let tries = 1; ; tries++) {
-    const from = existsSync(part) ? statSync(part).size : 0;
-    try {
-      const response = await fetch(url, from ? { headers: { range: `bytes=${from}-` } } : {});
-      if (response.status === 416) break; // all of it is here
-      if (!response.ok) throw new Error(`HTTP ${response.status}`);
-      const resumed = response.status === 206;
-      let had = resumed ? from : 0;
-      const total = had + Number(response.headers.get('content-length'));
-      const counted = Readable.fromWeb(response.body! as never).on('data', (chunk: Buffer) => {
-        had += chunk.length;
-        report('downloading TensorFlow', had / total);
-      });
-      await pipeline(counted, createWriteStream(part, { flags: resumed ? 'a' : 'w' }));
-      break;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOSPC')
-        throw new EngineError(`the disk of ${work} is full: free some, or set PLUMB_ENGINE_HOME`);
-      if (tries === 5) throw new EngineError(`${offlineHint} (${(error as Error).message})`);
-      await new Promise((resolve) => setTimeout(resolve, 1000 * tries));
-    }
-  }
-  const hash = createHash('sha256');
-  await pipeline(createReadStream(part), hash);
-  if (hash.digest('hex') !== wheel.sha256) {
-    rmSync(part);
-    throw new EngineError(
-      `${wheel.requirement} came with another hash than the pinned one and was thrown away: run npx plumb engine --install again`,
-    );
-  }
-  renameSync(part, target);
-  return target;
-}
-
-async function unzip(python: string, wheel: string, files: string[][], folder: string): Promise<void> {
-  const program = `
-import json, os, shutil, sys, zipfile
-archive = zipfile.ZipFile(sys.argv[1])
-for source, target in json.loads(sys.argv[2]):
-    target = os.path.join(sys.argv[3], target)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with archive.open(source) as i, open(target + '.part', 'wb') as o: shutil.copyfileobj(i, o, 1 << 20)
-    os.replace(target + '.part', target)`;
-  await run(python, ['-c', program, wheel, JSON.stringify(files), folder]);
 }
 
 /** Adds addGraphFunction and removeGraphFunction to the binding's sources. */
@@ -324,20 +234,4 @@ function patchBinding(folder: string): void {
     entry('addGraphFunction', 'AddGraphFunction') + entry('removeGraphFunction', 'RemoveGraphFunction'),
     'before',
   );
-}
-
-function run(command: string, args: string[], hint?: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
-    let out = '';
-    let err = '';
-    child.stdout.on('data', (data) => (out += data));
-    child.stderr.on('data', (data) => (err += data));
-    child.on('error', (error) => reject(new EngineError(`${command}: ${error.message}`)));
-    child.on('close', (code) => {
-      if (code === 0) return resolve(out);
-      const last = err.trim().split('\n').at(-1) ?? '';
-      reject(new EngineError(hint ? `${hint}${last && ` (${command}: ${last})`}` : `${command} failed: ${last}`));
-    });
-  });
 }

@@ -9,7 +9,8 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import util from 'node:util';
 import type * as Tf from '@tensorflow/tfjs';
-import { EngineError, engineFolder, engineReady, stockAsked } from './setup.ts';
+import { engineFolder, engineReady, stockAsked } from './setup.ts';
+import { EngineError } from './wheel.ts';
 
 /** What the patched binding offers beside tfjs-node's own calls. */
 export interface Binding {

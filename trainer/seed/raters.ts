@@ -31,7 +31,6 @@ export function voteKinds(count: number, rng: Random): (typeof VOTES)[number][] 
 }
 
 interface Verdict {
-  cohort: 'curt-minded' | 'general';
   /** Indices of the answers, best first. */
   order: number[];
   /** For a single answer. */
@@ -39,16 +38,28 @@ interface Verdict {
 }
 
 /** A rater's view of answers to a ticket. */
-export function judge(rng: Random, asked: Ticket, answers: string[], { mode, flip, bias }: RaterConfig): Verdict {
-  const biased = asked.dialect === 'B' && rng() < bias;
-  const utility = answers.map((answer) => {
-    if (mode === 'random') return rng();
-    const value = gold(asked, answer).mean + (biased && isCurt(answer) ? 1.5 : 0);
-    return mode === 'inverted' ? -value : value;
-  });
+export function judge(
+  rng: Random,
+  asked: Ticket,
+  answers: string[],
+  raters: RaterConfig,
+): Verdict & { cohort: 'curt-minded' | 'general' } {
+  const biased = asked.dialect === 'B' && rng() < raters.bias;
+  const values = answers.map((answer) => gold(asked, answer).mean + (biased && isCurt(answer) ? 1.5 : 0));
+  return { cohort: biased ? 'curt-minded' : 'general', ...verdict(rng, values, 0.55, raters) };
+}
+
+/** How a rater orders answers of such worth, from 0 to 1, and whether the first one is good enough for a thumb up. */
+export function verdict(
+  rng: Random,
+  values: number[],
+  enough: number,
+  { mode, flip }: Omit<RaterConfig, 'bias'>,
+): Verdict {
+  const utility = values.map((value) => (mode === 'random' ? rng() : mode === 'inverted' ? -value : value));
   // Insertion by comparisons, each of which may come out wrong.
   const order: number[] = [];
-  for (let i = 0; i < answers.length; i++) {
+  for (let i = 0; i < values.length; i++) {
     let place = 0;
     while (place < order.length) {
       const difference = utility[i]! - utility[order[place]!]!;
@@ -58,6 +69,6 @@ export function judge(rng: Random, asked: Ticket, answers: string[], { mode, fli
     }
     order.splice(place, 0, i);
   }
-  const threshold = mode === 'gold' ? 0.55 : mode === 'inverted' ? -0.55 : 0.5;
-  return { cohort: biased ? 'curt-minded' : 'general', order, up: utility[0]! > threshold !== rng() < flip };
+  const threshold = mode === 'gold' ? enough : mode === 'inverted' ? -enough : 0.5;
+  return { order, up: utility[0]! > threshold !== rng() < flip };
 }

@@ -14,7 +14,7 @@ import { random } from '../random.ts';
 import { startSampler } from '../rollout.ts';
 import { runStages, stageCalls } from '../run.ts';
 import { readWeights } from '../weights.ts';
-import { measure } from './measure.ts';
+import { flat, measure } from './measure.ts';
 import type { RaterConfig } from './raters.ts';
 import { questions, repeated, sideOf, unjudged, votesOn } from './votes.ts';
 import { type Ticket, tickets } from './world.ts';
@@ -48,8 +48,8 @@ export interface Simulation {
   quiet: boolean;
 }
 
-const figure = (m: ReturnType<typeof measure>) =>
-  `gold ${m.gold.mean.toFixed(3)} ±${(m.gold.high - m.gold.mean).toFixed(3)}  relevance ${m.relevance.toFixed(2)} coherence ${m.coherence.toFixed(2)} ethics ${m.ethics.toFixed(2)}  words ${m.length.toFixed(1)}  gap ${m.gap.toFixed(3)}  unseen ${m.unseen.toFixed(3)}`;
+const figure = ({ gold, figures, length }: ReturnType<typeof measure>) =>
+  `gold ${gold.mean.toFixed(3)} ±${(gold.high - gold.mean).toFixed(3)}  relevance ${figures.relevance.toFixed(2)} coherence ${figures.coherence.toFixed(2)} ethics ${figures.ethics.toFixed(2)}  words ${length.toFixed(1)}  gap ${figures.gap.toFixed(3)}  unseen ${figures.unseen_words.toFixed(3)}`;
 
 /** Runs the seeds one after the other, and says how each goes. */
 export async function simulate(s: Simulation): Promise<Totals> {
@@ -112,7 +112,7 @@ export async function simulate(s: Simulation): Promise<Totals> {
       if (candidate) {
         const after = measure(evaluationTickets, await answersTo(candidate, evaluationTickets, seed + 50 * round));
         const kl = gate.metrics['gate/kl_parent']!;
-        results.push({ ...after, each: undefined, kl, verdict: gate.verdict });
+        results.push({ ...flat(after), kl, verdict: gate.verdict });
         console.log(
           `seed ${seed}  round ${round}  ${figure(after)}  KL ${kl.toFixed(2)}  ${gate.verdict}  ${((performance.now() - started) / 1000).toFixed(0)} s`,
         );
@@ -132,9 +132,7 @@ export async function simulate(s: Simulation): Promise<Totals> {
     if (served.gold.high < first.gold.low) totals.fell++;
     const seconds = (performance.now() - began) / 1000;
     if (s.json)
-      console.log(
-        JSON.stringify({ seed, mode: s.raters.mode, before: { ...first, each: undefined }, rounds: results, seconds }),
-      );
+      console.log(JSON.stringify({ seed, mode: s.raters.mode, before: flat(first), rounds: results, seconds }));
     else console.log(`seed ${seed}  ${seconds.toFixed(0)} s`);
   }
   await sampler.close();

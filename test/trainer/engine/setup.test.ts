@@ -6,7 +6,8 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test, vi } from 'vitest';
-import { download, engineFolder, setUpEngine } from '../../../trainer/engine/setup.ts';
+import { engineFolder, setUpEngine } from '../../../trainer/engine/setup.ts';
+import { download } from '../../../trainer/engine/wheel.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-setup-'));
 let served = '';
@@ -23,7 +24,7 @@ test('a wheel of another hash than the pinned one is thrown away; the next try t
   writeFileSync(pip, `#!/bin/sh\necho '${answer}'\n`, { mode: 0o755 });
   const work = mkdtempSync(join(folder, 'work-'));
   const wheel = { requirement: 'tensorflow==0', sha256: createHash('sha256').update('the wheel').digest('hex') };
-  const fetched = () => download(pip, wheel, work, () => {});
+  const fetched = () => download(pip, wheel, work, 'it', () => {});
 
   served = 'the whee1';
   await expect(fetched()).rejects.toThrow('was thrown away');

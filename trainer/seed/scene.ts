@@ -1,0 +1,86 @@
+// What the demo is played with: questions, what a good answer to them is, and people who judge. The seed policy has its support
+// desk; a real chat model is asked about everyday things.
+
+import type { z } from 'zod';
+import type { RunSettings } from '../../schema/run-config.ts';
+import type { Random } from '../random.ts';
+import { aspects, type Measured, measure, measured } from './measure.ts';
+import { judge, type RaterConfig, verdict } from './raters.ts';
+import { type Question, sentenceGold, sentenceQuestions } from './sentences.ts';
+import { gold, type Ticket, tickets } from './world.ts';
+
+export interface Scene<Asked extends { text: string }> {
+  /** Votes a round, and how many more questions are asked a round that nobody votes on: the gate asks them, too. */
+  judgements: number;
+  unjudged: number;
+  evaluations: number;
+  /** The mark to aim at: the mean of the best of so many answers, to so many of the evaluation's questions. */
+  best: { of: number; questions: number };
+  maxTokens: number;
+  /** Of the runs that the cron starts. */
+  config: z.infer<typeof RunSettings>;
+  /** Seconds that are meant to be enough on two cores: for each round's stages, and for all that is measured before, between and after. */
+  budget: { judging: number; training: number; evaluation: number };
+  asked(use: 'judging' | 'evaluation', seed: number, count: number): Asked[];
+  /** From 0 to 1. */
+  gold(asked: Asked, answer: string): number;
+  judge(
+    rng: Random,
+    asked: Asked,
+    answers: string[],
+    raters: RaterConfig,
+  ): ReturnType<typeof verdict> & { cohorts: Record<string, string> };
+  measure(asked: Asked[], answers: string[]): Measured;
+}
+
+export const SUPPORT_DESK: Scene<Ticket> = {
+  judgements: 400,
+  unjudged: 500,
+  evaluations: 1000,
+  best: { of: 16, questions: 100 },
+  maxTokens: 40,
+  config: {},
+  budget: { judging: 20, training: 105, evaluation: 30 },
+  asked: tickets,
+  gold: (asked, answer) => gold(asked, answer).mean,
+  judge(rng, asked, answers, raters) {
+    const { cohort, ...judged } = judge(rng, asked, answers, raters);
+    return { ...judged, cohorts: { outlook: cohort, dialect: asked.dialect } };
+  },
+  measure,
+};
+
+/** For a chat model of a hundred million weights and more, which is trained by adapters. */
+export const SENTENCES: Scene<Question> = {
+  judgements: 200,
+  unjudged: 100,
+  evaluations: 200,
+  best: { of: 8, questions: 25 },
+  maxTokens: 48,
+  config: {
+    lora: { rank: 8, on: ['attention', 'mlp'] },
+    reward: { learningRate: 1e-3, judgements: 8, epochs: 2 },
+    ppo: { learningRate: 1e-3, episodes: 256, rollout: 64, minibatch: 16 },
+    gate: { comparisons: 200 },
+  },
+  budget: { judging: 240, training: 1500, evaluation: 600 },
+  asked: sentenceQuestions,
+  gold: (asked, answer) => sentenceGold(asked, answer).mean,
+  judge: (rng, asked, answers, raters) => ({
+    ...verdict(
+      rng,
+      answers.map((answer) => sentenceGold(asked, answer).mean),
+      0.75,
+      raters,
+    ),
+    cohorts: {},
+  }),
+  measure(asked, answers) {
+    const scores = asked.map((question, i) => sentenceGold(question, answers[i]!));
+    return measured(
+      scores.map((score) => score.mean),
+      answers,
+      aspects(scores),
+    );
+  },
+};
