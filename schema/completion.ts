@@ -18,6 +18,8 @@ export interface CompletionRequest {
   /** How many alternatives to report beside each token's log-probability; undefined reports none. */
   topLogprobs?: number;
   logitBias?: Map<number, number>;
+  /** The answer is one JSON object, whole within maxTokens (2 at least). */
+  json?: boolean;
   /** Who asks: what was asked before may be held where that was served. */
   session?: string;
 }

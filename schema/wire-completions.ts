@@ -6,6 +6,8 @@ import type { Message } from './message.ts';
 import { Metadata, RaterId } from './wire.ts';
 
 const Stop = z.string().min(1);
+/** Of an answer: anything, or one JSON object. */
+const FORMATS = ['text', 'json_object'] as const;
 const shared = {
   model: z.string().min(1).max(256),
   n: z.int().min(1).max(16).default(1),
@@ -23,6 +25,7 @@ const shared = {
   stream: z.boolean().default(false),
   stream_options: z.object({ include_usage: z.boolean().default(false) }).optional(),
   logit_bias: z.record(z.string().regex(/^\d{1,9}$/, 'not a token id'), z.number().min(-100).max(100)).optional(),
+  response_format: z.object({ type: z.enum(FORMATS) }).optional(),
   user: RaterId.optional(),
   metadata: Metadata.optional(),
   store: z.boolean().default(true),
@@ -74,7 +77,8 @@ export function unsupported(body: unknown): string | undefined {
   for (const name of ['tools', 'functions', 'suffix', 'audio', 'web_search_options']) if (given(name)) return name;
   for (const name of ['tool_choice', 'function_call']) if (given(name) && fields[name] !== 'none') return name;
   for (const name of ['presence_penalty', 'frequency_penalty']) if (given(name) && fields[name] !== 0) return name;
-  if (given('response_format') && type(fields.response_format) !== 'text') return 'response_format';
+  if (given('response_format') && !FORMATS.some((format) => format === type(fields.response_format)))
+    return 'response_format';
   if (given('modalities') && JSON.stringify(fields.modalities) !== '["text"]') return 'modalities';
   if (given('echo') && fields.echo !== false) return 'echo';
   if (given('best_of') && fields.best_of !== (fields.n ?? 1)) return 'best_of';

@@ -105,7 +105,7 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
       const place: Stretch = { start, size, held: prompt.slice(0, taken) };
       stretches.push(place);
       stretches.sort((a, b) => a.start - b.start);
-      underWay.push({ asked, choice: startChoice(tokenizer, prompt, asked.begun++), place });
+      underWay.push({ asked, choice: startChoice(tokenizer, request, prompt, asked.begun++), place });
       admissions++;
       if (asked.begun === request.n) waiting = waiting.filter((one) => one !== asked);
     }

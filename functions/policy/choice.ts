@@ -4,6 +4,7 @@ import { policyEncoder } from '../../schema/chat.ts';
 import type { CompletionChunk, CompletionRequest, TokenLogprob } from '../../schema/completion.ts';
 import { encode, streamDecoder, type Tokenizer } from '../../schema/tokenizer.ts';
 import type { Decoder } from './decoder.ts';
+import { isWhole, type JsonState, jsonStart, LEAST_JSON, maskJson, takeToken } from './json.ts';
 import { largest, logSumExp, pick, uniform } from './sample.ts';
 
 /** The prompt leaves no room for an answer. */
@@ -23,10 +24,10 @@ export class DecoderBusy extends Error {}
 /** A request's prompt in tokens, one at least. */
 export function promptEncoder({ config, context }: Decoder, tokenizer: Tokenizer, chatTemplate: string) {
   const chat = policyEncoder(tokenizer, config, chatTemplate);
-  return ({ input }: CompletionRequest): number[] => {
+  return ({ input, json }: CompletionRequest): number[] => {
     const prompt = 'messages' in input ? chat(input.messages) : encode(tokenizer, input.prompt);
     if (prompt.length === 0) prompt.push(config.bos_token_id ?? config.eos_token_id);
-    if (prompt.length >= context) throw new ContextOverflow(prompt.length, context);
+    if (prompt.length + (json ? LEAST_JSON : 1) > context) throw new ContextOverflow(prompt.length, context);
     return prompt;
   };
 }
@@ -39,16 +40,24 @@ export interface Choice {
   next: (id?: number) => string;
   /** Text that is not out yet: it may be the beginning of a stop string. */
   text: string;
+  /** How far its object has come, where it is to be one. */
+  json: JsonState | undefined;
   /** Log-probabilities of its tokens, with where in the text each begins. */
   logprobs: { at: number; value: TokenLogprob }[];
 }
 
-export const startChoice = (tokenizer: Tokenizer, prompt: number[], index: number): Choice => ({
+export const startChoice = (
+  tokenizer: Tokenizer,
+  { json }: CompletionRequest,
+  prompt: number[],
+  index: number,
+): Choice => ({
   index,
   prompt,
   ids: [],
   next: streamDecoder(tokenizer),
   text: '',
+  json: json ? jsonStart() : undefined,
   logprobs: [],
 });
 
@@ -78,18 +87,22 @@ export function advance(
   // Log-probabilities are the model's own: before temperature, top_p and bias.
   const raw = request.topLogprobs === undefined ? undefined : logits.slice();
   for (const [id, bias] of request.logitBias ?? []) if (id >= 0 && id < logits.length) logits[id]! += bias;
+  const most = Math.min(request.maxTokens, context - choice.prompt.length);
+  if (choice.json) maskJson(logits, choice.json, tokenizer, most - choice.ids.length);
   const u = uniform(request.seed, choice.index, choice.ids.length);
   const { id } = pick(decoder, i, request, u);
   choice.ids.push(id);
 
-  const ended = id === config.eos_token_id;
-  if (raw && !ended) {
+  if (choice.json) takeToken(choice.json, tokenizer, id);
+  const isEos = id === config.eos_token_id;
+  const ended = isEos || (choice.json !== undefined && isWhole(choice.json));
+  if (raw && !isEos) {
     const total = logSumExp(raw);
     const top = largest(raw, request.topLogprobs!).map((other) => describe(tokenizer, other, raw, total));
     choice.logprobs.push({ at: choice.text.length, value: { ...describe(tokenizer, id, raw, total), top } });
   }
-  if (!ended) choice.text += choice.next(id);
-  const full = choice.ids.length >= Math.min(request.maxTokens, context - choice.prompt.length);
+  if (!isEos) choice.text += choice.next(id);
+  const full = choice.ids.length >= most;
   if (ended || full) choice.text += choice.next(); // half a character becomes U+FFFD
   const found = request.stop.map((s) => choice.text.indexOf(s)).filter((at) => at >= 0);
   const stopped = found.length > 0;

@@ -74,7 +74,7 @@ export function completer(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: 
       for (const slot of taken.slice(1)) decoder.copy(starts[first]!, starts[slot]!, last);
 
       let started = 0;
-      const start = (slot: number) => ({ slot, choice: startChoice(tokenizer, prompt, started++) });
+      const start = (slot: number) => ({ slot, choice: startChoice(tokenizer, request, prompt, started++) });
       // Where slots are fewer than choices, a slot that comes free still holds the prompt for the next.
       let choices = taken.map(start);
       while (choices.length > 0) {

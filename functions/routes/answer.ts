@@ -100,7 +100,7 @@ async function store(
   const keep = kept && new TextEncoder().encode(kept[2]).length < MOST_KEPT ? kept : undefined;
   if (!call.body.store || !keep) await call.release();
   if (!call.body.store) return;
-  const { temperature, topP: top_p, topK: top_k, minP: min_p, seed, stop } = request;
+  const { temperature, topP: top_p, topK: top_k, minP: min_p, seed, stop, json } = request;
   const rows = choices.map((choice, i) => ({
     id: choice.sampleId!,
     policy,
@@ -116,6 +116,7 @@ async function store(
       ...(min_p && { min_p }),
       seed,
       ...(stop.length > 0 && { stop }),
+      ...(json && { response_format: { type: 'json_object' } }),
     },
     metadata: call.body.metadata ?? {},
     created_at,

@@ -13,6 +13,7 @@ import {
 import { raterId, sha256 } from '../crypto.ts';
 import { ApiError, at, busy } from '../error.ts';
 import { ContextOverflow, DecoderBusy } from '../policy/choice.ts';
+import { LEAST_JSON } from '../policy/json.ts';
 import { type Call, route } from '../route.ts';
 import { type Loaded, openChannel, openPolicy } from '../serving.ts';
 import type { Channel } from '../store/policies.ts';
@@ -95,10 +96,18 @@ function completionRequest(
   const bias = Object.entries(body.logit_bias ?? {}).map(([id, value]) => [Number(id), value] as const);
   if (bias.some(([id]) => id >= loaded.vocabulary))
     throw at(400, 'logit_bias', 'names a token that the model does not have');
+  const json = body.response_format?.type === 'json_object';
+  const most = maxTokens(call) ?? MAX_TOKENS;
+  if (json && most < LEAST_JSON)
+    throw at(
+      400,
+      'max_completion_tokens' in body ? 'max_completion_tokens' : 'max_tokens',
+      `must be ${LEAST_JSON} at least: an object takes as many`,
+    );
   return {
     input: asked,
     n: body.n,
-    maxTokens: maxTokens(call) ?? MAX_TOKENS,
+    maxTokens: most,
     temperature: body.temperature,
     topP: body.top_p,
     topK: body.top_k,
@@ -108,6 +117,7 @@ function completionRequest(
     session,
     ...(topLogprobs === undefined ? {} : { topLogprobs }),
     ...(bias.length > 0 ? { logitBias: new Map(bias) } : {}),
+    ...(json ? { json } : {}),
   };
 }
 

@@ -268,11 +268,39 @@ describe('completions', () => {
   });
 });
 
+describe('response_format json_object', () => {
+  const response_format = { type: 'json_object' };
+  test('gives one JSON object, whole or streamed, and the sample says so', async () => {
+    const { json } = await chat({ response_format, max_tokens: 20, n: 3 });
+    for (const { message, finish_reason, sample_id } of json.choices) {
+      expect(JSON.parse(message.content)).toBeInstanceOf(Object);
+      expect(finish_reason).toBe('stop');
+      const { params } = (await ask('GET', `/v1/samples/${sample_id}`, { key: sk })).json;
+      expect(params.response_format).toEqual(response_format);
+    }
+    const { text } = await chat({ response_format, max_tokens: 20, stream: true });
+    const pieces = text
+      .split('\n\n')
+      .filter((event) => event.startsWith('data: {'))
+      .map((event) => JSON.parse(event.slice(6)).choices[0]?.delta.content ?? '');
+    expect(JSON.parse(pieces.join(''))).toBeInstanceOf(Object);
+    expect((await chat({ response_format: { type: 'text' } })).status).toBe(200);
+  });
+
+  test('wants room for an object', async () => {
+    const { status, json } = await chat({ response_format, max_tokens: 1 });
+    expect([status, json.error.param]).toEqual([400, 'max_tokens']);
+    expect(json.error.message).toBe('max_tokens must be 2 at least: an object takes as many');
+    const { json: newer } = await chat({ response_format, max_completion_tokens: 1 });
+    expect(newer.error.param).toBe('max_completion_tokens');
+  });
+});
+
 describe('what is refused, in OpenAI’s words', () => {
   test('unsupported fields by their param, impossible values, and unknown models', async () => {
     for (const [param, body] of Object.entries({
       tools: { tools: [{}] },
-      response_format: { response_format: { type: 'json_object' } },
+      response_format: { response_format: { type: 'json_schema', json_schema: {} } },
       audio: { audio: {} },
       'messages[0].content': {
         messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'x' } }] }],
