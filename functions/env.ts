@@ -15,6 +15,20 @@ export interface Env {
 const number = () => z.coerce.number('not a number');
 const Seconds = (seconds: number) => number().positive('not above 0').default(seconds);
 
+const json = <T extends z.ZodType>(schema: T) =>
+  z
+    .string()
+    .default('{}')
+    .transform((text, context) => {
+      try {
+        return JSON.parse(text);
+      } catch {
+        context.addIssue('not JSON');
+        return z.NEVER;
+      }
+    })
+    .pipe(schema);
+
 const Settings = z.object({
   /** "kid:secret,kid:secret": the first signs, all are accepted. */
   PLUMB_TOKEN_SECRETS: z
@@ -46,20 +60,11 @@ const Settings = z.object({
   PLUMB_MIN_FEEDBACK: number().int('not a whole number').positive('not above 0').default(200),
   PLUMB_MAX_WAIT: Seconds(24 * 3600),
   /** Settings of the runs that the cron starts, as JSON: what `config` of POST /v1/runs takes. */
-  PLUMB_RUN_CONFIG: z
-    .string()
-    .default('{}')
-    .transform((text, context) => {
-      try {
-        return JSON.parse(text);
-      } catch {
-        context.addIssue('not JSON');
-        return z.NEVER;
-      }
-    })
-    .pipe(RunSettings),
+  PLUMB_RUN_CONFIG: json(RunSettings),
   /** Requests that a key may make in a minute, a public one for each visitor's address; 0: as many as it likes. */
   PLUMB_RATE_LIMIT: number().int('not a whole number').nonnegative('below 0').default(0),
+  /** What to say to servers that decode a policy, as JSON: {"https://their.origin": "their key"}. */
+  PLUMB_UPSTREAM_KEYS: json(z.record(z.url({ protocol: /^https?$/ }), z.string())),
   PLUMB_LEASE: Seconds(60),
   PLUMB_LAUNCH_PATIENCE: Seconds(600),
 });

@@ -47,6 +47,7 @@ const TITLES: Record<number, string> = {
   422: 'Unprocessable Content',
   429: 'Too Many Requests',
   500: 'Internal Server Error',
+  502: 'Bad Gateway',
   503: 'Service Unavailable',
 };
 
@@ -56,6 +57,7 @@ const OPENAI_TYPES: Record<number, string> = {
   404: 'not_found_error',
   429: 'rate_limit_error',
   500: 'server_error',
+  502: 'server_error',
   503: 'server_error',
 };
 

@@ -1,18 +1,19 @@
 // The policies that this isolate answers with, two at most: small ones in its own memory, read from R2 and checked by hash;
-// large ones in the decoder script. A policy is immutable, so what is held stays true; which of them a channel serves is
+// large ones in the decoder script; and those that another server decodes. A policy is immutable, so what is held stays true; which of them a channel serves is
 // asked of the database (store/keys.ts).
 
 import type { Complete } from '../schema/completion.ts';
 import { cacheBytes, type EdgeHeader, isLarge } from '../schema/edge.ts';
-import type { Manifest } from '../schema/manifest.ts';
+import type { AnyManifest } from '../schema/manifest.ts';
 import { loadTokenizer } from '../schema/tokenizer.ts';
-import type { Env } from './env.ts';
+import { type Env, settings } from './env.ts';
 import { busy } from './error.ts';
 import { completer } from './policy/complete.ts';
 import module from './policy/decoder.relaxed.wasm';
 import type { DecoderOptions } from './policy/decoder.ts';
 import { streamedDecoder } from './policy/load.ts';
 import { remoteDecoder } from './policy/remote.ts';
+import { upstream } from './policy/upstream.ts';
 import { readBlob, streamBlob } from './store/blobs.ts';
 import type { Channels, Slot } from './store/keys.ts';
 import { type Channel, hashOf, readManifest } from './store/policies.ts';
@@ -44,8 +45,15 @@ function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
   return { context, slots: Math.min(SLOTS, Math.floor(positions / context)) };
 }
 
-async function load({ BUCKET, DECODER_A, DECODER_B }: Env, manifest: Manifest, slot: Slot): Promise<Loaded> {
-  const { config, id: policy } = manifest;
+async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded> {
+  const policy = manifest.id;
+  if ('upstream' in manifest) {
+    const key = settings(env).PLUMB_UPSTREAM_KEYS[new URL(manifest.upstream.url).origin];
+    // how long a prompt may be, and which tokens there are, that server knows
+    return { policy, complete: upstream(manifest.upstream, key), context: Infinity, vocabulary: Infinity };
+  }
+  const { BUCKET, DECODER_A, DECODER_B } = env;
+  const { config } = manifest;
   const template = manifest.tokenizer.chat_template;
   const image = hashOf(manifest, 'edge.bin');
   const tokenizer = hashOf(manifest, 'tokenizer.json');

@@ -167,17 +167,34 @@ plumb
 
 plumb
   .command('import <path>')
-  .description('publish a policy from a folder in Hugging Face’s layout or a .gguf file; prints its id last')
+  .description(
+    'publish a policy from a folder in Hugging Face’s layout or a .gguf file, or one that another server decodes, by its address; prints its id last',
+  )
   .option('--name <name>', 'what to call it')
+  .option('--model <model>', 'of another server: what it calls the model')
   .option('--release <channel>', 'release it to a channel: stable or canary')
   .action(async (path, options) => {
+    const isServer = /^https?:\/\//.test(path);
+    if (isServer !== (options.model !== undefined))
+      throw new UserError(
+        isServer
+          ? `--model says which model ${path} is to answer with`
+          : `--model is of another server with OpenAI’s API: give its address (https://…/v1) in place of ${path}`,
+      );
+    if (options.release && !['stable', 'canary'].includes(options.release))
+      throw new UserError(`${options.release} is not a channel: stable or canary`);
+    if (isServer) {
+      if (!URL.canParse(path)) throw new UserError(`${path} is not an address`);
+      const { publishUpstream } = await import('./local.ts');
+      const upstream = { url: path.replace(/\/+$/, ''), model: options.model };
+      console.log(await publishUpstream(homeFolder(), upstream, options.name ?? options.model, options.release));
+      return;
+    }
     if (!existsSync(path)) throw new UserError(`there is no ${path}`);
     if (!statSync(path).isDirectory() && !path.endsWith('.gguf'))
       throw new UserError(
         `${path} is neither a folder with config.json, tokenizer.json and model.safetensors nor a .gguf file`,
       );
-    if (options.release && !['stable', 'canary'].includes(options.release))
-      throw new UserError(`${options.release} is not a channel: stable or canary`);
     const { publish } = await import('./local.ts');
     const from = resolve(path);
     console.log(await publish(homeFolder(), from, options.name ?? basename(from, '.gguf'), options.release));
@@ -207,6 +224,8 @@ plumb
         throw new UserError(
           id ? `there is no policy ${id}: npx plumb policies lists them` : `nothing is released to ${policy}`,
         );
+      if ('upstream' in manifest)
+        throw new UserError(`${id} decodes at ${manifest.upstream.url}: its weights are not here`);
       const files = new Map<string, Uint8Array>();
       for (const { name, sha256 } of manifest.files) files.set(name, await readBlob(BUCKET, sha256));
       exportTo(to, files, manifest.name, type);

@@ -22,6 +22,8 @@ import { z } from 'zod';
 import { settingFault } from '../functions/env.ts';
 import { insertKey, isValid, makeKey } from '../functions/store/keys.ts';
 import { importPolicy } from '../functions/store/policies.ts';
+import { newId } from '../schema/ids.ts';
+import { type Upstream, UpstreamManifest } from '../schema/manifest.ts';
 import { tryLock } from '../trainer/engine/lock.ts';
 import { makeFolder, writeWhole } from '../trainer/folder.ts';
 import { importFrom } from '../trainer/import/import.ts';
@@ -220,6 +222,7 @@ const SETTABLE = [
   'PLUMB_MIN_FEEDBACK',
   'PLUMB_MAX_WAIT',
   'PLUMB_RUN_CONFIG',
+  'PLUMB_UPSTREAM_KEYS',
   'PLUMB_IDENTITY_KEY',
   'PLUMB_RATE_LIMIT',
   'PLUMB_LEASE',
@@ -333,6 +336,27 @@ async function bootstrap(home: string, port: number, secrets: Secrets): Promise<
     await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
     return { policy: manifest.id, publicKey };
   });
+}
+
+/** Publishes a policy that another server decodes. @returns its id */
+export async function publishUpstream(
+  home: string,
+  upstream: Upstream,
+  name: string,
+  channel?: 'stable' | 'canary',
+): Promise<string> {
+  const id = newId('policy');
+  const nothing = { parent: null, root: id, run: null, snapshot: null, metrics: {} };
+  const manifest = UpstreamManifest.parse({
+    object: 'policy',
+    id,
+    name,
+    created_at: new Date().toISOString(),
+    upstream,
+    ...nothing,
+  });
+  await withStore(home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, {}, channel));
+  return id;
 }
 
 /** Publishes a policy from a folder or a GGUF file, released to a channel if one is named. @returns its id */

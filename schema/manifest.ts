@@ -37,20 +37,36 @@ const POLICY_FILES = [
 export const PolicyFile = z.strictObject({ name: z.enum(POLICY_FILES), sha256: Sha256, bytes: z.int().nonnegative() });
 export type PolicyFile = z.infer<typeof PolicyFile>;
 
-export const Manifest = z.strictObject({
+const described = {
   object: z.literal('policy'),
   id: idSchema('policy'),
   name: z.string(),
   created_at: z.iso.datetime(),
-  config: ModelConfig,
-  /** What turns messages into a prompt: the Jinja chat template of tokenizer_config.json. */
-  tokenizer: z.strictObject({ chat_template: z.string() }),
-  files: z.array(PolicyFile),
   /** The policy it was trained from, and the first of its line (itself, for an import). */
   parent: idSchema('policy').nullable(),
   root: idSchema('policy'),
   run: idSchema('run').nullable(),
   snapshot: idSchema('snapshot').nullable(),
   metrics: z.record(z.string(), z.number()),
+};
+
+/** Of a policy whose weights are here. */
+export const Manifest = z.strictObject({
+  ...described,
+  config: ModelConfig,
+  /** What turns messages into a prompt: the Jinja chat template of tokenizer_config.json. */
+  tokenizer: z.strictObject({ chat_template: z.string() }),
+  files: z.array(PolicyFile),
 });
 export type Manifest = z.infer<typeof Manifest>;
+
+/** Another server with OpenAI's API: what its routes begin with (…/v1), and what it calls the model. */
+const Upstream = z.strictObject({ url: z.url({ protocol: /^https?$/ }), model: z.string().min(1) });
+export type Upstream = z.infer<typeof Upstream>;
+
+/** Of a policy that another server decodes: its answers are judged as any, its weights cannot be trained. */
+export const UpstreamManifest = z.strictObject({ ...described, upstream: Upstream });
+export type UpstreamManifest = z.infer<typeof UpstreamManifest>;
+
+export const AnyManifest = z.union([Manifest, UpstreamManifest]);
+export type AnyManifest = z.infer<typeof AnyManifest>;

@@ -3,7 +3,7 @@
 // which ULIDs made by several isolates are not. Lists, snapshots and exports go by it.
 import { sql } from 'drizzle-orm';
 import { index, integer, primaryKey, real, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqlite-core';
-import type { Manifest } from './manifest.ts';
+import type { AnyManifest } from './manifest.ts';
 import type { Message } from './message.ts';
 
 export const sequence = sqliteTable('sequence', { name: text().primaryKey(), value: integer().notNull() });
@@ -13,7 +13,7 @@ export const policies = sqliteTable(
   {
     id: text().primaryKey(),
     seq: integer().notNull(),
-    manifest: text({ mode: 'json' }).$type<Manifest>().notNull(),
+    manifest: text({ mode: 'json' }).$type<AnyManifest>().notNull(),
     created_at: text().notNull(),
     /** Rolled back: never again served by channel, used as base or promoted. */
     withdrawn_at: text(),

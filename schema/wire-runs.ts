@@ -1,7 +1,7 @@
 // Runs, policies, releases, and the protocol between the Worker and a run's trainer.
 import { z } from 'zod';
 import { idSchema } from './ids.ts';
-import { Manifest, PolicyFile, Sha256 } from './manifest.ts';
+import { Manifest, PolicyFile, Sha256, UpstreamManifest } from './manifest.ts';
 import { RunSettings } from './run-config.ts';
 import { RUN_STATUS } from './tables.ts';
 import { Digits, listQuery, Time } from './wire.ts';
@@ -45,7 +45,8 @@ export const MetricsQuery = z.strictObject({
 });
 export const Metric = z.object({ id: z.int(), step: z.int(), name: z.string(), value: z.number(), at: Time });
 
-export const Policy = Manifest.extend({ withdrawn_at: Time.nullable(), channels: z.array(Channel) });
+const standing = { withdrawn_at: Time.nullable(), channels: z.array(Channel) };
+export const Policy = z.union([Manifest.extend(standing), UpstreamManifest.extend(standing)]);
 export type Policy = z.infer<typeof Policy>;
 
 export const Release = z.object({

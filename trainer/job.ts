@@ -29,6 +29,7 @@ import type { Parameters } from './model.ts';
 import { drawingShape } from './pack.ts';
 import { policyFromFiles } from './policy.ts';
 import { policyFiles } from './publish.ts';
+import { startPulse } from './pulse.ts';
 import { startSampler } from './rollout.ts';
 import { type Progressed, runStages, stageCalls } from './run.ts';
 import { UserError } from './user-error.ts';
@@ -56,7 +57,9 @@ export async function workJob(access: JobAccess, local: Report): Promise<string>
   const api = client(access);
   const job = await api.json(Job, 'GET', '');
   if (access.fence !== undefined && access.fence !== job.fence) throw new Gone('the run was launched again');
-  const beats = heartbeats(api, job.fence, job.lease_seconds);
+  const interval = (1000 * job.lease_seconds) / 4;
+  const pulse = startPulse({ ...access, fence: job.fence, interval });
+  const beats = heartbeats(api, job.fence, interval, pulse);
   try {
     return await train(api, job, beats, local);
   } catch (error) {
@@ -287,7 +290,13 @@ const BEAT = 2000;
 /** Numbers that wait while the Worker is away; beyond them the oldest go. */
 const WAITING = 100_000;
 
-export function heartbeats(api: Pick<Client, 'json'>, fence: number, leaseSeconds: number) {
+/** @param interval milliseconds */
+export function heartbeats(
+  api: Pick<Client, 'json'>,
+  fence: number,
+  interval: number,
+  pulse: ReturnType<typeof startPulse>,
+) {
   let stage = 'start';
   let step = 0;
   let steps = 0;
@@ -298,6 +307,7 @@ export function heartbeats(api: Pick<Client, 'json'>, fence: number, leaseSecond
   /** Whether what it sent is done with. */
   const send = async (): Promise<boolean> => {
     last = Date.now();
+    pulse.beaten();
     const sending = metrics.slice(0, BEAT);
     let done = true;
     try {
@@ -325,11 +335,11 @@ export function heartbeats(api: Pick<Client, 'json'>, fence: number, leaseSecond
     });
     return underWay;
   };
-  const interval = (1000 * leaseSeconds) / 4;
   const timer = setInterval(beat, interval);
   return {
     note: (progress: Progress) => {
       ({ stage, step, steps } = progress);
+      pulse.note(stage, step, steps);
       for (const [name, value] of Object.entries(progress.metrics))
         metrics.push({ step, name: name.includes('/') ? name : `${stage}/${name}`, value });
     },
@@ -342,7 +352,10 @@ export function heartbeats(api: Pick<Client, 'json'>, fence: number, leaseSecond
     flush: async () => {
       for (let failures = 0; metrics.length > 0 && !stopped && failures < 3; ) if (!(await beat())) failures++;
     },
-    stop: () => clearInterval(timer),
+    stop: () => {
+      clearInterval(timer);
+      pulse.stop();
+    },
   };
 }
 

@@ -22,7 +22,7 @@ export async function publish(env: Env, id: string, body: Publish): Promise<Rele
   const { manifest } = body;
   if (manifest) {
     const base = await readManifest(env.BUCKET, run.base_policy);
-    const wrong = base ? checkManifest(run, base, manifest) : 'has no base';
+    const wrong = base && 'config' in base ? checkManifest(run, base, manifest) : 'has no base';
     if (wrong) throw at(422, 'manifest', wrong);
     for (const [i, file] of manifest.files.entries()) {
       const head = await env.BUCKET.head(blobKey(file.sha256));

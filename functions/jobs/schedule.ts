@@ -44,7 +44,8 @@ async function startRun(env: Env, set: Settings): Promise<RunRow | undefined> {
   try {
     await createRun(env.DB, { stages: null, config: set.PLUMB_RUN_CONFIG, reason }, channels.stable.policy, () => []);
   } catch (error) {
-    if (!(error instanceof ApiError && error.status === 409)) throw error; // somebody was faster
+    // 409: somebody was faster; 422: what serves cannot be trained
+    if (!(error instanceof ApiError && [409, 422].includes(error.status))) throw error;
   }
   return activeRun(env.DB);
 }

@@ -68,8 +68,11 @@ type Beginning = Awaited<ReturnType<typeof beginning>>;
 
 const join = (a: TokenLogprob[] | undefined, b: TokenLogprob[] | undefined) => (b ? [...(a ?? []), ...b] : a);
 
-function take(choices: Beginning['choices'], chunk: CompletionChunk): void {
-  if (chunk.type === 'prompt') return;
+function take(answering: Answering, choices: Beginning['choices'], chunk: CompletionChunk): void {
+  if (chunk.type === 'prompt') {
+    answering.promptTokens = chunk.promptTokens; // an upstream server tells in the end
+    return;
+  }
   const choice = choices[chunk.index]!;
   if (chunk.type === 'text') {
     choice.text += chunk.text;
@@ -129,7 +132,7 @@ export async function whole(answering: Answering): Promise<Response> {
   const { spelling, chunks } = answering;
   const begun = await beginning(answering);
   const { choices, head, token, fresh } = begun;
-  for (let step = await chunks.next(); !step.done; step = await chunks.next()) take(choices, step.value);
+  for (let step = await chunks.next(); !step.done; step = await chunks.next()) take(answering, choices, step.value);
   const answer = JSON.stringify({
     ...head,
     object: spelling.object,
@@ -183,7 +186,7 @@ export async function streamed(answering: Answering): Promise<Response> {
   async function* events(): AsyncGenerator<Uint8Array> {
     for (const choice of choices) yield piece({ ...choice, logprobs: undefined }, true, 0, { ...token, ...fresh });
     for (let step = await chunks.next(); !step.done; step = await chunks.next()) {
-      take(choices, step.value);
+      take(answering, choices, step.value);
       if (step.value.type !== 'text') continue;
       yield* flush(step.value.index);
       waiting[step.value.index] = step.value;

@@ -14,6 +14,7 @@ import { raterId, sha256 } from '../crypto.ts';
 import { ApiError, at, busy } from '../error.ts';
 import { ContextOverflow, DecoderBusy } from '../policy/choice.ts';
 import { LEAST_JSON } from '../policy/json.ts';
+import { UpstreamFailure, UpstreamRefusal } from '../policy/upstream.ts';
 import { type Call, route } from '../route.ts';
 import { type Loaded, openChannel, openPolicy } from '../serving.ts';
 import type { Channel } from '../store/policies.ts';
@@ -126,6 +127,12 @@ function decodingError(error: unknown, param: string): unknown {
     const { message } = error; // a sentence of its own, which says what it is about
     const code = error instanceof ContextOverflow ? { code: 'context_length_exceeded' } : {};
     return new ApiError(400, message, { errors: [{ path: param, message }], ...code });
+  }
+  if (error instanceof UpstreamRefusal)
+    return new ApiError(400, error.message, { errors: [{ path: param, message: error.message }] });
+  if (error instanceof UpstreamFailure) {
+    console.error(error.message);
+    return new ApiError(502, error.message, { headers: { 'Retry-After': '5' } });
   }
   if (error instanceof DecoderBusy) return busy('the decoder is busy', 1);
   return error;

@@ -34,7 +34,7 @@ const located = <T extends { sha256: string }>(call: AnyCall, files: T[]) =>
 
 async function jobPolicy(call: Call<unknown, unknown>, policy: string) {
   const manifest = await readManifest(call.env.BUCKET, policy);
-  if (!manifest) throw new ApiError(409, 'the policy to start from is gone');
+  if (!manifest || 'upstream' in manifest) throw new ApiError(409, 'the policy to start from is gone');
   return { policy, manifest, files: located(call, manifest.files) };
 }
 

@@ -87,7 +87,7 @@ export async function sweepEnded(d1: D1Database, bucket: R2Bucket): Promise<void
   for (const run of latest) {
     if (!run.checkpoint || isActive(run)) continue;
     const manifest = run.policy ? await readManifest(bucket, run.policy) : undefined;
-    await sweep(bucket, run.id, run.checkpoint, manifest?.files ?? []);
+    await sweep(bucket, run.id, run.checkpoint, manifest && 'files' in manifest ? manifest.files : []);
     await db.update(runs).set({ checkpoint: sql`NULL` }).where(eq(runs.id, run.id));
   }
 }

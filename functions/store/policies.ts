@@ -2,7 +2,7 @@
 // finds a row finds all that it names.
 import { and, eq, gt, isNull, sql } from 'drizzle-orm';
 import { newId } from '../../schema/ids.ts';
-import { Manifest } from '../../schema/manifest.ts';
+import { AnyManifest, type Manifest } from '../../schema/manifest.ts';
 import { policies, releases } from '../../schema/tables.ts';
 import type { Release } from '../../schema/wire-runs.ts';
 import { sha256 } from '../crypto.ts';
@@ -38,25 +38,25 @@ export const wireRelease = ({
   created_at,
 });
 
-export async function putManifest(bucket: R2Bucket, manifest: Manifest): Promise<void> {
+export async function putManifest(bucket: R2Bucket, manifest: AnyManifest): Promise<void> {
   // what is there stays: a policy is immutable
   await bucket.put(manifestKey(manifest.id), JSON.stringify(manifest), { onlyIf: { etagDoesNotMatch: '*' } });
 }
 
-export async function readManifest(bucket: R2Bucket, id: string): Promise<Manifest | undefined> {
+export async function readManifest(bucket: R2Bucket, id: string): Promise<AnyManifest | undefined> {
   const object = await bucket.get(manifestKey(id));
-  return object ? Manifest.parse(await object.json()) : undefined;
+  return object ? AnyManifest.parse(await object.json()) : undefined;
 }
 
 /** Brings in a policy from outside: its files, its manifest, its row and, if wanted, its release. Safe to do again. */
 export async function importPolicy(
   d1: D1Database,
   bucket: R2Bucket,
-  manifest: Manifest,
+  manifest: AnyManifest,
   files: Record<string, Uint8Array>,
   release?: Channel,
 ): Promise<void> {
-  for (const { name, sha256: expected, bytes } of manifest.files) {
+  for (const { name, sha256: expected, bytes } of 'files' in manifest ? manifest.files : []) {
     const data = files[name];
     // a copy: a Node Buffer is refused by R2, and may be a window of something larger
     const copy = data && new Uint8Array(data);

@@ -18,6 +18,7 @@ import {
   seq,
   takeSeq,
 } from './db.ts';
+import { readPolicy } from './policies.ts';
 
 export type RunRow = typeof runs.$inferSelect;
 type Released = { id: string; channel: 'stable' | 'canary' } | null;
@@ -135,6 +136,9 @@ export async function createRun(
 ): Promise<Run> {
   const active = await activeRun(d1);
   if (active) throw inTheWay(active.id);
+  const from = await readPolicy(d1, base);
+  if (from && 'upstream' in from.manifest)
+    throw new ApiError(422, 'what is stable decodes at an upstream server: there are no weights here to train');
   const row: RunRow = {
     id: newId('run'),
     seq: 0,

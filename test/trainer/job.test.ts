@@ -1,11 +1,15 @@
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { Worker } from 'node:worker_threads';
 import { afterEach, expect, test, vi } from 'vitest';
 import { Heartbeat } from '../../schema/wire-runs.ts';
 import { client, heartbeats } from '../../trainer/job.ts';
+import { startPulse } from '../../trainer/pulse.ts';
 
 afterEach(() => void vi.useRealTimers());
+const noPulse = { note: () => {}, beaten: () => {}, stop: () => {} };
 
 /** A Worker that takes beats, and while it is away refuses them or breaks the connection off. */
 async function worker() {
@@ -42,7 +46,7 @@ async function passes(seconds: number, each: (second: number) => unknown = () =>
 test('a Worker that is away for a minute gets every number that was noted meanwhile, once and in order', async () => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'setInterval', 'clearInterval', 'Date'] });
   const { state, url, close } = await worker();
-  const beats = heartbeats(client({ url, run: 'run_1', token: 'rt_1' }), 1, 60);
+  const beats = heartbeats(client({ url, run: 'run_1', token: 'rt_1' }), 1, 15_000, noPulse);
   let step = 0;
   const noted = () => {
     step++;
@@ -68,6 +72,65 @@ test('a Worker that is away for a minute gets every number that was noted meanwh
   await close();
 }, 300_000);
 
+/** Takes beats in a thread of its own, so that the test's may be held up. */
+const TAKER = `
+const { parentPort } = require('node:worker_threads');
+const taken = [];
+const server = require('node:http').createServer((request, response) => {
+  let body = '';
+  request.on('data', (chunk) => (body += chunk));
+  request.on('end', () => {
+    taken.push({ at: Date.now(), path: request.url, auth: request.headers.authorization, ...JSON.parse(body) });
+    response.end('{}');
+  });
+});
+server.listen(0, '127.0.0.1', () => parentPort.postMessage(server.address().port));
+parentPort.on('message', () => parentPort.postMessage(taken));`;
+
+test('while the trainer’s thread is held up, as by a compilation, the lease is kept by another; else that one is silent', async () => {
+  const taker = new Worker(TAKER, { eval: true });
+  const [port] = await once(taker, 'message');
+  const takes = async () => {
+    taker.postMessage('');
+    return (await once(taker, 'message'))[0] as {
+      at: number;
+      path: string;
+      auth: string;
+      stage: string;
+      step: number;
+    }[];
+  };
+  const pulse = startPulse({ url: `http://127.0.0.1:${port}`, run: 'run_1', token: 'rt_1', fence: 3, interval: 400 });
+  pulse.beaten();
+  pulse.note('ppo', 5, 9);
+  const from = Date.now();
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 4000); // nothing of this thread runs
+  const held = await takes();
+  expect(held.length).toBeGreaterThanOrEqual(4);
+  expect(held[0]).toMatchObject({
+    path: '/v1/jobs/run_1/heartbeat',
+    auth: 'Bearer rt_1',
+    fence: 3,
+    stage: 'ppo',
+    step: 5,
+    steps: 9,
+    metrics: [],
+  });
+  expect(held[0]!.at - from).toBeGreaterThan(350);
+  const before = (await takes()).length;
+  for (let i = 0; i < 30; i++) {
+    pulse.beaten();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  expect((await takes()).length).toBeLessThanOrEqual(before + 1);
+  pulse.stop();
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  const last = (await takes()).length;
+  await new Promise((resolve) => setTimeout(resolve, 1200));
+  expect(await takes()).toHaveLength(last);
+  await taker.terminate();
+});
+
 test('a download that is not what was announced is not taken', async () => {
   const server = createServer((_, response) => response.end('these are not the weights'));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -89,7 +152,7 @@ test('what waited goes in beats of what one takes, all of it before the end; of 
       return { lease_until: '', cancel: false };
     },
   };
-  const beats = heartbeats(api as never, 1, 60);
+  const beats = heartbeats(api as never, 1, 15_000, noPulse);
   const note = (from: number, count: number) => {
     for (let i = from; i < from + count; i++) beats.note({ stage: 'sft', step: i, steps: i, metrics: { loss: i } });
   };

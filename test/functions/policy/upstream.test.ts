@@ -1,0 +1,162 @@
+// A server with OpenAI's API that is busy, slow, breaks off or talks nonsense. test/e2e/upstream.test.ts has one that works.
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
+import { DecoderBusy } from '../../../functions/policy/choice.ts';
+import { UpstreamFailure, UpstreamRefusal, upstream } from '../../../functions/policy/upstream.ts';
+import type { CompletionRequest } from '../../../schema/completion.ts';
+import { collect, never, request } from './answers.ts';
+
+type Handler = (response: ServerResponse, body: Record<string, unknown>, asked: number) => void;
+let handle: Handler;
+let heard: { body: Record<string, unknown>; path: string | undefined; auth: string | undefined }[] = [];
+const server = createServer((incoming: IncomingMessage, response) => {
+  let text = '';
+  incoming.on('data', (chunk) => {
+    text += chunk;
+  });
+  incoming.on('end', () => {
+    const body = JSON.parse(text);
+    heard.push({ body, path: incoming.url, auth: incoming.headers.authorization });
+    handle(response, body, heard.length);
+  });
+});
+let url = '';
+beforeAll(async () => {
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`;
+});
+afterAll(() => {
+  server.closeAllConnections();
+  server.close();
+});
+afterEach(() => {
+  heard = [];
+  vi.useRealTimers();
+});
+
+const event = (data: object | string) => `data: ${typeof data === 'string' ? data : JSON.stringify(data)}\n\n`;
+const said = (content: string, finish_reason: string | null = null) =>
+  event({ choices: [{ index: 0, delta: { content }, finish_reason }] });
+const complete = (over: Partial<CompletionRequest> = {}, signal = never) =>
+  collect(upstream({ url, model: 'theirs' }, 'their-key')(request(over), signal));
+
+test('says what was asked, and nothing of who asks', async () => {
+  handle = (response) => response.end(said('a', 'length') + event('[DONE]'));
+  await complete({ session: 'rtr_1', topK: 5, minP: 0.1, stop: ['x'], seed: -3, logitBias: new Map([[4, 2]]) });
+  const [{ body, path, auth }] = heard as [(typeof heard)[0]];
+  expect([path, auth]).toEqual(['/v1/chat/completions', 'Bearer their-key']);
+  expect(body).toEqual({
+    model: 'theirs',
+    messages: [{ role: 'user', content: 'where is my order 407 ?' }],
+    stream: true,
+    stream_options: { include_usage: true },
+    max_tokens: 30,
+    temperature: 1,
+    top_p: 1,
+    top_k: 5,
+    min_p: 0.1,
+    seed: 2 ** 31 - 3,
+    stop: ['x'],
+    logit_bias: { 4: 2 },
+  });
+});
+
+test('a server that says nothing of tokens: they are counted by its pieces, which come in whatever parts', async () => {
+  const stream = `: a comment\n\n${said('Grüße')}${said('')}${said(' aus')}${said(' Köln', 'content_filter')}${event('[DONE]')}`;
+  handle = async (response) => {
+    for (const byte of Buffer.from(stream)) response.write(Buffer.of(byte));
+    response.end();
+  };
+  const { answers, promptTokens } = await complete();
+  expect(promptTokens).toBe(0);
+  expect(answers).toEqual([
+    {
+      text: 'Grüße aus Köln',
+      pieces: ['Grüße', ' aus', ' Köln'],
+      logprobs: [],
+      finishReason: 'stop',
+      completionTokens: 3,
+    },
+  ]);
+});
+
+test('one that is busy is asked again after as long as it says, and in the end is said to be busy', async () => {
+  handle = (response, _, asked) =>
+    asked < 3
+      ? response.writeHead(asked === 1 ? 429 : 503, { 'retry-after': '1' }).end()
+      : response.end(said('a', 'stop'));
+  const from = performance.now();
+  expect((await complete()).answers[0]!.text).toBe('a');
+  expect(heard).toHaveLength(3);
+  expect(performance.now() - from).toBeGreaterThan(1900);
+  heard = [];
+  handle = (response) => response.writeHead(503, { 'retry-after': '0.01' }).end();
+  await expect(complete()).rejects.toThrow(DecoderBusy);
+  expect(heard).toHaveLength(4);
+});
+
+test('a request that it does not take is refused with its reason; other answers are its failure, once', async () => {
+  const told = async (status: number, body: string) => {
+    handle = (response) => response.writeHead(status).end(body);
+    const error: Error = await complete().then(
+      () => expect.unreachable(),
+      (thrown) => thrown,
+    );
+    return [error.constructor, error.message];
+  };
+  expect(await told(400, '{"error": {"message": "too long"}}')).toEqual([
+    UpstreamRefusal,
+    'the upstream server refuses this: too long',
+  ]);
+  expect(await told(422, '{"detail": "no"}')).toEqual([UpstreamRefusal, 'the upstream server refuses this: no']);
+  expect(await told(500, 'secret trace')).toEqual([UpstreamFailure, 'the upstream server answered with 500']);
+  expect(heard).toHaveLength(3);
+});
+
+test('one that breaks off, fails half way or talks nonsense has failed; no half answer counts as one', async () => {
+  const endings: [string, string, boolean?][] = [
+    [said('a'), 'broke off'],
+    [said('a'), 'broke off', true],
+    [said('a') + event({ error: { message: 'out of memory' } }), 'failed: out of memory'],
+    [event('{"choices": '), 'answered with what is no completion'],
+    [event({ choices: 'none' }), 'answered with what is no completion'],
+    ['<html>', 'broke off'],
+  ];
+  for (const [stream, message, cut] of endings) {
+    handle = (response) => {
+      response.write(stream, () => (cut ? response.destroy() : response.end()));
+    };
+    await expect(complete(), stream).rejects.toThrow(`the upstream server ${message}`);
+  }
+});
+
+test('of several choices one that fails ends the others', async () => {
+  let closed = 0;
+  handle = (response, { seed }) => {
+    response.on('close', () => closed++);
+    if (seed === 6) return void response.writeHead(500).end();
+    response.write(said('a'));
+  };
+  await expect(complete({ n: 3 })).rejects.toThrow('answered with 500');
+  await expect.poll(() => closed).toBe(3);
+});
+
+test('one that says nothing for a minute is given up; who leaves is not waited for', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  handle = (response) => void response.write(said('a'));
+  const silent = complete();
+  const expected = expect(silent).rejects.toThrow('said nothing for 60 s');
+  await expect.poll(() => heard.length).toBe(1);
+  for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate);
+  await vi.advanceTimersByTimeAsync(59_000);
+  for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate);
+  await vi.advanceTimersByTimeAsync(2_000);
+  await expected;
+  vi.useRealTimers();
+  const leaving = new AbortController();
+  const left = complete({}, leaving.signal);
+  await expect.poll(() => heard.length).toBe(2);
+  leaving.abort(new Error('left'));
+  await expect(left).rejects.toThrow('left');
+});
