@@ -129,7 +129,7 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
     ...variables,
   };
   const worker = await startWorker(home, port, bindings);
-  const decoders = startDecoders(home).catch((error: Error) => {
+  const decoders = Promise.all(SLOTS.map((slot) => startDecoder(home, slot))).catch((error: Error) => {
     console.error(`large policies cannot be served: ${error.message}`);
     return [];
   });
@@ -203,18 +203,18 @@ export const startWorker = (home: string, port: number, bindings: Record<string,
 
 const SLOTS = ['a', 'b'] as const;
 
-/** The decoder script, once for each slot, over the home's bucket. */
-const startDecoders = (home: string) =>
-  Promise.all(
-    SLOTS.map((slot) =>
-      unstable_startWorker({
-        config: join(ROOT, 'wrangler.decoder.jsonc'),
-        name: `plumb-decoder-${slot}`,
-        envFiles: [],
-        dev: workerd(home, 0),
-      } as WorkerOptions),
-    ),
-  );
+/** The decoder script in one slot, over the home's bucket. */
+export const startDecoder = (
+  home: string,
+  slot: (typeof SLOTS)[number],
+  inspector: { hostname: string; port: number } | false = false,
+) =>
+  unstable_startWorker({
+    config: join(ROOT, 'wrangler.decoder.jsonc'),
+    name: `plumb-decoder-${slot}`,
+    envFiles: [],
+    dev: { ...workerd(home, 0), inspector },
+  } as WorkerOptions);
 
 /** Variables of the Worker that the environment of `plumb dev` may set. */
 const SETTABLE = [

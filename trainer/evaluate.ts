@@ -157,7 +157,7 @@ export async function evaluate(
 }
 
 /** Whether four tokens in a row come twice. */
-function repeatsItself({ answer }: Row): number {
+export function repeatsItself({ answer }: Row): number {
   const fours = answer.slice(3).map((_, i) => answer.slice(i, i + 4).join());
   return new Set(fours).size < fours.length ? 1 : 0;
 }

@@ -9,11 +9,13 @@ import { tinyPolicy } from './tiny.ts';
 let sk = '';
 let pk = '';
 let stable = '';
+let vocabulary = 0;
 beforeAll(async () => {
   sk = await keyOf('sk');
   pk = await keyOf('pk');
   const { manifest, files } = await tinyPolicy();
   stable = manifest.id;
+  vocabulary = manifest.config.vocab_size;
   await importPolicy(env.DB, env.BUCKET, manifest, files, 'stable');
 });
 
@@ -254,6 +256,9 @@ describe('completions', () => {
       expect([1, 2]).toContain(others.length);
     }
     expect(text_offset[0]).toBe(0);
+    const { text } = await complete({ logprobs: 0, seed: 1, stream: true });
+    const streamed = events(text).flatMap(({ choices }) => choices[0].logprobs?.text_offset ?? []);
+    expect(streamed).toEqual(text_offset);
     const whole = json.choices[0].text as string;
     const stop = whole.slice(2, 4);
     const cut = await complete({ seed: 1, stop });
@@ -341,6 +346,11 @@ describe('what is refused, in OpenAI’s words', () => {
     });
     expect((await said('half a pair: \ud800')).message).toContain('surrogate');
     expect((await said([{ type: 'text', text: 5 }])).param).toBe('messages[0].content[0].text');
+    expect((await chat({ logit_bias: { [vocabulary - 1]: 1 } })).status).toBe(200);
+    expect((await chat({ logit_bias: { [vocabulary]: 1 } })).status).toBe(400);
+    const room = 128 - (await chat()).json.usage.prompt_tokens;
+    expect((await chat({ max_tokens: room })).status).toBe(200);
+    expect((await chat({ max_tokens: room + 1 })).status).toBe(400);
     const long = await chat({ max_tokens: 129 });
     expect([long.status, long.json.error]).toMatchObject([
       400,
@@ -382,6 +392,7 @@ describe('what is refused, in OpenAI’s words', () => {
       { model: stable },
     ])
       expect((await chat(body, pk)).status, JSON.stringify(body)).toBe(403);
+    expect((await chat({ n: 4 }, pk)).json.choices).toHaveLength(4);
     // of tokens 1024: what is asked beyond is not counted
     for (const limit of ['max_tokens', 'max_completion_tokens'])
       for (const [key, counted] of [

@@ -1,5 +1,6 @@
 import { beforeAll, describe, expect, test } from 'vitest';
 import { DATASETS, type DatasetKind } from '../../schema/dataset.ts';
+import { newId } from '../../schema/ids.ts';
 import { ask, env, keyOf, respond } from './support.ts';
 
 let sk = '';
@@ -57,6 +58,9 @@ describe('datasets', () => {
     await judge({ kind: 'ranking', sample_ids: ids, order: [[c], [a, b], [d]] });
     const [row] = await rows('ranking', 'policy=rank&shape=standard');
     expect(row).toMatchObject({ completions: ['c', 'a', 'b', 'd'], ranks: [1, 2, 2, 4] });
+    // where all but one rank was broken off, nothing is above anything
+    await env.DB.prepare("UPDATE samples SET finish_reason = 'abort' WHERE id IN (?, ?)").bind(c, d).run();
+    expect(await rows('ranking', 'policy=rank')).toEqual([]);
   });
 
   test('unpaired: thumbs, and both_bad as a false for each', async () => {
@@ -169,6 +173,21 @@ describe('datasets', () => {
     const [, gone, last] = votes;
     await env.DB.prepare('DELETE FROM feedback WHERE id = ?').bind(gone).run();
     expect((await rows('unpaired', `policy=left&after=${gone}`)).map((row) => row.id)).toEqual([last]);
+  });
+
+  test('of a snapshot: what had been judged when it was frozen', async () => {
+    const [a] = await draw(['a'], 'frozen');
+    const before = await judge({ kind: 'thumb', sample_id: a, value: 1 }, 'early');
+    const { seq } = (await env.DB.prepare('SELECT max(created_seq) AS seq FROM feedback').first<{ seq: number }>())!;
+    const id = newId('snapshot');
+    await env.DB.prepare(
+      "INSERT INTO snapshots (id, to_seq, votes_cursor, prompts_cursor, parts, prompts, created_at) VALUES (?, ?, 0, 0, '[]', '[]', '')",
+    )
+      .bind(id, seq)
+      .run();
+    await judge({ kind: 'thumb', sample_id: a, value: 1 }, 'late');
+    expect((await rows('unpaired', `policy=frozen&snapshot=${id}`)).map((row) => row.id)).toEqual([before.id]);
+    expect(await rows('unpaired', 'policy=frozen')).toHaveLength(2);
   });
 
   test('need the scope; unknown filters and cursors are 400', async () => {

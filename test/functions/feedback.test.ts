@@ -137,13 +137,19 @@ describe('one vote', () => {
 
     const put = await ask('PUT', path, { key: sk, body: { kind: 'thumb', sample_id: ids[0], value: 1 } });
     expect([put.status, put.json.revision, put.json.value]).toEqual([200, 4, 1]);
+    await ask('DELETE', path, { key: sk });
+    const same = await ask('PUT', path, { key: sk, body: { kind: 'thumb', sample_id: ids[0], value: 1 } });
+    expect([same.status, same.json.revision]).toEqual([200, 5]);
+    expect(await listed()).toEqual(same.json);
+    const body = { kind: 'thumb', sample_id: ids[0], value: 1, token: 'v1.new.nonsense' };
+    expect((await ask('PUT', path, { key: sk, body })).status).toBe(401);
     const elsewhere = await draw(1);
     const other = await ask('PUT', path, { key: sk, body: { kind: 'thumb', sample_id: elsewhere.ids[0], value: 1 } });
     expect(other.status).toBe(422);
     const { results } = await env.DB.prepare('SELECT op, seq FROM revisions WHERE feedback = ? ORDER BY seq')
       .bind(first.json.id)
       .all();
-    expect(results.map((row) => row.op)).toEqual(['create', 'change', 'undo', 'change', 'change']);
+    expect(results.map((row) => row.op)).toEqual(['create', 'change', 'undo', 'change', 'change', 'undo', 'change']);
   });
 
   test('without cohorts leaves its rater in those that are known', async () => {

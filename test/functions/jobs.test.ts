@@ -557,6 +557,9 @@ describe('the job protocol', () => {
     const first = await run.beat(1, { metrics: [metric(1, 0.5), metric(2, 1)] });
     expect(Date.parse(first.json.lease_until) - Date.now()).toBeGreaterThan(55_000);
     expect(first.json.cancel).toBe(false);
+    const since = (await get(`/v1/runs/${run.id}`)).json.started_at;
+    expect(since).toMatch(/Z$/);
+    await new Promise((resolve) => setTimeout(resolve, 5));
     await run.beat(1, { stage: 'evaluate', metrics: [metric(2, 2)] });
     expect((await run.beat(9, { metrics: [metric(2, 9), metric(3, 9)] })).status).toBe(410);
     expect((await run.beat(1, { metrics: [{ ...metric(3, 0), value: null }] })).status).toBe(400);
@@ -565,6 +568,7 @@ describe('the job protocol', () => {
       stage: 'evaluate',
       step: 1,
       steps: 9,
+      started_at: since,
     });
     const all = (await get(`/v1/runs/${run.id}/metrics`)).json;
     expect(all.data.map((m: { step: number; value: number }) => [m.step, m.value])).toEqual([

@@ -3,7 +3,7 @@ import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-c
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
-import { evaluate } from '../../trainer/evaluate.ts';
+import { evaluate, repeatsItself } from '../../trainer/evaluate.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import { policyCalls } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
@@ -57,6 +57,15 @@ test('the parent against itself is an even match and is rejected for its win rat
     'KL to parent': true,
     'KL to root': true,
   });
+});
+
+test('an answer repeats itself where four tokens in a row come again', () => {
+  const repeats = (answer: number[]) => repeatsItself({ prompt: [], answer });
+  expect(repeats([5, 6, 7, 8, 9, 5, 6, 7, 8])).toBe(1);
+  expect(repeats([5, 6, 7, 8, 9, 5, 6, 7])).toBe(0);
+  expect(repeats([5, 5, 5, 5])).toBe(0);
+  expect(repeats([5, 5, 5, 5, 5])).toBe(1);
+  expect(repeats([])).toBe(0);
 });
 
 test('a judge that is right as often as not is not enough evidence, whatever else holds', async () => {

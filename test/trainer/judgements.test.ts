@@ -144,6 +144,21 @@ test('subjects come by order of first appearance; numbers with their mean and de
   });
 });
 
+test('a number that is always the same has a deviation of one: nothing is divided by nothing', () => {
+  const lines = [
+    { name: 'minutes', outcome: 3 },
+    { name: 'minutes', outcome: 3 },
+  ];
+  const { outcomes } = subjectsOf(readJudgements(policy, written('constant', lines)));
+  expect(outcomes).toEqual([{ name: 'minutes', isNumber: true, mean: 3, deviation: 1 }]);
+});
+
+test('ranks are numbers: ten is below two', () => {
+  const ranked = { completion: undefined, completions: ['a', 'b', 'c'], ranks: [10, 2, 1] };
+  const [judgement] = readJudgements(policy, written('ranks', [ranked]));
+  expect(judgement!.stages.map(({ chosen }) => chosen)).toEqual([[2], [1]]);
+});
+
 test('of names beyond eight, a run keeps the most used ones, and of an outcome’s two types the one that more have', () => {
   const rated = (aspect: string) => ({ ...bare, ratings: [{ row: 0, aspect, value: 3, weight: 1 }] });
   const came = (name: string, value: boolean | number) => ({ ...bare, outcomes: [{ row: 0, name, value, weight: 1 }] });

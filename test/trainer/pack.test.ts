@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { Row } from '../../trainer/data.ts';
-import { byPrompt, drawingShape, pack, shapeFor } from '../../trainer/pack.ts';
+import { ANSWERS, byPrompt, drawingShape, pack, shapeFor } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
 
 const PAD = 0;
@@ -66,6 +66,16 @@ test('bundles by prompt end where the prompt changes or a line is full', () => {
   const rows = [row([2], [3, 4]), row([2], [5, 6]), row([2], [7, 8]), row([9], [3])];
   expect(byPrompt(rows, { rows: 1, columns: 5 })).toEqual([[0, 1], [2], [3]]);
   expect(byPrompt(rows, { rows: 1, columns: 5 }, [2, 0, 3, 1])).toEqual([[2, 0], [3], [1]]);
+});
+
+test('a bundle and a call hold sixty-four answers, and no more', () => {
+  const rows = Array.from({ length: ANSWERS + 1 }, () => row([2], [3]));
+  const shape = { rows: 1, columns: 256 };
+  expect(byPrompt(rows, shape).map((bundle) => bundle.length)).toEqual([ANSWERS, 1]);
+  const single = rows.map((_, i) => [i]);
+  const answersOf = (bundles: number[][]) => pack(rows, bundles, shape, PAD).map(({ placed }) => placed.length);
+  expect(answersOf(single)).toEqual([ANSWERS, 1]);
+  expect(answersOf(single.slice(1))).toEqual([ANSWERS]);
 });
 
 test('a shape grows until it takes the largest judgement whole', () => {

@@ -7,7 +7,7 @@ import { completer } from '../../../functions/policy/complete.ts';
 import type { DecoderOptions } from '../../../functions/policy/decoder.ts';
 import { loadDecoder } from '../../../functions/policy/node.ts';
 import { logSumExp } from '../../../functions/policy/sample.ts';
-import { decode, encode } from '../../../schema/tokenizer.ts';
+import { decode, encode, streamDecoder } from '../../../schema/tokenizer.ts';
 import {
   type Answer,
   alone,
@@ -82,21 +82,36 @@ test('no piece ends inside a character', async () => {
   }
 });
 
+const [kettle] = encode(tokenizer, 'kettle') as [number];
+
 test('a stop string is found across tokens, and neither it nor any part of it comes out', async () => {
   const { complete } = setUp();
-  const whole = decode(tokenizer, alone(5).ids);
+  const { ids } = alone(5);
+  const whole = decode(tokenizer, ids);
+  const next = streamDecoder(tokenizer);
+  let length = 0;
+  const begins = ids.map((id) => {
+    const begin = length;
+    length += next(id).length;
+    return begin;
+  });
   for (let from = 1; from + 4 < whole.length; from += 3) {
     const stop = whole.slice(from, from + 4);
     const at = whole.indexOf(stop);
-    const { answers } = await collect(complete(request({ stop: ['\u0007never', stop] }), never));
+    const { answers } = await collect(complete(request({ stop: ['\u0007never', stop], topLogprobs: 0 }), never));
     expect(answers[0]).toMatchObject({ text: whole.slice(0, at), finishReason: 'stop' });
+    // of its tokens those are told of that begin before it
+    expect(answers[0]!.logprobs).toHaveLength(begins.filter((start) => start < at).length);
   }
+  // Of two that one token brings, the earlier counts, in whatever order they were named.
+  const wide = decode(tokenizer, [kettle]);
+  const both = request({ stop: [wide.slice(3, 5), wide.slice(1, 3)], logitBias: new Map([[kettle, 100]]) });
+  expect((await collect(complete(both, never))).answers[0]!.text).toBe(wide.slice(0, 1));
   // What only looked like the beginning of one is given back.
   const near = `${whole.slice(3, 6)}\u0007`;
   expect((await collect(complete(request({ stop: [near] }), never))).answers[0]!.text).toBe(whole);
 });
 
-const [kettle] = encode(tokenizer, 'kettle') as [number];
 const bias = new Map([
   [kettle, 4],
   [config.eos_token_id, -100],
@@ -228,6 +243,29 @@ test('what stood still for a minute loses its slot, and does not free it for a t
     await expect(third).rejects.toBeInstanceOf(DecoderBusy);
     await owner.return!();
     await (await started()).return!();
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
+test('what goes on keeps its slot, however long it takes', async () => {
+  const { complete } = setUp({ slots: 1 });
+  vi.useFakeTimers({ toFake: ['Date'] });
+  try {
+    const long = complete(request({ logitBias: new Map([[config.eos_token_id, -100]]) }), never)[
+      Symbol.asyncIterator
+    ]();
+    await long.next();
+    for (let i = 0; i < 3; i++) {
+      vi.setSystemTime(Date.now() + 40_000);
+      expect((await long.next()).value).toMatchObject({ type: 'text' });
+    }
+    const other = complete(request(), never)[Symbol.asyncIterator]().next();
+    await turn();
+    expect((await long.next()).value).toMatchObject({ type: 'text' });
+    vi.setSystemTime(Date.now() + 6000);
+    await expect(other).rejects.toBeInstanceOf(DecoderBusy);
+    await long.return!();
   } finally {
     vi.useRealTimers();
   }

@@ -48,6 +48,7 @@ test.each([
   [2, { minP: 1 }],
   [1, { topK: 5, topP: 0.7 }],
   [1, { topK: 70, topP: 0.7, minP: 0.2 }],
+  [2, { topK: 70, topP: 0.9 }],
 ] as const)('tokens come in the shares that temperature %d and %j leave them', (temperature, cut) => {
   const { topP = 1, topK = 0, minP = 0 }: { topP?: number; topK?: number; minP?: number } = cut;
   for (const logits of [[1, 3, -2, 2.5, Number.NEGATIVE_INFINITY, 0, 3], MANY]) {

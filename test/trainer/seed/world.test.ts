@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { expect, test } from 'vitest';
 import { random } from '../../../trainer/random.ts';
 import { judge, RATER_DEFAULTS, voteKinds } from '../../../trainer/seed/raters.ts';
+import { unjudged } from '../../../trainer/seed/votes.ts';
 import { gold, isCurt, loggedAnswer, type Ticket, tickets } from '../../../trainer/seed/world.ts';
 
 const late: Ticket = {
@@ -117,6 +118,15 @@ test('raters flip 10 to 15 % of pairs; random ones know nothing, inverted ones p
 test('the biased cohort prefers curt answers in dialect B alone', () => {
   expect(firsts({ bias: 1 })).toBeGreaterThan(0.85);
   expect(firsts({ bias: 1 }, { ...late, dialect: 'B' }, [answers[0]!, 'Nope. Sort it yourself.'])).toBeLessThan(0.15);
+});
+
+test('what nobody judges is asked by other people than what is judged, in each round', () => {
+  const texts = (asked: { text: string }[]) => new Set(asked.slice(0, 200).map(({ text }) => text));
+  const judged = texts(tickets('judging', 3001, 200));
+  for (const round of [1, 2]) {
+    const others = [...texts(unjudged(200, 3, round))];
+    expect(others.filter((text) => judged.has(text)).length).toBeLessThan(20);
+  }
 });
 
 test('half the votes are rankings, three eighths choices, one eighth thumbs', () => {

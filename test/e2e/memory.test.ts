@@ -1,0 +1,121 @@
+// A Worker's isolate has 128 MB. The decoder script with a real chat model in it, while it is loaded and while it answers eight at
+// once: its heap as workerd's inspector tells it, garbage collected, and the memory of the decoder, which is fixed.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { loadDecoder } from '../../functions/policy/node.ts';
+import { ISOLATE, roomInSlot } from '../../functions/policy/room.ts';
+import { insertKey, makeKey } from '../../functions/store/keys.ts';
+import { importPolicy } from '../../functions/store/policies.ts';
+import { freePort } from '../../infra/home.ts';
+import { startDecoder, startWorker, withStore } from '../../infra/local.ts';
+import { readEdge } from '../../schema/edge.ts';
+import { importFrom } from '../../trainer/import/import.ts';
+import { smollm2 } from '../../trainer/import/smollm2.ts';
+
+const MINUTES = 60_000;
+const home = mkdtempSync(join(tmpdir(), 'plumb-memory-'));
+let decoder: Awaited<ReturnType<typeof startDecoder>>;
+let api: Awaited<ReturnType<typeof startWorker>>;
+let inspect: (method: string) => Promise<Record<string, number>>;
+let wasmBytes = 0;
+let key = '';
+
+beforeAll(async () => {
+  const { manifest, files } = importFrom(await smollm2(), 'smollm2');
+  const image = files.get('edge.bin')!;
+  wasmBytes = loadDecoder(image, roomInSlot(readEdge(image))).memoryBytes;
+  await withStore(home, async ({ DB, BUCKET }) => {
+    await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
+    const { plain, row } = await makeKey('sk', undefined, [], 'of the test');
+    await insertKey(DB, row);
+    key = plain;
+  });
+  const inspector = { hostname: '127.0.0.1', port: await freePort() };
+  decoder = await startDecoder(home, 'a', inspector);
+  await decoder.ready;
+  inspect = await inspected(`ws://127.0.0.1:${inspector.port}/ws`);
+  const secret = 'a secret of the test';
+  api = await startWorker(home, await freePort(), {
+    PLUMB_TOKEN_SECRETS: `a:${secret}`,
+    PLUMB_PEPPER: secret,
+    PLUMB_SIDE_KEY: secret,
+  });
+  await api.ready;
+}, 5 * MINUTES);
+afterAll(async () => {
+  await Promise.all([decoder?.dispose(), api?.dispose()]);
+  rmSync(home, { recursive: true, force: true });
+}, MINUTES);
+
+/** Asks workerd's inspector. */
+async function inspected(url: string) {
+  // Wrangler lets pages of known origins alone ask.
+  const Socket = WebSocket as unknown as new (
+    url: string,
+    options: object,
+  ) => { onopen: unknown; onerror: unknown; onmessage: (event: { data: unknown }) => void; send(text: string): void };
+  const socket = new Socket(url, { headers: { Origin: 'http://localhost' } });
+  await new Promise((resolve, reject) => {
+    socket.onopen = resolve;
+    socket.onerror = reject;
+  });
+  const asked = new Map<number, (result: Record<string, number>) => void>();
+  socket.onmessage = ({ data }) => {
+    const { id, result } = JSON.parse(String(data));
+    asked.get(id)?.(result);
+  };
+  return (method: string) =>
+    new Promise<Record<string, number>>((resolve) => {
+      const id = asked.size + 1;
+      asked.set(id, resolve);
+      socket.send(JSON.stringify({ id, method }));
+    });
+}
+
+async function heapBytes(): Promise<number> {
+  await inspect('HeapProfiler.collectGarbage');
+  const { usedSize, embedderHeapUsedSize, backingStorageSize } = await inspect('Runtime.getHeapUsage');
+  return usedSize! + embedderHeapUsedSize! + backingStorageSize!;
+}
+
+test(
+  'SmolLM2-135M is loaded and answers eight chats at once within 128 MB',
+  async () => {
+    await inspect('HeapProfiler.enable');
+    const before = await heapBytes();
+    let answered = false;
+    const answers = Promise.all(
+      Array.from({ length: 8 }, async (_, i) => {
+        const response = await fetch(`${await api.url}v1/chat/completions`, {
+          method: 'POST',
+          headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+          body: JSON.stringify({
+            model: 'stable',
+            messages: [{ role: 'user', content: `${i}: tell me of the moon and of the sea` }],
+            max_tokens: 24,
+          }),
+        });
+        return response.status;
+      }),
+    ).finally(() => {
+      answered = true;
+    });
+    const heaps: number[] = [];
+    while (!answered) {
+      heaps.push(await heapBytes());
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    expect(await answers).toEqual(Array(8).fill(200));
+    heaps.push(await heapBytes());
+    const most = Math.max(...heaps);
+    const mb = (bytes: number) => (bytes / 1e6).toFixed(1);
+    console.log(`decoder's memory ${mb(wasmBytes)} MB, heap ${mb(most)} MB at most, of ${heaps.length} looks`);
+    expect(heaps.length).toBeGreaterThan(10);
+    expect(most).toBeGreaterThan(before + 2e6); // the tokenizer is in it
+    expect(wasmBytes).toBeGreaterThan(80e6); // and the weights in this
+    expect(wasmBytes + most).toBeLessThan(ISOLATE);
+  },
+  5 * MINUTES,
+);
