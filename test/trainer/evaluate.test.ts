@@ -63,6 +63,7 @@ test('an answer repeats itself where four tokens in a row come again', () => {
   const repeats = (answer: number[]) => repeatsItself({ prompt: [], answer });
   expect(repeats([5, 6, 7, 8, 9, 5, 6, 7, 8])).toBe(1);
   expect(repeats([5, 6, 7, 8, 9, 5, 6, 7])).toBe(0);
+  expect(repeats([5, 6, 7, 9, 5, 6, 7, 8])).toBe(0);
   expect(repeats([5, 5, 5, 5])).toBe(0);
   expect(repeats([5, 5, 5, 5, 5])).toBe(1);
   expect(repeats([])).toBe(0);
