@@ -61,12 +61,12 @@ async function train(stage: string, out: string, args: string[], kill?: Kill) {
 }
 
 const stages = [
-  ['sft', 'model.safetensors', ['--steps', '200', '--batch', '8']],
+  ['sft', 'model.safetensors', ['--steps', '120', '--batch', '8']],
   ['reward', 'reward.safetensors', ['--epochs', '10']],
   [
     'ppo',
     'model.safetensors',
-    ['--reward', at('reward-whole'), '--episodes', '768', '--answer-tokens', '12', '--learning-rate', '1e-3'],
+    ['--reward', at('reward-whole'), '--episodes', '512', '--answer-tokens', '12', '--learning-rate', '1e-3'],
   ],
 ] as const;
 test.each(stages)(

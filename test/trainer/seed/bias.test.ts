@@ -20,7 +20,7 @@ const weights = readWeights(folder, model);
 const sampler = startSampler(model);
 afterAll(() => sampler.close());
 const MAX_TOKENS = 40;
-const calls = rewardCalls(model, shapeFor(44 + MAX_TOKENS), REWARD_DEFAULTS);
+const calls = rewardCalls(model, shapeFor(44 + MAX_TOKENS), { ...REWARD_DEFAULTS, epochs: 2 });
 
 async function answers(asked: Ticket[], seed: number) {
   const prompts = asked.map((ticket) => policy.encodePrompt([{ role: 'user', content: ticket.text }]));
@@ -37,15 +37,15 @@ async function answers(asked: Ticket[], seed: number) {
 }
 
 test('a planted bias shows: with it the best of 8 is worse in dialect B by .1 or more, without it the dialects are near', async () => {
-  const asked = questions(tickets('judging', 4, 400), random(4, 'questions'));
+  const asked = questions(tickets('judging', 4, 240), random(4, 'questions'));
   const judged = await answers(repeated(asked), 4);
-  const tested = tickets('tests', 4, 200);
+  const tested = tickets('tests', 4, 150);
   const eight = await answers(
     tested.flatMap((ticket) => Array.from({ length: 8 }, () => ticket)),
     5,
   );
 
-  /** Gold of the best of 8 answers by a reward model fitted to 400 votes, dialect A minus dialect B. */
+  /** Gold of the best of 8 answers by a reward model fitted to 240 votes, dialect A minus dialect B. */
   async function gapOfBestOf8(bias: number): Promise<number> {
     const votes = votesOn(
       asked,
@@ -55,7 +55,7 @@ test('a planted bias shows: with it the best of 8 is worse in dialect B by .1 or
       'bias',
     );
     const judgements = votes.flatMap((vote) => judgementOf(policy, vote) ?? []);
-    const normalised = judged.slice(0, 400).map(({ row }) => row);
+    const normalised = judged.slice(0, 200).map(({ row }) => row);
     const rm = await fitReward(model, calls, weights, judgements, normalised, 4, 'reward', () => {});
     const rows = eight.map(({ row }) => row);
     const scored = await scores(calls, rm, rows, model.pad_token_id);
