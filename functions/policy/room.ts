@@ -4,7 +4,7 @@ import { cacheBytes, type EdgeHeader } from '../../schema/edge.ts';
 
 export const ISOLATE = 128e6;
 /** Script, tokenizer and what a request needs, in JavaScript's heap. */
-const HEAP = 12e6;
+export const HEAP = 12e6;
 /** Choices under way at once, and rows of a call of the decoder: what a prompt may hold up the others by. */
 const SLOTS = 8;
 const ROWS = 32;
