@@ -1,6 +1,7 @@
 // What runs in workerd (the Worker's routes and stores) and what runs in Node (all the rest).
 import { cloudflareTest, readD1Migrations } from '@cloudflare/vitest-plugin';
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 const inWorkerd = ['test/functions/**/*.test.ts', 'test/schema/tables*.test.ts'];
 const policy = 'test/functions/policy/**';
@@ -27,10 +28,23 @@ const inNode = {
   expect: { poll: { timeout: 10_000 } },
 };
 
+/** Those that take minutes begin first: one that begins last is waited for alone. */
+const LONGEST = ['e2e/loop', 'trainer/files', 'trainer/crash', 'trainer/seed/bias', 'infra/local', 'trainer/reward'];
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]) {
+    const place = ({ moduleId }: TestSpecification) => {
+      const index = LONGEST.findIndex((name) => moduleId.endsWith(`test/${name}.test.ts`));
+      return index < 0 ? LONGEST.length : index;
+    };
+    return (await super.sort(files)).sort((a, b) => place(a) - place(b));
+  }
+}
+
 export default defineConfig({
   test: {
     // Many files wait for a server, a browser or a child: two run side by side even on two cores.
     maxWorkers: 2,
+    sequence: { sequencer: LongestFirst },
     projects: [
       {
         test: {
