@@ -1,14 +1,14 @@
 // The safetensors format: an 8-byte length, a JSON header of names, types, shapes and places, then the numbers, little
 // endian. Reading copies nothing until floats are asked for, and trusts nothing that the header says.
 //
-// Left out: integer types, and files of several shards.
+// Left out: integer types.
 import { z } from 'zod';
 import { inWords, MalformedFile } from './malformed.ts';
 
 const SIZES = { F32: 4, F16: 2, BF16: 2 } as const;
 export type Dtype = keyof typeof SIZES;
 
-interface StoredTensor {
+export interface StoredTensor {
   dtype: Dtype;
   shape: number[];
   /** The tensor's bytes, a view of the file. */

@@ -24,6 +24,7 @@ import { compilations, dispose } from './engine/compile.ts';
 import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
 import { evaluate } from './evaluate.ts';
 import { writeWhole } from './folder.ts';
+import { weightFiles } from './import/from-folder.ts';
 import { isGguf } from './import/from-gguf.ts';
 import { judgedPrompts, readJudgements, requireRated, subjectsOf } from './judgements.ts';
 import { formOf } from './lora.ts';
@@ -101,7 +102,7 @@ export async function sftOnFiles(
   const measuring = options.steps > 40 && held.length > 0 ? (10 * held.length * tokensIn(held)) / (3 * tokens) : 0;
   const work = options.plan
     ? planned(countParameters(weights), () => tokens, measuring)
-    : await savepoint('sft', options, [options.data, weightsOf(options.base)], policy.config);
+    : await savepoint('sft', options, [options.data, ...weightsOf(options.base)], policy.config);
   const { parameters, loss } = await sft(
     policy.config,
     weights,
@@ -173,7 +174,7 @@ export async function rewardOnFiles(
         () => tokens,
         (members - 1) * epochs * Math.ceil(fitted.length / config.judgements),
       )
-    : await savepoint('reward', options, [options.data, weightsOf(options.base)], policy.config);
+    : await savepoint('reward', options, [options.data, ...weightsOf(options.base)], policy.config);
   const form = formOf(policy.config, lora, weights);
   const begun = work.saved((tensors, scalars) => ({
     fit: fitStateFromFile(tensors, scalars, form),
@@ -255,7 +256,7 @@ export async function ppoOnFiles(
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
   };
   const asked = prompts.reduce((sum, { length }) => sum + length, 0) / prompts.length;
-  const inputs = [options.data, weightsOf(options.base), ...members.map((_, i) => rewardFile(options.reward, i))];
+  const inputs = [options.data, ...weightsOf(options.base), ...members.map((_, i) => rewardFile(options.reward, i))];
   const work = options.plan
     ? planned(countParameters(parent), (metrics) => config.rollout * (asked + metrics['objective/length']!))
     : await savepoint('ppo', options, inputs, policy.config);
@@ -350,7 +351,7 @@ const sumOfTokens = (rows: Row[]): number =>
 /** Of a row, on average. */
 const tokensIn = (rows: Row[]): number => sumOfTokens(rows) / rows.length;
 
-const weightsOf = (policy: string) => (isGguf(policy) ? policy : join(policy, 'model.safetensors'));
+const weightsOf = (policy: string) => (isGguf(policy) ? [policy] : weightFiles(policy));
 
 /** Where a reward model is: the first, which is all of them unless --members says more, has no number. */
 const rewardFile = (folder: string, member: number) =>

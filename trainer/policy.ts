@@ -30,6 +30,7 @@ const Rope = z
   });
 /** What the model code does not do, refused where a configuration asks for it. */
 const Supported = z.looseObject({
+  sliding_window: z.int().nullish(),
   rope_scaling: Rope.nullish(),
   rope_parameters: Rope.nullish(),
   hidden_act: z.literal('silu', 'only silu is supported').optional(),
@@ -53,6 +54,21 @@ const GenerationConfig = z.looseObject({
   top_p: z.number().nullish(),
 });
 
+/** A Mistral is a Llama that may look back no further than a window: where that holds all it can be asked, it is one. */
+function asLlama({
+  model_type,
+  architectures,
+  sliding_window,
+  max_position_embeddings: most,
+}: z.infer<typeof Supported>) {
+  if (model_type !== 'mistral' || String(architectures) !== 'MistralForCausalLM') return {};
+  if (sliding_window && !(Number(most) <= sliding_window))
+    throw new MalformedFile(
+      `config.json: a sliding_window of ${sliding_window} is not supported; lower max_position_embeddings to it`,
+    );
+  return { model_type: 'llama', architectures: ['LlamaForCausalLM'] };
+}
+
 /** A configuration with what Hugging Face's LlamaConfig takes where it says nothing; of several ends of an answer the tokenizer's own. */
 function filledIn(given: z.infer<typeof Supported>, tokenizer: Tokenizer, { eos_token, pad_token }: TokenizerConfig) {
   const idOf = (name: string | null | undefined) => tokenizer.added.get(name ?? '')?.id;
@@ -61,6 +77,7 @@ function filledIn(given: z.infer<typeof Supported>, tokenizer: Tokenizer, { eos_
   const eos = !Array.isArray(ends) ? (ends ?? end) : ends.includes(end) ? end : ends[0];
   return {
     ...given,
+    ...asLlama(given),
     num_key_value_heads: given.num_key_value_heads ?? heads,
     head_dim: given.head_dim ?? Number(hidden_size) / Number(heads),
     max_position_embeddings: given.max_position_embeddings ?? 2048,

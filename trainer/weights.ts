@@ -1,6 +1,5 @@
 // Weights between files and tensors: Hugging Face's names and (out, in) matrices on disk, the trainer's (in, out) tree in memory.
 
-import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MalformedFile } from '../schema/malformed.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
@@ -8,22 +7,21 @@ import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../
 import { flatten } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { makeFolder, writeWhole } from './folder.ts';
+import { folderTensors } from './import/from-folder.ts';
 import { isGguf, openGguf, tensorsOf } from './import/from-gguf.ts';
 import { DivergedError } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
-import { reading, requireFolder, UserError } from './user-error.ts';
+import { reading } from './user-error.ts';
 
-/** The weights of a policy: a folder's model.safetensors, or a GGUF file's. */
+/** The weights of a policy: a folder's, or a GGUF file's. */
 export function readWeights(path: string, config: ModelConfig): Parameters {
   if (isGguf(path)) {
     const gguf = openGguf(path);
     return reading(path, () => fromHuggingFace(config, tensorsOf(gguf)));
   }
-  requireFolder(path);
-  const file = join(path, 'model.safetensors');
-  if (!existsSync(file)) throw new UserError(`${path} has no model.safetensors`);
-  return reading(file, () => weightsFromFile(readFileSync(file), config));
+  const tensors = folderTensors(path);
+  return reading(path, () => fromHuggingFace(config, tensors));
 }
 
 export function weightsFromFile(file: Uint8Array, config: ModelConfig): Parameters {

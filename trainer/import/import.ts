@@ -1,16 +1,15 @@
-// A policy from a folder in Hugging Face's layout (its files as they are) or from a GGUF file, made ready to publish: with the
+// A policy from a folder in Hugging Face's layout or from a GGUF file, made ready to publish: with the
 // image that the edge maps.
 // Needs no training engine.
 
-import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { roomInSlot } from '../../functions/policy/room.ts';
 import { isLarge, readEdge } from '../../schema/edge.ts';
 import type { Manifest } from '../../schema/manifest.ts';
-import { readTensors, writeSafetensors } from '../../schema/safetensors.ts';
+import { writeSafetensors } from '../../schema/safetensors.ts';
 import { filesOf, manifestOf } from '../manifest.ts';
 import { readPolicy } from '../policy.ts';
 import { reading, UserError } from '../user-error.ts';
+import { folderWeights } from './from-folder.ts';
 import { dtypeOf, isGguf, openGguf, tensorsOf } from './from-gguf.ts';
 
 /** Image and one answer's cache, of a policy that decodes in the api's own isolate. */
@@ -18,12 +17,10 @@ const LARGEST = 115e6;
 
 export function importFrom(path: string, name: string): { manifest: Manifest; files: Map<string, Uint8Array> } {
   const policy = readPolicy(path);
-  const weights = isGguf(path) ? path : join(path, 'model.safetensors');
-  if (!existsSync(weights)) throw new UserError(`${path} has no model.safetensors`);
-  const files = reading(weights, () => {
+  const files = reading(path, () => {
     if (!isGguf(path)) {
-      const bytes = readFileSync(weights);
-      return filesOf(policy, bytes, readTensors(bytes));
+      const { tensors, file } = folderWeights(path);
+      return filesOf(policy, file, tensors);
     }
     const gguf = openGguf(path);
     const tensors = tensorsOf(gguf);

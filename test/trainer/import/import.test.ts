@@ -1,8 +1,9 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterAll, expect, test, vi } from 'vitest';
-import { readSafetensors } from '../../../schema/safetensors.ts';
+import { readSafetensors, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
+import { weightFiles } from '../../../trainer/import/from-folder.ts';
 import { importFrom } from '../../../trainer/import/import.ts';
 import { UserError } from '../../../trainer/user-error.ts';
 import { SEED_FOLDER } from '../../support/seed.ts';
@@ -54,6 +55,68 @@ test('what Hugging Face leaves out of a configuration, or says since transformer
     });
   });
   expect(importFrom(terse, 'x').manifest.config).toEqual(importFrom(SEED_FOLDER, 'x').manifest.config);
+});
+
+/** The seed policy with its weights in two files, and what its index says. */
+function sharded(change: (map: Record<string, string>) => Record<string, string> = (map) => map): string {
+  const to = mkdtempSync(join(folder, 'policy-'));
+  cpSync(SEED_FOLDER, to, { recursive: true });
+  const all = [...readTensors(readFileSync(join(to, 'model.safetensors')))];
+  rmSync(join(to, 'model.safetensors'));
+  const weight_map: Record<string, string> = {};
+  for (const [i, part] of [all.slice(0, 7), all.slice(7)].entries()) {
+    const name = `model-0000${i + 1}-of-00002.safetensors`;
+    writeFileSync(join(to, name), writeSafetensors(new Map(part), 'BF16'));
+    for (const [tensor] of part) weight_map[tensor] = name;
+  }
+  const index = { metadata: { total_size: 1 }, weight_map: change(weight_map) };
+  writeFileSync(join(to, 'model.safetensors.index.json'), JSON.stringify(index));
+  return to;
+}
+
+test('weights in several files are those of one', () => {
+  const whole = importFrom(SEED_FOLDER, 'x').files;
+  const { files } = importFrom(sharded(), 'x');
+  expect(files.get('edge.bin')).toEqual(whole.get('edge.bin'));
+  const stored = (file: Uint8Array) => [...readSafetensors(new Uint8Array(file))].sort(([a], [b]) => (a < b ? -1 : 1));
+  expect(stored(files.get('model.safetensors')!)).toEqual(stored(whole.get('model.safetensors')!));
+  expect(weightFiles(sharded()).map((file) => basename(file))).toEqual([
+    'model-00001-of-00002.safetensors',
+    'model-00002-of-00002.safetensors',
+  ]);
+});
+
+test('several files that are not what their index says are refused by name', () => {
+  const refused = (change: (map: Record<string, string>) => Record<string, string>) =>
+    expect(() => importFrom(sharded(change), 'x'));
+  refused((map) => ({ ...map, 'model.norm.weight': 'other.safetensors' })).toThrow(
+    /has no other\.safetensors, which its/,
+  );
+  refused((map) => ({ ...map, 'model.more.weight': map['model.norm.weight']! })).toThrow(
+    /has no model\.more\.weight, which/,
+  );
+  for (const way of ['../model.safetensors', '/etc/x.safetensors', 'sub/x.safetensors', '.safetensors'])
+    refused((map) => ({ ...map, x: way })).toThrow(/is no name of a \.safetensors file/);
+  refused(({ 'model.norm.weight': _, ...map }) => map).toThrow(/has no model\.norm\.weight/);
+});
+
+test('a Mistral that can look back on all it may be asked is a Llama', () => {
+  const mistral = (more: object) =>
+    changed('config.json', (bytes) =>
+      JSON.stringify({
+        ...JSON.parse(`${bytes}`),
+        architectures: ['MistralForCausalLM'],
+        model_type: 'mistral',
+        ...more,
+      }),
+    );
+  const { config } = importFrom(SEED_FOLDER, 'x').manifest;
+  const imported = (more: object) => importFrom(mistral(more), 'x').manifest.config;
+  for (const sliding_window of [undefined, null, config.max_position_embeddings])
+    expect(imported({ sliding_window })).toEqual(config);
+  const short = { sliding_window: config.max_position_embeddings - 1 };
+  expect(() => imported(short)).toThrow(/sliding_window of \d+ is not supported; lower max_position_embeddings/);
+  expect(() => imported({ model_type: 'mixtral' })).toThrow(/architectures|model_type/);
 });
 
 test('a folder may be called like a GGUF file', () => {
