@@ -1,11 +1,12 @@
 // The commands that ask a running Plumb, as its user types them.
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../infra/home.ts';
 import { withStore } from '../../infra/local.ts';
+import { engineFolder } from '../../trainer/engine/setup.ts';
 import { lines, plumb, started } from '../support/plumb.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-cli-'));
@@ -99,6 +100,13 @@ test('a data folder of a newer Plumb is left alone, and said to be so', async ()
     [expect.stringMatching(/a newer Plumb, which knows 9999_newer\.sql: use that one/)],
   ]);
 }, 300_000);
+
+test('the engine’s folder may be reached by a link', async () => {
+  const link = join(folder, 'cache');
+  symlinkSync(dirname(engineFolder()), link);
+  const { code, out } = await plumb(['engine'], { PLUMB_ENGINE_HOME: link }).ended;
+  expect([code, out]).toEqual([0, expect.stringMatching(/compiled calls work/)]);
+});
 
 test('what cannot be done is said in one line', async () => {
   const wrong: [string[], RegExp][] = [

@@ -2,7 +2,7 @@
 // so whoever may run without an engine imports it late. PLUMB_ENGINE=stock takes the tfjs-node package as it installs itself
 // (slow: no traced calls; for comparison only).
 
-import { readFileSync } from 'node:fs';
+import { readFileSync, realpathSync } from 'node:fs';
 import { createRequire, registerHooks } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -87,7 +87,7 @@ function load(): typeof Tf {
   const own = createRequire(import.meta.url);
   const js = createRequire(join(folder, 'js/package.json'));
   // tfjs-node's files lie outside this checkout; the packages they ask for by name are the ones installed here.
-  const inside = pathToFileURL(folder).href;
+  const inside = pathToFileURL(realpathSync(folder)).href; // modules are known by where they are, whatever links led there
   registerHooks({
     resolve: (specifier, context, next) =>
       context.parentURL?.startsWith(inside) && /^(@tensorflow|google-protobuf)/.test(specifier)
