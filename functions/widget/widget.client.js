@@ -283,7 +283,10 @@
     /** @param {Value} value @param {HTMLElement} button */
     #option(value, button) {
       const option = { value, button: /** @type {HTMLButtonElement} */ (button) };
-      button.addEventListener('click', () => this.#ballot?.choose(this.#ballot.wanted === value ? null : value));
+      button.addEventListener('click', ({ detail }) => {
+        // the second of a double click takes nothing back
+        if (detail < 2) this.#ballot?.choose(this.#ballot.wanted === value ? null : value);
+      });
       this.#options.push(option);
       return button;
     }

@@ -3,6 +3,7 @@
 //
 //   decoder   tokens a second in Node: the seed policy by the wasm decoder beside the plain one; SmolLM2 in 4 bits (downloads it, 90 MB)
 //   edge      votes a second over HTTP beside a bare insert into D1; cold starts
+//   chats     SmolLM2 over HTTP: first tokens under load, a release meanwhile, processor time and cost of an answer
 //   trainer   the compiled calls of a run beside the same code op by op (sets the training engine up if need be)
 //   torch     a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)
 //   trl       the stages beside TRL's
@@ -18,6 +19,7 @@ import type { Pair } from './pair.ts';
 const GROUPS: Record<string, () => Promise<AsyncGenerator<Pair>>> = {
   decoder: async () => (await import('./decoder.ts')).decoder(),
   edge: async () => (await import('./edge.ts')).edge(),
+  chats: async () => (await import('./chats.ts')).chats(),
   trainer: async () => {
     await setUpEngine();
     return (await import('./trainer.ts')).trainer();

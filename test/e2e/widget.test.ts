@@ -84,6 +84,16 @@ const votesOf = async (sample: string) => {
 };
 
 describe('a thumb', () => {
+  test('that is clicked twice in a row is a vote, and not taken back', async () => {
+    const { samples } = await embed(['An answer.']);
+    await button('Good answer').dblclick();
+    await status().getByText('Thank you, saved.').waitFor();
+    await page.waitForTimeout(500);
+    expect(await pressed('Good answer')).toBe('true');
+    const standing = (await votesOf(samples[0]!)).filter((vote) => !vote.undone_at);
+    expect(standing).toMatchObject([{ value: 1, revision: 1 }]);
+  });
+
   test('is stored, changed and taken back', async () => {
     const { samples } = await embed(['An answer.']);
     await button('Good answer').click();
