@@ -128,6 +128,8 @@ describe('the order of checks', () => {
     for (const origin of ['https://a.example/path', 'ftp://a.example', 'a.example'])
       expect((await create({ body: { kind: 'pk', origins: [origin] } })).json.errors[0].path).toBe('origins[0]');
     expect((await create({ body: { kind: 'pk', scopes: ['admin'] } })).status).toBe(422);
+    const secret = await create({ body: { kind: 'sk', origins: ['https://shop.example'] } });
+    expect([secret.status, secret.json.detail]).toEqual([422, 'origins are for public keys']);
     for (const body of [{ kind: 'pk' }, { kind: 'pk', origins: [] }]) {
       const nowhere = await create({ body });
       expect([nowhere.status, nowhere.json.detail]).toEqual([422, 'origins are needed for a public key']);

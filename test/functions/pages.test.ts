@@ -69,6 +69,7 @@ describe('the demo page', () => {
 
   test('loads only what this server has, and is framed by nobody', async () => {
     const { headers, text } = await ask('GET', '/', { env: on });
+    expect(headers.get('Referrer-Policy')).toBe('no-referrer');
     const policy = headers.get('Content-Security-Policy')!;
     expect(policy).toContain("default-src 'none'");
     expect(policy).toContain("script-src 'self'");

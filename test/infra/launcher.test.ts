@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -54,6 +54,9 @@ test('takes nothing but launches', async () => {
 });
 
 test('starts one trainer a run, the old one ended by the new, and ends with it', async () => {
+  const log = join(home, 'runs', `${launch.run}.log`);
+  mkdirSync(join(home, 'runs'), { recursive: true });
+  writeFileSync(log, 'what an earlier trainer said\n');
   expect(await ask(launch)).toBe(202);
   const first = launcher.children.get(launch.run)!;
   const ended = new Promise((resolve) => first.once('exit', (_, signal) => resolve(signal)));
@@ -61,6 +64,8 @@ test('starts one trainer a run, the old one ended by the new, and ends with it',
   expect(await ended).toBe('SIGTERM');
   const second = launcher.children.get(launch.run)!;
   expect(second.pid).not.toBe(first.pid);
+  expect(readFileSync(log, 'utf8')).toMatch(/^what an earlier trainer said\n/);
+  process.kill(second.pid!, 'SIGSTOP'); // hears no SIGTERM
   await launcher.close();
-  expect(second.exitCode !== null || second.signalCode !== null).toBe(true);
+  expect(second.signalCode).toBe('SIGKILL');
 });

@@ -154,3 +154,14 @@ test('of two special tokens that begin alike the longer is taken, whatever their
     expect(ids.slice(0, 2)).toEqual([names.indexOf('<|a|>b'), names.indexOf('<|a|>')]);
   }
 });
+
+test('an id that stands for nothing has no bytes, and is no text', () => {
+  const file = structuredClone(golden.tokenizers[0]!.file);
+  const { size } = loadTokenizer(file);
+  file.added_tokens.push({ id: size + 2, content: '<|far|>', special: true });
+  const tokenizer = loadTokenizer(file);
+  expect(tokenizer.size).toBe(size + 3);
+  expect([size, size + 1].map((id) => tokenizer.bytesOf(id))).toEqual([undefined, undefined]);
+  expect(tokenizer.bytesOf(size + 2)).toBeDefined();
+  expect(decode(tokenizer, [size, size + 1])).toBe('');
+});
