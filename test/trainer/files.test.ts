@@ -205,6 +205,16 @@ test('unfinished work on other data is not gone on with', async () => {
   ]);
 }, 300_000);
 
+test('nor is such that was begun under another schedule', async () => {
+  const sft = (schedule: string) => [
+    ...['sft', '--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('curve')],
+    ...['--steps', '400', '--schedule', schedule],
+  ];
+  await train(sft('linear'), join(at('curve'), 'sft.state.json'));
+  const { code, out } = await train(sft('cosine'));
+  expect([code, out]).toEqual([1, expect.stringMatching(/unfinished work of a call with other settings or data/)]);
+}, 300_000);
+
 test('files of another model, or a folder that another writes to, are said in one line', async () => {
   const rest = ['--data', at('prompts.jsonl'), '--base', at('tiny'), '--episodes', '192'];
   writeFileSync(
