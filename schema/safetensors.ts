@@ -116,8 +116,10 @@ export function floats({ dtype, bytes }: StoredTensor): Float32Array {
 }
 
 /** All tensors of a file, in float32. */
-export const readTensors = (file: Uint8Array): Map<string, FloatTensor> =>
-  new Map([...readSafetensors(file)].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }]));
+export const readTensors = (file: Uint8Array): Map<string, FloatTensor> => inFloats(readSafetensors(file));
+
+export const inFloats = (tensors: Map<string, StoredTensor>): Map<string, FloatTensor> =>
+  new Map([...tensors].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }]));
 
 /** The 16 bits nearest to each float, ties to even; NaN stays NaN. */
 export function narrow(data: Float32Array, dtype: 'F16' | 'BF16'): Uint16Array {

@@ -7,8 +7,9 @@ import { z } from 'zod';
 import { inWords, MalformedFile } from '../../schema/malformed.ts';
 import {
   type FloatTensor,
-  floats,
+  inFloats,
   readSafetensors,
+  readTensors,
   type StoredTensor,
   writeSafetensors,
 } from '../../schema/safetensors.ts';
@@ -67,16 +68,19 @@ function stored(folder: string): Map<string, StoredTensor> {
   return out;
 }
 
-const inFloats = (tensors: Map<string, StoredTensor>): Map<string, FloatTensor> =>
-  new Map([...tensors].map(([name, tensor]) => [name, { shape: tensor.shape, data: floats(tensor) }]));
-
 export const folderTensors = (folder: string): Map<string, FloatTensor> => inFloats(stored(folder));
 
 /** The weights, and the one file that they are published in: the folder's own, or of several what is in them, in a type that loses nothing. */
 export function folderWeights(folder: string): { tensors: Map<string, FloatTensor>; file: Uint8Array } {
+  if (!isSharded(folder)) {
+    const [path] = weightFiles(folder) as [string];
+    return reading(path, () => {
+      const file = readFileSync(path);
+      return { tensors: readTensors(file), file };
+    });
+  }
   const all = stored(folder);
   const tensors = inFloats(all);
-  if (!isSharded(folder)) return { tensors, file: readFileSync(join(folder, WHOLE)) };
   const [only, ...others] = new Set([...all.values()].map(({ dtype }) => dtype));
   return { tensors, file: writeSafetensors(tensors, only && others.length === 0 ? only : 'F32') };
 }
