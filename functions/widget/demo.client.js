@@ -104,9 +104,11 @@ async function ask(text, n, signal) {
     }
     meta.append(`, in ${seconds()}`);
   } catch (error) {
-    if (texts.every((one) => !one.textContent)) body.replaceChildren();
+    const empty = texts.every((one) => !one.textContent);
+    if (empty) body.replaceChildren();
+    const why = `${empty ? 'No answer' : 'Broken off'}: ${error instanceof Error ? error.message : error}`;
     if (signal.aborted) meta.append(`, stopped after ${seconds()}`);
-    else meta.replaceChildren(make('span', 'wrong', `No answer: ${error instanceof Error ? error.message : error}`));
+    else meta.replaceChildren(make('span', 'wrong', why));
   }
   body.removeAttribute('aria-busy');
   // what has ended can be judged
@@ -179,7 +181,10 @@ async function* completion(text, n, signal) {
     rest = events.pop() ?? '';
     for (const event of events) {
       const data = event.replace(/^data: /, '');
-      if (data !== '[DONE]') yield JSON.parse(data);
+      if (data === '[DONE]') return;
+      yield JSON.parse(data);
     }
   }
+  // whatever stands between may end the stream as if it were whole
+  throw new Error('the connection ended before the answer did.');
 }

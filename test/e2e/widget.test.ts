@@ -416,6 +416,16 @@ describe('the demo page', () => {
       .waitFor();
   });
 
+  test('says of an answer whose stream ends too soon that it was broken off', async () => {
+    const delta = { model: 'pol_1', choices: [{ index: 0, delta: { content: 'We are sor' } }] };
+    await page.route('**/v1/chat/completions', (route) =>
+      route.fulfill({ contentType: 'text/event-stream', body: `data: ${JSON.stringify(delta)}\n\n` }),
+    );
+    await button('Ask').click();
+    await newest().getByText('Broken off: the connection ended before the answer did.').waitFor();
+    expect(await newest().locator('.text').textContent()).toBe('We are sor');
+  });
+
   test('shows what a model wrote as text, whatever it is, while it streams and after', async () => {
     // without the page's Content-Security-Policy, which would hold back the scripts by itself
     await context.close();

@@ -165,6 +165,19 @@ describe('one vote', () => {
     expect(await cohorts({ rater: { id: 'zoe', cohorts: { team: 'blue' } } })).toEqual({ team: 'blue' });
   });
 
+  test('of a rater who was asserted and is now verified says so of the rater too', async () => {
+    const { ids, token } = await draw(1);
+    const up = { kind: 'thumb', sample_id: ids[0], value: 1 };
+    const kind = async ({ json }: Awaited<ReturnType<typeof judge>>) =>
+      (await env.DB.prepare('SELECT kind FROM raters WHERE id = ?').bind(json.rater).first())!.kind;
+    const asserted = await judge({ ...up, rater: { id: 'kim', cohorts: { team: 'red' } } });
+    expect(await kind(asserted)).toBe('asserted');
+    const changed = { ...up, value: -1, token };
+    const verified = await judge(changed, pk, { 'Plumb-Rater': await identity({ sub: 'kim' }) });
+    expect(verified.json.rater).toBe(asserted.json.rater);
+    expect(await kind(verified)).toBe('verified');
+  });
+
   test('aspects are votes of their own, and so is the same set in another order not', async () => {
     const { ids } = await draw(2);
     const rate = (aspect: string) => judge({ kind: 'rating', sample_id: ids[0], aspect, value: 3, rater });
