@@ -19,6 +19,8 @@ async function launcher(request: Request) {
 
 /** What trains the seed policy itself, compiled as for its users. */
 const trained = ['test/e2e/loop.test.ts', 'test/trainer/{randomwalks,reward}.test.ts', 'test/trainer/seed/*.test.ts'];
+/** Compiles llama.cpp at its first run, which takes twenty minutes: run when it is asked for. */
+const llama = process.env.PLUMB_LLAMA ? [] : ['test/e2e/llama.test.ts'];
 const inNode = {
   pool: 'forks' as const,
   env: { TF_CPP_MIN_LOG_LEVEL: '2', TF_NUM_INTRAOP_THREADS: '2' },
@@ -51,7 +53,7 @@ export default defineConfig({
           ...inNode,
           name: 'node',
           include: ['test/{schema,trainer,infra,e2e,functions/policy}/**/*.test.ts'],
-          exclude: ['test/schema/tables*.test.ts', ...trained],
+          exclude: ['test/schema/tables*.test.ts', ...trained, ...llama],
           // Tiny models take a step in no time: it is the compiling that is waited for.
           env: { ...inNode.env, XLA_FLAGS: '--xla_backend_optimization_level=0' },
         },

@@ -1,5 +1,6 @@
-// SmolLM2-135M as people reach it, over HTTP on this machine: how long the first token takes while eight chat at once beside one who
-// is alone, what a release under load costs them, and what an answer takes of a processor, which is what a Worker is billed by.
+// SmolLM2-135M as people reach it, over HTTP on this machine: its tokens a second beside llama.cpp's, what the first answer after a start
+// waits for, how long the first token takes while eight chat at once beside one who is alone, what a release under load costs them, and
+// what an answer takes of a processor, which is what a Worker is billed by.
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,7 +8,8 @@ import { freePort } from '../../infra/home.ts';
 import { type Local, publish, startLocal } from '../../infra/local.ts';
 import { smollm2 } from '../../trainer/import/smollm2.ts';
 import { sentenceQuestions } from '../../trainer/seed/sentences.ts';
-import { compared, type Pair, ROUNDS } from './pair.ts';
+import { compared, type Pair, pair, ROUNDS } from './pair.ts';
+import { llama, startLlama } from './peers.ts';
 
 const CHATS = 8;
 const TOKENS = 48;
@@ -21,8 +23,13 @@ const LIMIT_MS = 30_000;
 const quantile = (values: number[], q: number) =>
   [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))]!;
 
-/** Asks one question; how long until its first token, in milliseconds, and which policy it is of. */
-async function ask({ url, keys }: Local, content: string): Promise<{ first: number; policy: string }> {
+/** One answer: milliseconds until its first token, tokens a second from there on, and which policy it is of. */
+interface Answer {
+  first: number;
+  rate: number;
+  policy: string;
+}
+async function ask({ url, keys }: Local, content: string): Promise<Answer> {
   const started = performance.now();
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: 'POST',
@@ -32,18 +39,23 @@ async function ask({ url, keys }: Local, content: string): Promise<{ first: numb
       messages: [{ role: 'user', content }],
       max_tokens: TOKENS,
       stream: true,
+      stream_options: { include_usage: true },
       store: false,
     }),
   });
   if (!response.ok) throw new Error(`a chat was refused: ${response.status} ${await response.text()}`);
   let first = 0;
+  let last = 0;
   let text = '';
   for await (const part of response.body!.pipeThrough(new TextDecoderStream())) {
     text += part;
-    if (!first && /"content":"[^"]/.test(text)) first = performance.now() - started;
+    if (!/"content":"[^"]/.test(part)) continue;
+    last = performance.now() - started;
+    first ||= last;
   }
   if (!text.includes('[DONE]')) throw new Error('a chat was broken off');
-  return { first, policy: /"model":"([^"]+)"/.exec(text)![1]! };
+  const tokens = Number(/"completion_tokens":(\d+)/.exec(text)![1]);
+  return { first, rate: (1000 * (tokens - 1)) / (last - first), policy: /"model":"([^"]+)"/.exec(text)![1]! };
 }
 
 /** Milliseconds of a processor that this process's workerds have had. */
@@ -66,11 +78,32 @@ export async function* chats(): AsyncGenerator<Pair> {
   const file = await smollm2();
   await publish(home, file, 'smollm2', 'stable');
   const other = await publish(home, file, 'smollm2 again');
-  const local = await startLocal({ home, port: await freePort(), cronSeconds: 86_400 });
+  const questions = sentenceQuestions('evaluation', 1, 300).map(({ text }) => text);
+  let next = 0;
+  let local: Local | undefined;
+  const one = () => ask(local!, questions[next++ % questions.length]!);
+  const start = async () => {
+    await local?.close();
+    local = await startLocal({ home, port: await freePort(), cronSeconds: 86_400 });
+    return local;
+  };
   try {
-    const questions = sentenceQuestions('evaluation', 1, 300).map(({ text }) => text);
-    let next = 0;
-    const one = () => ask(local, questions[next++ % questions.length]!);
+    const cold: number[] = [];
+    for (let round = 0; round < ROUNDS; round++) {
+      await start();
+      const { first } = await one();
+      await one();
+      cold.push(first - (await one()).first);
+    }
+    yield compared({
+      name: 'chats/cold start 135M above a warm request',
+      unit: 'ms',
+      more: false,
+      goal: 1,
+      ours: cold,
+      theirs: [100],
+      note: 'the first token of the first answer after a start, its weights read from R2',
+    });
     const inTurn = async (count: number) => {
       const firsts: number[] = [];
       for (let i = 0; i < count; i++) firsts.push((await one()).first);
@@ -78,6 +111,29 @@ export async function* chats(): AsyncGenerator<Pair> {
     };
     const together = async () => (await Promise.all(Array.from({ length: CHATS }, () => inTurn(TURNS)))).flat();
     await together();
+
+    for (const [type, goal] of [
+      ['Q4_0', 1.5],
+      ['Q4_1', 2],
+    ] as const) {
+      const quantised = join(home, `${type}.gguf`);
+      if (type === 'Q4_0') llama(['quantise', file, type, quantised]);
+      const peer = await startLlama('decode', type === 'Q4_0' ? quantised : file);
+      yield await pair({
+        name: `chats/decode 1 vs llama.cpp ${type}`,
+        unit: 'tok/s',
+        more: true,
+        goal,
+        ours: async () => {
+          const rates: number[] = [];
+          for (let i = 0; i < TURNS; i++) rates.push((await one()).rate);
+          return quantile(rates, 0.5);
+        },
+        theirs: () => peer.rate(128),
+        note: `in workerd over HTTP, answers of up to ${TOKENS} tokens; one thread each`,
+      });
+      peer.close();
+    }
 
     const idle: number[] = [];
     const busy: number[] = [];
@@ -124,9 +180,9 @@ export async function* chats(): AsyncGenerator<Pair> {
     );
     await new Promise((resolve) => setTimeout(resolve, 10_000));
     released = true;
-    const response = await fetch(`${local.url}/v1/releases`, {
+    const response = await fetch(`${local!.url}/v1/releases`, {
       method: 'POST',
-      headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
+      headers: { authorization: `Bearer ${local!.keys.secret}`, 'content-type': 'application/json' },
       body: JSON.stringify({ channel: 'stable', policy: other }),
     });
     if (!response.ok) throw new Error(`the release was refused: ${await response.text()}`);
@@ -141,7 +197,7 @@ export async function* chats(): AsyncGenerator<Pair> {
       note: `the slowest first token, beside that before the release and 100 ms; ${waits.length + during.length} answers, none lost`,
     });
   } finally {
-    await local.close();
+    await local?.close();
     rmSync(home, { recursive: true, force: true });
   }
 }

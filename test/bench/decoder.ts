@@ -1,19 +1,32 @@
 // One thread's tokens a second. Of answers of the seed policy, prompts' prefill included: the wasm decoder that serves beside its oracle, the
-// plain TypeScript one. And of SmolLM2-135M in 4 bits: a token beside the same in 8 bits and beside what reading its weights alone would
-// take, and sixteen sequences beside one.
+// plain TypeScript one. And of SmolLM2-135M in 4 bits: beside llama.cpp, beside the same in 8 bits, and beside what the processor could do at
+// best. Then whole answers by two threads, as the trainer draws them, and what 8 and 4 bits cost in perplexity.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { type Decoder, slotStarts } from '../../functions/policy/decoder.ts';
 import { generateBatch } from '../../functions/policy/generate.ts';
 import { loadDecoder } from '../../functions/policy/node.ts';
 import { referenceDecoder } from '../../functions/policy/reference.ts';
-import { packEdge, unpackEdge } from '../../schema/edge.ts';
+import { packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
+import type { ModelConfig } from '../../schema/manifest.ts';
+import { readTensors } from '../../schema/safetensors.ts';
+import { encode } from '../../schema/tokenizer.ts';
+import { exportTo } from '../../trainer/export/export.ts';
 import { openGguf, tensorsOf } from '../../trainer/import/from-gguf.ts';
 import { importFrom } from '../../trainer/import/import.ts';
 import { smollm2 } from '../../trainer/import/smollm2.ts';
 import { readPolicy } from '../../trainer/policy.ts';
-import { tickets } from '../../trainer/seed/world.ts';
+import { random } from '../../trainer/random.ts';
+import { startSampler } from '../../trainer/rollout.ts';
+import { loggedAnswer, tickets } from '../../trainer/seed/world.ts';
 import { seedPolicy } from '../support/seed.ts';
-import { type Pair, pair } from './pair.ts';
+import { compared, type Pair, pair } from './pair.ts';
+import { llama, startLlama, startPeer } from './peers.ts';
 
+/** Of the prompt whose prefill is timed. */
+const PREFILL = 512;
 /** Every answer runs to this length, so that both sides do the same work. */
 const ANSWER = 32;
 
@@ -46,6 +59,11 @@ export async function* decoder(): AsyncGenerator<Pair> {
     });
   }
 
+  yield* besideLlama();
+}
+
+/** SmolLM2-135M on one thread, beside llama.cpp on the same file, and beside what the processor could do at best. */
+async function* besideLlama(): AsyncGenerator<Pair> {
   const path = await smollm2();
   const model = readPolicy(path).config;
   const tensors = tensorsOf(openGguf(path));
@@ -66,13 +84,82 @@ export async function* decoder(): AsyncGenerator<Pair> {
       );
     return 128_000 / (performance.now() - started);
   };
-  const row = { unit: 'tok/s', more: true, ours: () => decode(many, 1) };
   decode(many, 16);
   decode(fine, 1);
+  const row = { unit: 'tok/s', more: true };
+  const single = () => decode(many, 1);
+
+  const folder = mkdtempSync(join(tmpdir(), 'plumb-bench-'));
+  try {
+    const files = { Q4_0: join(folder, 'q4_0.gguf'), Q4_1: path };
+    llama(['quantise', path, 'Q4_0', files.Q4_0]);
+    for (const [type, goal] of [
+      ['Q4_0', 1.5],
+      ['Q4_1', 2],
+    ] as const) {
+      const peer = await startLlama('decode', files[type]);
+      const name = `decoder/decode 1 vs llama.cpp ${type}`;
+      yield await pair({
+        ...row,
+        name,
+        goal,
+        ours: single,
+        theirs: () => peer.rate(128),
+        note: 'in Node, one thread each',
+      });
+      peer.close();
+    }
+
+    const long = loadDecoder(coarse, { context: PREFILL + 8 });
+    const prompt = Array.from({ length: PREFILL }, (_, i) => 100 + i);
+    const prefill = (): number => {
+      const started = performance.now();
+      for (let at = 0; at < PREFILL; at += long.rows) {
+        const part = prompt.slice(at, at + long.rows);
+        const isLast = at + part.length === PREFILL;
+        long.forward(
+          part,
+          part.map((_, i) => at + i),
+          part.map(() => 0),
+          isLast ? [part.length - 1] : [],
+        );
+      }
+      return (1000 * PREFILL) / (performance.now() - started);
+    };
+    prefill();
+    const peer = await startLlama('prefill', files.Q4_0);
+    yield await pair({
+      ...row,
+      name: 'decoder/prefill 512 vs llama.cpp Q4_0',
+      goal: 0.75,
+      ours: prefill,
+      theirs: () => peer.rate(1),
+      note: 'one thread each',
+    });
+    peer.close();
+    const products = dotProducts();
+    const weights = model.num_hidden_layers * layerWeights(model);
+    yield await pair({
+      name: 'decoder/prefill 512 vs dot products',
+      unit: 'GMAC/s',
+      more: true,
+      goal: 0.8,
+      ours: () => (prefill() * weights) / 1e9,
+      theirs: products,
+      note: 'beside the most that 128-bit dot products reach in this engine; products with the layers’ matrices alone',
+    });
+
+    yield* rollouts(files.Q4_0, coarse);
+    yield* perplexities(folder);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+
   yield await pair({
     ...row,
     name: 'decoder/SmolLM2, 4 bits vs 8 bits',
     goal: 1.3,
+    ours: single,
     theirs: () => decode(fine, 1),
     note: `${(many.memoryBytes / 2 ** 20).toFixed(0)} MiB of memory with 16 × 160 positions`,
   });
@@ -80,6 +167,7 @@ export async function* decoder(): AsyncGenerator<Pair> {
     ...row,
     name: 'decoder/decode 1 vs bandwidth',
     goal: 0.7,
+    ours: single,
     theirs: () => bandwidth() / coarse.length,
     note: 'beside reading the weights once a token',
   });
@@ -88,9 +176,177 @@ export async function* decoder(): AsyncGenerator<Pair> {
     name: 'decoder/decode 16 vs decode 1',
     goal: 2.5,
     ours: () => decode(many, 16),
-    theirs: () => decode(many, 1),
+    theirs: single,
     note: 'tokens of all sequences',
   });
+}
+
+/** Whole answers as the trainer draws them, with two threads, beside those who do no more than draw. */
+async function* rollouts(q4: string, image: Uint8Array): AsyncGenerator<Pair> {
+  const [SEQUENCES, PROMPT, ANSWER] = [32, 16, 48];
+  const { config } = readEdge(image);
+  const rng = random(1, 'prompts');
+  const prompts = Array.from({ length: SEQUENCES }, () =>
+    Array.from({ length: PROMPT }, () => rng.int(3, config.vocab_size)),
+  );
+  const sampler = startSampler(config);
+  const ours = async (): Promise<number> => {
+    const started = performance.now();
+    const drawn = await sampler.sampleImage(image, prompts, [...prompts.keys()], { maxTokens: ANSWER, temperature: 1 });
+    return (1000 * drawn.reduce((sum, { ids }) => sum + ids.length, 0)) / (performance.now() - started);
+  };
+  await ours();
+  const row = { unit: 'tok/s', more: true, ours, note: `${SEQUENCES} × (${PROMPT} + ${ANSWER}), two threads each` };
+  const llamas = await startLlama('rollouts', q4);
+  yield await pair({
+    ...row,
+    name: 'decoder/rollouts vs llama.cpp batched, 2 threads',
+    goal: 0.8,
+    theirs: () => llamas.rate(1),
+  });
+  llamas.close();
+  const peers = [await startPeer('generate.py', 'float32'), await startPeer('generate.py', 'bfloat16')];
+  yield await pair({
+    ...row,
+    name: 'decoder/rollouts vs transformers generate',
+    goal: 5,
+    theirs: async () => {
+      const rates: number[] = [];
+      for (const peer of peers) rates.push(await peer.rate(1));
+      return Math.max(...rates);
+    },
+    note: `${row.note}; the better of float32 and bfloat16`,
+  });
+  for (const peer of peers) peer.close();
+  await sampler.close();
+}
+
+/** How well a policy foretells text in each form, in e to the power of the nats a token. What it loses is the form's doing. */
+async function* perplexities(folder: string): AsyncGenerator<Pair> {
+  const seed = seedPolicy();
+  const rng = random(1, 'perplexity');
+  const said = tickets('evaluation', 1, 300).map((ticket) => [
+    ...seed.policy.encodePrompt([{ role: 'user', content: ticket.text }]),
+    ...encode(seed.policy.tokenizer, loggedAnswer(rng, ticket)),
+  ]);
+  yield* perplexity('seed policy', seed.folder, said, folder);
+
+  const path = await smollm2();
+  const { tokenizer } = readPolicy(path);
+  const play = encode(
+    tokenizer,
+    readFileSync(join(import.meta.dirname, '../golden/shakespeare.jsonl'), 'utf8')
+      .split('\n', 40)
+      .map((line) => JSON.parse(line).text)
+      .join('\n'),
+  );
+  const parts = Array.from({ length: 20 }, (_, i) => play.slice(256 * i, 256 * (i + 1)));
+  yield* perplexity(
+    'SmolLM2',
+    path,
+    parts,
+    folder,
+    '; its weights were in Q4_1 to begin with, which loses nothing of them',
+  );
+}
+
+async function* perplexity(
+  name: string,
+  from: string,
+  texts: number[][],
+  folder: string,
+  remark = '',
+): AsyncGenerator<Pair> {
+  const { files } = importFrom(from, name);
+  const tensors = readTensors(files.get('model.safetensors')!);
+  const { config } = readPolicy(from);
+  const input = texts.map((ids) => JSON.stringify(ids)).join('\n');
+  const file = (type: string) => join(folder, `${name} ${type}.gguf`);
+  exportTo(file('F32'), files, name, 'f32');
+  const theirs: Record<string, number> = {};
+  for (const type of ['F32', 'Q4_0', 'Q4_1']) {
+    if (type !== 'F32') llama(['quantise', file('F32'), type, file(type)]);
+    theirs[type] = Number(llama(['perplexity', file(type)], input));
+    rmSync(file(type === 'F32' ? '' : type), { force: true });
+  }
+  const ours: Record<string, number> = {};
+  for (const bits of [8, 4] as const) {
+    const image = packEdge(config, tensors, bits);
+    const decode = loadDecoder(image, { context: Math.max(...texts.map((ids) => ids.length)), slots: 16 });
+    let [total, count] = [0, 0];
+    for (const ids of texts)
+      for (let at = 0; at < ids.length - 1; at += decode.logitRows) {
+        const part = ids.slice(at, Math.min(at + decode.logitRows, ids.length - 1));
+        const rows = [...part.keys()];
+        decode.forward(
+          part,
+          rows.map((row) => at + row),
+          rows.map(() => 0),
+          rows,
+        );
+        for (const row of rows) {
+          const logits = decode.logits(row);
+          const top = logits.reduce((a, b) => Math.max(a, b));
+          total +=
+            top + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - top), 0)) - logits[ids[at + row + 1]!]!;
+          count++;
+        }
+      }
+    ours[bits] = Math.exp(total / count);
+  }
+  for (const [bits, type, goal] of [
+    ['8', 'F32', 0.99],
+    ['4', 'Q4_1', 1],
+    ['4', 'Q4_0', 1],
+  ] as const)
+    yield compared({
+      name: `decoder/perplexity of ${name}, ${bits} bits vs ${type}`,
+      unit: 'e^nats',
+      more: false,
+      goal,
+      ours: [ours[bits]!],
+      theirs: [theirs[type]!],
+      note: `float32 ${theirs.F32!.toFixed(3)}${remark}`,
+    });
+}
+
+/** Weights of a layer's matrices: as many products a token. */
+const layerWeights = ({
+  hidden_size: D,
+  num_attention_heads: h,
+  num_key_value_heads: kv,
+  head_dim,
+  intermediate_size,
+}: ModelConfig) => 2 * D * head_dim * (h + kv) + 3 * D * intermediate_size;
+
+/** Products a second, in 10^9, of the faster of the two dot products that wasm has, from the innermost cache. */
+function dotProducts(): () => number {
+  const source = join(import.meta.dirname, 'assembly/dots.ts');
+  const out = join(mkdtempSync(join(tmpdir(), 'plumb-dots-')), 'dots.wasm');
+  const options = ['--runtime', 'stub', '-O0', '--noAssert', '--use', 'abort=', '--initialMemory', '1'];
+  const { status } = spawnSync(
+    'npx',
+    ['asc', source, ...options, '--enable', 'simd', '--enable', 'relaxed-simd', '--outFile', out],
+    {
+      stdio: 'inherit',
+    },
+  );
+  if (status !== 0) throw new Error('assembly/dots.ts does not compile');
+  // the types are workerd's, where a module cannot be made from bytes
+  const Module = WebAssembly.Module as unknown as new (bytes: Uint8Array) => WebAssembly.Module;
+  const { exports } = new WebAssembly.Instance(new Module(readFileSync(out)));
+  rmSync(dirname(out), { recursive: true });
+  const PRODUCTS = 1024; // a round
+  return () =>
+    Math.max(
+      ...['pairs', 'fours'].map((name) => {
+        const run = exports[name] as (rounds: number) => number;
+        run(10_000);
+        const started = performance.now();
+        run(300_000);
+        return (300_000 * PRODUCTS) / (performance.now() - started) / 1e6;
+      }),
+    );
 }
 
 /** Bytes a second that one thread reads: two equal stretches of memory are compared, beyond every cache. */

@@ -1,5 +1,5 @@
 // Python programs that do the same work, each in a process of its own that works when it is asked.
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { peakMemory } from '../../trainer/plan.ts';
@@ -8,8 +8,11 @@ import { venvPython } from '../support/venv.ts';
 
 /** TRL 1.12 is the last with a PPOTrainer. */
 const PACKAGES = ['trl==1.12.0', 'torch==2.15.0', 'transformers==5.24.0', 'accelerate==1.15.0', 'peft==0.21.2'];
+const LLAMA = ['llama-cpp-python[server]==0.3.36', 'numpy'];
 
 export const peersPython = () => venvPython('bench-peers', PACKAGES, '6 GB');
+/** From its source, for the processor at hand. */
+export const llamaPython = () => venvPython('bench-llama', LLAMA, '300 MB, after twenty minutes of compiling');
 
 export interface Peer {
   /** Does so much work and tells how fast. */
@@ -24,6 +27,15 @@ export const startPeer = (script: string, ...args: string[]): Promise<Peer> => {
   const env = { OMP_NUM_THREADS: '2', CUDA_VISIBLE_DEVICES: '', HF_HUB_OFFLINE: '1' };
   return start(peersPython(), [join(import.meta.dirname, 'peers', script), ...args], env);
 };
+
+const llamaArgs = (args: string[]) => [join(import.meta.dirname, 'peers', 'llama.py'), ...args];
+export const startLlama = (...args: string[]): Promise<Peer> => start(llamaPython(), llamaArgs(args), {});
+/** Runs llama.py to its end. @returns what it printed */
+export function llama(args: string[], input = ''): string {
+  const { status, stdout } = spawnSync(llamaPython(), llamaArgs(args), { input, stdio: ['pipe', 'pipe', 'inherit'] });
+  if (status !== 0) throw new UserError(`bench: llama.py ${args[0]} failed`);
+  return stdout.toString();
+}
 
 /** Our own side of such a pair, of the same manners. */
 export const startOurs = (script: string, ...args: string[]): Promise<Peer> =>

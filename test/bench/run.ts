@@ -10,7 +10,7 @@ type Group = { about: string; engine?: boolean; pairs: () => Promise<AsyncGenera
 const GROUPS: Record<string, Group> = {
   decoder: {
     about:
-      'tokens a second in Node: the seed policy by the wasm decoder beside the plain one; SmolLM2 in 4 bits (downloads it, 90 MB)',
+      'tokens a second in Node: the seed policy beside the plain decoder; SmolLM2 beside llama.cpp (compiled at its first run, 20 minutes) and transformers (6 GB)',
     pairs: async () => (await import('./decoder.ts')).decoder(),
   },
   edge: {
@@ -18,7 +18,8 @@ const GROUPS: Record<string, Group> = {
     pairs: async () => (await import('./edge.ts')).edge(),
   },
   chats: {
-    about: 'SmolLM2 over HTTP: first tokens under load, a release meanwhile, processor time and cost of an answer',
+    about:
+      'SmolLM2 over HTTP: beside llama.cpp, first tokens under load, a release meanwhile, processor time and cost of an answer',
     pairs: async () => (await import('./chats.ts')).chats(),
   },
   trainer: {

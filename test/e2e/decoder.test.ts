@@ -61,13 +61,7 @@ const asked = (body: object = {}) => ({
   ...body,
 });
 const chat = (body: object = {}) => local.api<Answer>('POST', '/v1/chat/completions', asked(body));
-const post = (body: object, signal?: AbortSignal) =>
-  fetch(`${local.url}/v1/chat/completions`, {
-    method: 'POST',
-    headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
-    body: JSON.stringify(asked(body)),
-    ...(signal && { signal }),
-  });
+const post = (body: object, signal?: AbortSignal) => local.ask('POST', '/v1/chat/completions', asked(body), signal);
 
 test(
   'it is served in 4 bits, the same for the same seed, and its samples are stored',

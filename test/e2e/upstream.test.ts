@@ -42,13 +42,7 @@ function asked(body: object = {}) {
 }
 const chat = (of: TestLocal, body: object = {}) => of.api<Answer>('POST', '/v1/chat/completions', asked(body));
 const textsOf = ({ choices }: Answer) => choices.map(({ message }) => message.content);
-const post = (body: object, signal?: AbortSignal) =>
-  fetch(`${local.url}/v1/chat/completions`, {
-    method: 'POST',
-    headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
-    body: JSON.stringify(asked(body)),
-    ...(signal && { signal }),
-  });
+const post = (body: object, signal?: AbortSignal) => local.ask('POST', '/v1/chat/completions', asked(body), signal);
 
 test(
   'its answers are the server’s, with samples, tokens and judgements of ours',

@@ -6,7 +6,9 @@ import { freePort } from '../../infra/home.ts';
 import { type Local, startLocal } from '../../infra/local.ts';
 
 export interface TestLocal extends Local {
-  /** Calls the API with the secret key; throws on what isn't 2xx. */
+  /** Calls the API with the secret key. */
+  ask(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response>;
+  /** The same; throws on what isn't 2xx. */
   api<T>(method: string, path: string, body?: unknown): Promise<T>;
   home: string;
 }
@@ -19,15 +21,19 @@ export async function startTestLocal(variables: Record<string, string> = {}): Pr
     remove();
     throw error;
   });
+  const ask: TestLocal['ask'] = (method, path, body, signal) =>
+    fetch(local.url + path, {
+      method,
+      headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
+      body: body === undefined ? null : JSON.stringify(body),
+      ...(signal && { signal }),
+    });
   return {
     ...local,
     home,
+    ask,
     async api<T>(method: string, path: string, body?: unknown): Promise<T> {
-      const response = await fetch(local.url + path, {
-        method,
-        headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
-        body: body === undefined ? null : JSON.stringify(body),
-      });
+      const response = await ask(method, path, body);
       if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${await response.text()}`);
       return (await response.json()) as T;
     },
