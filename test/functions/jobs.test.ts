@@ -711,6 +711,13 @@ describe('publishing', () => {
       withdrawn_at: null,
     });
     expect((await get('/v1/policies')).json.data.map((p: { id: string }) => p.id)).toEqual([base, manifest.id]);
+
+    // the next run starts from it, and is held against the first of its line
+    await judgements(3);
+    await tick(env);
+    const next = (await runs()).find(({ id }: { id: string }) => id !== run.id);
+    const job = (await (await trainer(next.id)).send('GET', '')).json;
+    expect([job.base.policy, job.root.policy]).toEqual([manifest.id, base]);
   });
 
   test('without the fence or the lease nothing is written', async () => {

@@ -112,6 +112,11 @@ describe('plumb dev', { timeout: 300_000 }, () => {
       second.child.kill('SIGTERM');
       await second.ended;
     }
+    // a public key is for its own port's pages
+    const elsewhere = await started(home, await freePort());
+    elsewhere.child.kill('SIGTERM');
+    await elsewhere.ended;
+    expect(elsewhere.dev.keys.public).not.toBe(first.dev.keys.public);
   });
 
   const ends: [NodeJS.Signals, number | null][] = [

@@ -301,6 +301,14 @@ test('a KL beyond the limit ends the run with its reason', async () => {
   await expect(run({ klLimit: 1e-9, episodes: 96 })).rejects.toThrow(/KL to the parent is/);
 });
 
+test('answers that have become next to nothing end the run', async () => {
+  const nothing: Sampler = async (...args) =>
+    (await sampler.sample(...args)).map(() => ({ ids: [TINY.eos_token_id], logprobs: [-3] }));
+  await expect(run({ importanceCap: 1e6 }, null, () => {}, nothing)).rejects.toThrow(
+    /answers have collapsed to 1\.0 tokens at iteration 1/,
+  );
+});
+
 test('a reward that is not a number ends the run with the metric’s name', async () => {
   const broken = { ...rm, head: { ...rm.head, bias: tf.scalar(Number.NaN) as Tensor } };
   const trained = ppo(

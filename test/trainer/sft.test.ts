@@ -94,6 +94,17 @@ test('with patience it ends once the held-out loss has not fallen for so long, a
   expect(resumed.loss).toBe(least);
 });
 
+test('with patience, training that only makes it worse gives back what it began with', async () => {
+  const config = { ...CONFIG, steps: 20, learningRate: 3, warmup: 1, patience: 2 };
+  const measured: number[] = [];
+  const { parameters, loss } = await sft(TINY, tinyParameters(), rows, held, config, ({ metrics }) => {
+    if ('loss/held_out' in metrics) measured.push(metrics['loss/held_out']!);
+  });
+  expect(Math.min(...measured.slice(1))).toBeGreaterThan(measured[0]!);
+  expect(loss).toBe(measured[0]);
+  expect(bytes(parameters)).toEqual(bytes(tinyParameters()));
+});
+
 test('the rate rises over the warm-up and falls in a line or along half a cosine, to a fiftieth at least', async () => {
   // The weights' first step is the rate itself, whatever the gradient: so Adam has it.
   const moved = async (config: object) => {
