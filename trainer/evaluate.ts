@@ -116,28 +116,28 @@ export async function evaluate(
       value: length,
       limit: config.lengthRatio,
       passed: length < config.lengthRatio && length > 1 / config.lengthRatio,
-      words: `its answers are ${length.toFixed(2)} times as long as its parent's`,
+      words: `its answers are ${length.toFixed(2)} times as long as its parent's; it may be ${(1 / config.lengthRatio).toFixed(2)} to ${config.lengthRatio.toFixed(2)}`,
     },
     {
       check: 'repetition',
       value: repetition,
       limit: config.repetitionGrowth,
       passed: repetition <= config.repetitionGrowth,
-      words: `the share of answers that repeat themselves changed by ${percent(repetition)}`,
+      words: `the share of answers that repeat themselves ${repetition < 0 ? 'fell' : 'rose'} by ${percent(Math.abs(repetition))}; it may rise by ${percent(config.repetitionGrowth)}`,
     },
     {
       check: 'KL to parent',
       value: klParent,
       limit: config.klToParent,
       passed: klParent <= config.klToParent,
-      words: `it is ${klParent.toFixed(2)} nats an answer from its parent`,
+      words: `it is ${klParent.toFixed(2)} nats an answer from its parent; it may be ${config.klToParent}`,
     },
     {
       check: 'KL to root',
       value: klRoot,
       limit: config.klToRoot,
       passed: klRoot <= config.klToRoot,
-      words: `it is ${klRoot.toFixed(2)} nats an answer from the first policy of its line`,
+      words: `it is ${klRoot.toFixed(2)} nats an answer from the first policy of its line; it may be ${config.klToRoot}`,
     },
   ];
   return {

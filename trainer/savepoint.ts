@@ -35,6 +35,13 @@ const SAVE_SHARE = 1 / 20;
 const Save = z.object({ count: z.int(), sha256: z.string(), step: z.int(), scalars: z.unknown() });
 const Saved = z.object({ settings: z.string(), machines: z.array(Machine), saves: z.array(Save).min(1) });
 
+/** The stage that wrote a file of metrics, as its command is called. */
+function lastStage(path: string): string | undefined {
+  if (!existsSync(path)) return undefined;
+  const line = readFileSync(path, 'utf8').trimEnd().split('\n').at(-1)!;
+  return /^\{"stage":"(\w+)/.exec(line)?.[1];
+}
+
 /**
  * What a stage leaves in its folder, which is this process's as long as it runs: metrics in metrics.jsonl and for TensorBoard; and where it
  * goes on if it is cut off, the tensors of its last two saves in files, and a place that names them once they are whole.
@@ -83,6 +90,9 @@ export async function savepoint(
     );
   if (machines.every((machine) => apart(machine, here) !== '')) machines.push(here);
   const finished = readdirSync(options.out).some((name) => /^(model|reward)\.safetensors$/.test(name));
+  const maker = finished ? lastStage(join(options.out, 'metrics.jsonl')) : undefined;
+  if (maker && maker !== stage)
+    throw new UserError(`${options.out} holds what plumb train ${maker} made: give another --out, or remove it`);
   if (!last && finished)
     console.error(`${options.out} holds finished work: this call begins anew, and takes its place`);
   let saves = last?.saves ?? [];

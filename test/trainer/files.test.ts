@@ -178,6 +178,14 @@ test('a base is never written over', async () => {
   expect(weights(at('base')).equals(weights(at('tiny')))).toBe(true);
 }, 300_000);
 
+test('what another stage made is not written over', async () => {
+  const { code, out } = await train(['sft', '--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('reward')]);
+  expect([code, out.trim()]).toEqual([
+    1,
+    `plumb: ${at('reward')} holds what plumb train reward made: give another --out, or remove it`,
+  ]);
+}, 300_000);
+
 test('a folder that cannot be written to is said in one line', async () => {
   writeFileSync(at('text.jsonl'), jsonl(asked.map((text) => ({ text }))));
   for (const [out, reason] of [
