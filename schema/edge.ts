@@ -17,7 +17,7 @@
 //
 // Checked by hand: the decoder script, which reads these, has no memory for a library that does it.
 //
-// Left out: biases, scaled RoPE, heads of another size than 64.
+// Left out: biases but Qwen 2's, scaled RoPE, heads of another size than 64.
 import { MalformedFile } from './malformed.ts';
 import type { ModelConfig } from './manifest.ts';
 import type { FloatTensor } from './safetensors.ts';
@@ -101,6 +101,13 @@ function layout(config: ModelConfig, bits: Bits): Part[] {
       { name: `${hf}.self_attn.k_proj.weight`, rows: kv },
       { name: `${hf}.self_attn.v_proj.weight`, rows: kv },
     ]);
+    // heads of 64 float32 numbers are whole lines of 64 bytes: the three biases lie one after another, as the products do
+    if (config.model_type === 'qwen2')
+      for (const [name, cols] of Object.entries({ q, k: kv, v: kv }))
+        put(`layers.${l}.${name}_bias`, 'f32', cols, [{ name: `${hf}.self_attn.${name}_proj.bias`, rows: 1 }]);
+    if (config.model_type === 'qwen3')
+      for (const name of ['q_norm', 'k_norm'])
+        put(`layers.${l}.${name}`, 'f32', head, [{ name: `${hf}.self_attn.${name}.weight`, rows: 1 }]);
     put(`layers.${l}.o`, matrix, q, [{ name: `${hf}.self_attn.o_proj.weight`, rows: hidden }]);
     put(`layers.${l}.mlp_norm`, 'f32', hidden, [{ name: `${hf}.post_attention_layernorm.weight`, rows: 1 }]);
     put(`layers.${l}.gate_up`, matrix, hidden, [
@@ -116,6 +123,9 @@ function layout(config: ModelConfig, bits: Bits): Part[] {
   if (!config.tie_word_embeddings) put('head', 'q8', hidden, [{ name: 'lm_head.weight', rows: vocab }]);
   return parts;
 }
+
+/** How many tensors each layer has in the image. */
+export const tensorsALayer = ({ model_type }: ModelConfig): number => ({ llama: 6, qwen2: 9, qwen3: 8 })[model_type];
 
 /** What keys and values of a position take in the decoder's cache: bfloat16 beside weights of 4 bits, else float32. */
 export const cacheBytes = ({ num_hidden_layers, num_key_value_heads, head_dim }: ModelConfig, bits: Bits): number =>
@@ -271,6 +281,14 @@ function widened(data: Float32Array, own: number, cols: number): Float32Array {
   return out;
 }
 
+/** Throws where a model has tensors that one of such a config has no use for: it is another model than its config says. */
+export function requireNoOthers({ model_type }: ModelConfig, names: Iterable<string>, used: Set<string>): void {
+  // a tied model may have its output matrix once more, an old one its rotations
+  for (const name of names)
+    if (!used.has(name) && name !== 'lm_head.weight' && !name.endsWith('.rotary_emb.inv_freq'))
+      throw new MalformedFile(`${name} is no part of a ${model_type}`);
+}
+
 /** Packs a model under Hugging Face's tensor names (lm_head.weight only where embeddings are not tied). */
 export function packEdge(
   config: ModelConfig,
@@ -278,6 +296,7 @@ export function packEdge(
   bits = servedBits(config),
 ): Uint8Array {
   const parts = layout(config, bits);
+  requireNoOthers(config, tensors.keys(), new Set(parts.flatMap(({ sources }) => sources.map(({ name }) => name))));
   const header = new TextEncoder().encode(JSON.stringify({ config, tensors: parts.map(stored) }));
   const start = align(16 + header.length);
   const image = new Uint8Array(start + sizeOf(parts));
@@ -350,6 +369,7 @@ export function readHeader(head: Uint8Array): EdgeHeader {
   }
   const { config, tensors } = (json ?? {}) as { config?: ModelConfig; tensors?: EdgeTensor[] };
   if (!config || !Array.isArray(tensors)) return fail('has a header without config or tensors');
+  if (!['llama', 'qwen2', 'qwen3'].includes(config.model_type)) fail('has a wrong header: model_type is not known');
   for (const name of SIZES)
     if (!(Number.isSafeInteger(config[name]) && config[name] > 0)) fail(`has a wrong header: ${name} is no size`);
   for (const name of ['rms_norm_eps', 'rope_theta'] as const)

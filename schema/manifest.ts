@@ -2,10 +2,13 @@
 import { z } from 'zod';
 import { idSchema } from './ids.ts';
 
-/** Field names and meanings are those of Hugging Face's LlamaConfig (config.json). */
+/**
+ * Field names and meanings are those of Hugging Face's LlamaConfig (config.json). Qwen's models are Llamas but for one thing each: those of
+ * Qwen 2 add a bias to queries, keys and values, those of Qwen 3 bring each head of queries and keys to the same length (RMSNorm).
+ */
 export const ModelConfig = z.object({
-  architectures: z.tuple([z.literal('LlamaForCausalLM')]),
-  model_type: z.literal('llama'),
+  architectures: z.tuple([z.enum(['LlamaForCausalLM', 'Qwen2ForCausalLM', 'Qwen3ForCausalLM'])]),
+  model_type: z.enum(['llama', 'qwen2', 'qwen3']),
   vocab_size: z.int().positive(),
   hidden_size: z.int().positive(),
   intermediate_size: z.int().positive(),

@@ -1,7 +1,7 @@
 // Byte-level BPE that reads and writes Hugging Face's tokenizer.json, and trains one. What the file asks for and this
 // code does not do is refused by name when it is loaded, so that ids are either Hugging Face's or none at all.
 //
-// Left out: normalizers, byte_fallback, WordPiece and Unigram, dropout, post-processors that add tokens.
+// Left out: normalizers but NFC, byte_fallback, WordPiece and Unigram, dropout, post-processors that add tokens.
 import { MalformedFile } from './malformed.ts';
 
 interface AddedToken {
@@ -190,6 +190,8 @@ function packed(bytes: (Uint8Array | undefined)[]): Tokenizer['bytesOf'] {
     id >= 0 && id < starts.length - 1 && !holes.has(id) ? text.subarray(starts[id], starts[id + 1]) : undefined;
 }
 
+const composed: Step = (pieces) => pieces.map((piece) => piece.normalize('NFC'));
+
 // A function of its own: made within loadTokenizer, it would hold on to all that is there.
 const splitting = (steps: ((pieces: string[]) => string[])[]) => (text: string) =>
   steps.reduce((pieces, step) => step(pieces), [text]);
@@ -203,7 +205,7 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
   if (model.dropout) refuse('dropout');
   if (model.continuing_subword_prefix) refuse('continuing_subword_prefix');
   if (model.end_of_word_suffix) refuse('end_of_word_suffix');
-  if (file.normalizer) refuse(`normalizer ${typeOf(file.normalizer)}`);
+  if (file.normalizer && typeOf(file.normalizer) !== 'NFC') refuse(`normalizer ${typeOf(file.normalizer)}`);
   if (!hasByteLevel(file.pre_tokenizer)) refuse(`pre_tokenizer ${typeOf(file.pre_tokenizer)} without ByteLevel`);
   if (typeOf(file.decoder) !== 'ByteLevel') refuse(`decoder ${typeOf(file.decoder)}`);
   if (file.post_processor && typeOf(file.post_processor) !== 'ByteLevel')
@@ -276,7 +278,7 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
     added,
     bytesOf: packed(bytes),
     special,
-    split: splitting(steps),
+    split: splitting(file.normalizer ? [composed, ...steps] : steps),
     addedPattern: alternatives([...added.keys()]),
     plainPattern: alternatives([...added].filter(([, token]) => !token.special).map(([text]) => text)),
     byteIds,

@@ -1,8 +1,8 @@
-// A Llama in plain tfjs: RMSNorm, rotary positions, grouped-query attention, SwiGLU, embeddings tied or not. Written to be
-// read and to be traced by compile(): speed is XLA's part. Conversations lie side by side in rows of one fixed length, as
-// pack.ts packs them.
+// A Llama in plain tfjs: RMSNorm, rotary positions, grouped-query attention, SwiGLU, embeddings tied or not; and what Qwen 2 and 3
+// add to it. Written to be read and to be traced by compile(): speed is XLA's part. Conversations lie side by side in rows of one
+// fixed length, as pack.ts packs them.
 //
-// Left out: dropout (never used in RL), biases.
+// Left out: dropout (never used in RL), biases but Qwen 2's.
 
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Precision } from './engine/compile.ts';
@@ -15,6 +15,11 @@ import { UserError } from './user-error.ts';
 type Layer = {
   attentionNorm: Tensor; // (D)
   qkv: Tensor; // (D, (H + 2 K) hd): queries, keys, values side by side
+  /** Qwen 2 alone. */
+  qkvBias?: Tensor; // ((H + 2 K) hd)
+  /** Qwen 3 alone. */
+  queryNorm?: Tensor; // (hd)
+  keyNorm?: Tensor; // (hd)
   attentionOut: Tensor; // (H hd, D)
   mlpNorm: Tensor; // (D)
   gateUp: Tensor; // (D, 2 F): gate and up side by side
@@ -88,6 +93,8 @@ export function initialParameters(config: ModelConfig, rng: Random): Parameters 
   const layers = Array.from({ length: config.num_hidden_layers }, () => ({
     attentionNorm: tf.ones([D]),
     qkv: normal([D, (H + 2 * K) * hd], 0.02),
+    ...(config.model_type === 'qwen2' ? { qkvBias: tf.zeros([(H + 2 * K) * hd]) } : {}),
+    ...(config.model_type === 'qwen3' ? { queryNorm: tf.ones([hd]), keyNorm: tf.ones([hd]) } : {}),
     attentionOut: normal([H * hd, D], residual),
     mlpNorm: tf.ones([D]),
     gateUp: normal([D, 2 * F], 0.02),
@@ -124,10 +131,12 @@ export function hiddenStates(config: ModelConfig, parameters: Parameters, batch:
 
   const block = (x: Tensor, layer: Layer, seen: Seen): Tensor => {
     const normed = rmsNorm(x, layer.attentionNorm, epsilon); // (B T, D)
-    const mixed = product(normed, layer, 'qkv'); // (B T, (H + 2 K) hd)
+    const plain = product(normed, layer, 'qkv'); // (B T, (H + 2 K) hd)
+    const mixed = layer.qkvBias ? tf.add(plain, layer.qkvBias) : plain;
     const [q, k, v] = tf.split(mixed, [H * hd, K * hd, K * hd], -1) as [Tensor, Tensor, Tensor];
-    const queries = byHead(rotate(heads(q, H), seen)); // (B, H, T, hd)
-    const keys = spread(byHead(rotate(heads(k, K), seen))); // (B, H, T, hd)
+    const level = (x: Tensor, gain?: Tensor) => (gain ? rmsNorm(x, gain, epsilon) : x); // (B, T, heads, hd)
+    const queries = byHead(rotate(level(heads(q, H), layer.queryNorm), seen)); // (B, H, T, hd)
+    const keys = spread(byHead(rotate(level(heads(k, K), layer.keyNorm), seen))); // (B, H, T, hd)
     const values = spread(byHead(heads(v, K))); // (B, H, T, hd)
     const scores = tf.mul(tf.matMul(queries, tf.transpose(keys, [0, 1, 3, 2])), 1 / Math.sqrt(hd)); // (B, H, T, T)
     const attended = tf.matMul(tf.softmax(tf.add(scores, seen.bias)), values); // (B, H, T, hd)

@@ -31,6 +31,7 @@ const Rope = z
 /** What the model code does not do, refused where a configuration asks for it. */
 const Supported = z.looseObject({
   sliding_window: z.int().nullish(),
+  use_sliding_window: z.literal(false, 'a sliding window is not supported').optional(),
   rope_scaling: Rope.nullish(),
   rope_parameters: Rope.nullish(),
   hidden_act: z.literal('silu', 'only silu is supported').optional(),
@@ -79,7 +80,7 @@ function filledIn(given: z.infer<typeof Supported>, tokenizer: Tokenizer, { eos_
     ...given,
     ...asLlama(given),
     num_key_value_heads: given.num_key_value_heads ?? heads,
-    head_dim: given.head_dim ?? Number(hidden_size) / Number(heads),
+    head_dim: given.head_dim ?? (given.model_type === 'qwen3' ? 128 : Number(hidden_size) / Number(heads)),
     max_position_embeddings: given.max_position_embeddings ?? 2048,
     rms_norm_eps: given.rms_norm_eps ?? 1e-6,
     rope_theta: given.rope_theta ?? given.rope_parameters?.rope_theta ?? 10_000,
@@ -111,6 +112,9 @@ export function policyFromTexts(text: (name: string) => string): Policy {
     'config.json',
     z.preprocess(() => filledIn(given, tokenizer, names), ModelConfig),
   );
+  const [architecture] = config.architectures;
+  if (architecture.toLowerCase() !== `${config.model_type}forcausallm`)
+    throw new MalformedFile(`config.json: a ${config.model_type} is no ${architecture}`);
   const { vocab_size, bos_token_id, eos_token_id, pad_token_id } = config;
   if (tokenizer.size > vocab_size)
     throw new MalformedFile(

@@ -1,6 +1,7 @@
 // Weights between files and tensors: Hugging Face's names and (out, in) matrices on disk, the trainer's (in, out) tree in memory.
 
 import { join } from 'node:path';
+import { requireNoOthers } from '../schema/edge.ts';
 import { MalformedFile } from '../schema/malformed.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
 import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../schema/safetensors.ts';
@@ -40,7 +41,7 @@ export function writePolicy(folder: string, policy: Policy, parameters: Paramete
   put('model.safetensors', writeSafetensors(toHuggingFace(policy.config, parameters), dtype));
 }
 
-/** The names that Hugging Face's LlamaForCausalLM gives its tensors, in the trainer's order. */
+/** The names that Hugging Face's models give their tensors, in the trainer's order. */
 function layerNames(layer: number) {
   const prefix = `model.layers.${layer}`;
   return {
@@ -48,6 +49,9 @@ function layerNames(layer: number) {
     q: `${prefix}.self_attn.q_proj.weight`,
     k: `${prefix}.self_attn.k_proj.weight`,
     v: `${prefix}.self_attn.v_proj.weight`,
+    biases: ['q', 'k', 'v'].map((one) => `${prefix}.self_attn.${one}_proj.bias`),
+    queryNorm: `${prefix}.self_attn.q_norm.weight`,
+    keyNorm: `${prefix}.self_attn.k_norm.weight`,
     attentionOut: `${prefix}.self_attn.o_proj.weight`,
     mlpNorm: `${prefix}.post_attention_layernorm.weight`,
     gate: `${prefix}.mlp.gate_proj.weight`,
@@ -60,8 +64,10 @@ function layerNames(layer: number) {
 export function fromHuggingFace(config: ModelConfig, tensors: Map<string, FloatTensor>): Parameters {
   const { vocab_size: V, hidden_size: D, intermediate_size: F } = config;
   const [Q, K] = [config.num_attention_heads, config.num_key_value_heads].map((heads) => heads * config.head_dim);
+  const taken = new Set<string>();
   const take = (name: string, ...shape: number[]): Tensor => {
     const tensor = tensors.get(name);
+    taken.add(name);
     if (!tensor) throw new MalformedFile(`the weights have no ${name}`);
     if (tensor.shape.join() !== shape.join())
       throw new MalformedFile(`${name} is [${tensor.shape}], config.json makes it [${shape}]`);
@@ -70,13 +76,20 @@ export function fromHuggingFace(config: ModelConfig, tensors: Map<string, FloatT
   // Freed matrix by matrix: else all would be in memory three times.
   const transposed = (...matrices: [name: string, out: number, into: number][]) =>
     tf.tidy(() => tf.transpose(tf.concat(matrices.map((matrix) => take(...matrix)) as never[], 0))); // n × (out, in) → (in, n out)
-  return tf.tidy(() => ({
+  const parameters: Parameters = tf.tidy(() => ({
     embedding: take('model.embed_tokens.weight', V, D),
     layers: Array.from({ length: config.num_hidden_layers }, (_, index) => {
       const names = layerNames(index);
       return {
         attentionNorm: take(names.attentionNorm, D),
         qkv: transposed([names.q, Q!, D], [names.k, K!, D], [names.v, K!, D]),
+        ...(config.model_type === 'qwen2' && {
+          qkvBias: tf.concat(names.biases.map((name, i) => take(name, i === 0 ? Q! : K!))), // Q, K, K → (Q + 2 K)
+        }),
+        ...(config.model_type === 'qwen3' && {
+          queryNorm: take(names.queryNorm, config.head_dim),
+          keyNorm: take(names.keyNorm, config.head_dim),
+        }),
         attentionOut: transposed([names.attentionOut, D, Q!]),
         mlpNorm: take(names.mlpNorm, D),
         gateUp: transposed([names.gate, F, D], [names.up, F, D]),
@@ -86,6 +99,8 @@ export function fromHuggingFace(config: ModelConfig, tensors: Map<string, FloatT
     norm: take('model.norm.weight', D),
     ...(config.tie_word_embeddings ? {} : { head: take('lm_head.weight', V, D) }),
   }));
+  requireNoOthers(config, tensors.keys(), taken);
+  return parameters;
 }
 
 export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<string, FloatTensor> {
@@ -115,6 +130,12 @@ export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<
         [names.down, layer.down],
       ] as const)
         put(name, tf.transpose(matrix)); // (in, out) → (out, in)
+      if (layer.qkvBias)
+        tf.split(layer.qkvBias, [H * hd, K * hd, K * hd]).forEach((bias, i) => {
+          put(names.biases[i]!, bias); // (heads hd)
+        });
+      if (layer.queryNorm) put(names.queryNorm, layer.queryNorm);
+      if (layer.keyNorm) put(names.keyNorm, layer.keyNorm);
       put(names.mlpNorm, layer.mlpNorm);
     });
   });

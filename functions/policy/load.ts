@@ -1,6 +1,14 @@
 // An image becomes a decoder: an instance of the wasm module with the weights in its memory. All memory is taken at once,
 // so its size is known before the first token: weights, the cache's positions, and the rows' activations.
-import { cacheBytes, type EdgeHeader, headerBytes, paddedInner, readEdge, readHeader } from '../../schema/edge.ts';
+import {
+  cacheBytes,
+  type EdgeHeader,
+  headerBytes,
+  paddedInner,
+  readEdge,
+  readHeader,
+  tensorsALayer,
+} from '../../schema/edge.ts';
 import { MalformedFile } from '../../schema/malformed.ts';
 import { type Decoder, type DecoderOptions, ropeTables, stretch } from './decoder.ts';
 
@@ -117,6 +125,7 @@ function instance(
     config.rms_norm_eps,
     config.tie_word_embeddings ? 1 : 0,
     bits,
+    tensorsALayer(config),
     bytes,
   );
   const { buffer } = wasm.memory;
@@ -124,7 +133,9 @@ function instance(
   const { cos, sin } = ropeTables(config, longest);
   new Float32Array(buffer, wasm.cosinesAt(), cos.length).set(cos);
   new Float32Array(buffer, wasm.sinesAt(), sin.length).set(sin);
-  ints(wasm.offsetsAt(), 6 * config.num_hidden_layers + 3).set(header.tensors.map((tensor) => tensor.offset));
+  ints(wasm.offsetsAt(), tensorsALayer(config) * config.num_hidden_layers + 3).set(
+    header.tensors.map((tensor) => tensor.offset),
+  );
   const weights = new Uint8Array(buffer, wasm.weightsAt(), bytes);
 
   const tokenRow = ints(wasm.tokensAt(), rows); // (T)

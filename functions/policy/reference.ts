@@ -70,6 +70,11 @@ export function referenceDecoder(
       }
   }
 
+  /** Brings each head to the same length. */
+  function level(x: Float32Array, gain: Float32Array): void {
+    for (let at = 0; at < x.length; at += H) x.set(rmsNorm(x.slice(at, at + H), gain, config.rms_norm_eps), at);
+  }
+
   function attend(q: Float32Array, k: Float32Array, v: Float32Array, position: number): Float32Array {
     const out = new Float32Array(A * H);
     for (let a = 0; a < A; a++) {
@@ -95,9 +100,12 @@ export function referenceDecoder(
     for (let l = 0; l < L; l++) {
       const name = `model.layers.${l}`;
       const h = rmsNorm(x, weight(`${name}.input_layernorm.weight`), config.rms_norm_eps);
-      const q = matVec(weight(`${name}.self_attn.q_proj.weight`), h); // (D) → (A·H)
-      const k = matVec(weight(`${name}.self_attn.k_proj.weight`), h); // (D) → (G·H)
-      const v = matVec(weight(`${name}.self_attn.v_proj.weight`), h); // (D) → (G·H)
+      const [q, k, v] = (['q', 'k', 'v'] as const).map((one) => {
+        const plain = matVec(weight(`${name}.self_attn.${one}_proj.weight`), h); // (D) → (A·H), (G·H), (G·H)
+        if (config.model_type === 'qwen2') return add(plain, weight(`${name}.self_attn.${one}_proj.bias`));
+        if (config.model_type === 'qwen3' && one !== 'v') level(plain, weight(`${name}.self_attn.${one}_norm.weight`));
+        return plain;
+      }) as [Float32Array, Float32Array, Float32Array];
       rope(q, position);
       rope(k, position);
       keys[l]!.set(k, (start + position) * G * H);

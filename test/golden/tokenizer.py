@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
 WORDS = "order parcel refund where is my the a kettle late broken please thank you we have sent it 12 407 € naïve über 日本 語 🙂".split()
@@ -45,12 +45,15 @@ LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
 SPLIT = lambda: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 out = {"corpus": corpus(), "cases": CASES, "tokenizers": []}
-for name, pre, size, plain_added in [
-    ("byte level", lambda: pre_tokenizers.ByteLevel(add_prefix_space=False), 420, []),
-    ("digits, then byte level", SEQUENCE, 420, []),
-    ("split, then byte level", SPLIT, 420, ["refund where"]),
+for name, pre, size, plain_added, normalizer in [
+    ("byte level", lambda: pre_tokenizers.ByteLevel(add_prefix_space=False), 420, [], None),
+    ("digits, then byte level", SEQUENCE, 420, [], None),
+    ("split, then byte level", SPLIT, 420, ["refund where"], None),
+    ("split, then byte level, of composed text", SPLIT, 420, ["refund where"], normalizers.NFC()),
 ]:
     t = Tokenizer(models.BPE())
+    if normalizer:
+        t.normalizer = normalizer
     t.pre_tokenizer = pre()
     t.decoder = decoders.ByteLevel()
     t.train_from_iterator(
@@ -62,7 +65,8 @@ for name, pre, size, plain_added in [
     for text in CASES:
         ids = t.encode(text, add_special_tokens=False).ids
         # ids show where a text is cut only if a merge could have crossed the cut
-        pieces = [text[start:end] for _, (start, end) in t.pre_tokenizer.pre_tokenize_str(text)]
+        whole = normalizer.normalize_str(text) if normalizer else text
+        pieces = [whole[start:end] for _, (start, end) in t.pre_tokenizer.pre_tokenize_str(whole)]
         rows.append({"pieces": pieces, "ids": ids, "text": t.decode(ids), "with_special": t.decode(ids, skip_special_tokens=False)})
     rng = random.Random(3)
     for _ in range(8):  # any ids at all, so that UTF-8 breaks in the middle

@@ -107,7 +107,7 @@ test('a long piece without a space is no trap', () => {
 }, 30_000);
 
 test.each<[string, (file: TokenizerFile) => void]>([
-  ['normalizer NFC', (f) => Object.assign(f, { normalizer: { type: 'NFC' } })],
+  ['normalizer NFKC', (f) => Object.assign(f, { normalizer: { type: 'NFKC' } })],
   ['byte_fallback', (f) => Object.assign(f.model, { byte_fallback: true })],
   ['model Unigram', (f) => Object.assign(f.model, { type: 'Unigram' })],
   ['decoder Metaspace', (f) => Object.assign(f, { decoder: { type: 'Metaspace' } })],

@@ -1,5 +1,19 @@
-// The weights that golden/llama.py gives its models, by their formula.
+// What golden/llama.py and golden/qwen.py wrote of Hugging Face's models, and the weights that they give them, by their formula.
+import { readFileSync } from 'node:fs';
+import type { ModelConfig } from '../../schema/manifest.ts';
 import type { FloatTensor } from '../../schema/safetensors.ts';
+
+export interface Golden {
+  name: string;
+  config: ModelConfig;
+  tensors: Record<string, { shape: number[]; seed: number }>;
+  ids: number[];
+  /** By the token's place. */
+  logits: Record<string, number[]>;
+}
+export const goldens: Golden[] = ['llama', 'qwen'].flatMap((name) =>
+  JSON.parse(readFileSync(`${import.meta.dirname}/../golden/${name}.json`, 'utf8')),
+);
 
 /** Whole-number arithmetic, so that any language gives the same. */
 function numbers(seed: number, shape: number[]): Float32Array {

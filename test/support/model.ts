@@ -43,8 +43,9 @@ export function randomModel(config: ModelConfig, seed: number): Map<string, Floa
     tensors.set(name, { shape: [rows, cols], data });
   };
   const { hidden_size: D, intermediate_size: F, vocab_size: V } = config;
-  const norm = (name: string) =>
-    tensors.set(name, { shape: [D], data: Float32Array.from({ length: D }, () => 0.8 + 0.4 * random()) });
+  const vector = (name: string, length: number, middle: number) =>
+    tensors.set(name, { shape: [length], data: Float32Array.from({ length }, () => middle - 0.2 + 0.4 * random()) });
+  const norm = (name: string) => vector(name, D, 1);
   const q = config.num_attention_heads * config.head_dim;
   const kv = config.num_key_value_heads * config.head_dim;
   matrix('model.embed_tokens.weight', V, D, 0.1);
@@ -54,6 +55,11 @@ export function randomModel(config: ModelConfig, seed: number): Map<string, Floa
     matrix(`${layer}.self_attn.q_proj.weight`, q, D);
     matrix(`${layer}.self_attn.k_proj.weight`, kv, D);
     matrix(`${layer}.self_attn.v_proj.weight`, kv, D);
+    if (config.model_type === 'qwen2')
+      for (const [one, length] of Object.entries({ q, k: kv, v: kv }))
+        vector(`${layer}.self_attn.${one}_proj.bias`, length, 0);
+    if (config.model_type === 'qwen3')
+      for (const one of ['q', 'k']) vector(`${layer}.self_attn.${one}_norm.weight`, config.head_dim, 1);
     matrix(`${layer}.self_attn.o_proj.weight`, D, q);
     norm(`${layer}.post_attention_layernorm.weight`);
     matrix(`${layer}.mlp.gate_proj.weight`, F, D);

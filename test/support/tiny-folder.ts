@@ -6,7 +6,7 @@ import { writeSafetensors } from '../../schema/safetensors.ts';
 import { randomModel } from './model.ts';
 import { SEED_FOLDER } from './seed.ts';
 
-export function tinyFolder(folder: string): string {
+export function tinyFolder(folder: string, over: Partial<ModelConfig> = {}): string {
   mkdirSync(folder);
   for (const name of ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json'])
     cpSync(join(SEED_FOLDER, name), join(folder, name));
@@ -17,6 +17,7 @@ export function tinyFolder(folder: string): string {
     num_hidden_layers: 2,
     num_attention_heads: 1,
     num_key_value_heads: 1,
+    ...over,
   });
   writeFileSync(join(folder, 'config.json'), JSON.stringify(config));
   writeFileSync(join(folder, 'model.safetensors'), writeSafetensors(randomModel(config, 1), 'BF16'));

@@ -19,7 +19,7 @@ const isEmptyFolder = (path: string) => statSync(path).isDirectory() && readdirS
 export function exportTo(path: string, files: Map<string, Uint8Array>, name: string, type: GgufType): void {
   if (path.endsWith('.gguf')) {
     const policy = policyFromFiles(files);
-    const tensors = ggufTensors(policy.config.head_dim, readTensors(files.get('model.safetensors')!));
+    const tensors = ggufTensors(policy.config, readTensors(files.get('model.safetensors')!));
     const metadata = { ...ggufMetadata(policy, name), 'general.file_type': GGUF_TYPES[type][1] };
     writeWhole(path, writeGguf(metadata, tensors, type));
     return;

@@ -134,10 +134,13 @@ const UNUSED = 5;
 
 /** What the metadata of a policy's file says; its keys are llama.cpp's. */
 export function ggufMetadata({ config, tokenizer, chatTemplate }: Policy, name: string): Record<string, GgufValue> {
-  const { model, pre_tokenizer } = tokenizer.file;
+  const { model, pre_tokenizer, normalizer } = tokenizer.file;
   const whole = (model as { ignore_merges?: boolean }).ignore_merges ?? false;
   const pre = Object.entries(PRE_TOKENIZERS).find(
-    ([, known]) => JSON.stringify(known.cut) === JSON.stringify(pre_tokenizer) && (known.whole ?? false) === whole,
+    ([, known]) =>
+      JSON.stringify(known.cut) === JSON.stringify(pre_tokenizer) &&
+      JSON.stringify(known.normalizer ?? null) === JSON.stringify(normalizer ?? null) &&
+      (known.whole ?? false) === whole,
   );
   if (!pre)
     throw new UserError(
@@ -151,7 +154,7 @@ export function ggufMetadata({ config, tokenizer, chatTemplate }: Policy, name: 
   for (const [token, { id, special }] of tokenizer.added)
     [tokens[id], types[id]] = [token, special ? CONTROL : USER_DEFINED];
   return {
-    'general.architecture': 'llama',
+    'general.architecture': config.model_type,
     'general.name': name,
     ...shapeOf(config),
     'tokenizer.ggml.model': 'gpt2',
@@ -167,32 +170,37 @@ export function ggufMetadata({ config, tokenizer, chatTemplate }: Policy, name: 
   };
 }
 
-const shapeOf = (config: ModelConfig): Record<string, GgufValue> => ({
-  'llama.block_count': config.num_hidden_layers,
-  'llama.context_length': config.max_position_embeddings,
-  'llama.embedding_length': config.hidden_size,
-  'llama.feed_forward_length': config.intermediate_size,
-  'llama.attention.head_count': config.num_attention_heads,
-  'llama.attention.head_count_kv': config.num_key_value_heads,
-  'llama.rope.dimension_count': config.head_dim,
-  'llama.attention.key_length': config.head_dim,
-  'llama.attention.value_length': config.head_dim,
-  'llama.rope.freq_base': config.rope_theta,
-  'llama.attention.layer_norm_rms_epsilon': config.rms_norm_eps,
-  'llama.vocab_size': config.vocab_size,
+const shapeOf = (config: ModelConfig): Record<string, GgufValue> =>
+  Object.fromEntries(Object.entries(sizesOf(config)).map(([name, value]) => [`${config.model_type}.${name}`, value]));
+const sizesOf = (config: ModelConfig): Record<string, GgufValue> => ({
+  block_count: config.num_hidden_layers,
+  context_length: config.max_position_embeddings,
+  embedding_length: config.hidden_size,
+  feed_forward_length: config.intermediate_size,
+  'attention.head_count': config.num_attention_heads,
+  'attention.head_count_kv': config.num_key_value_heads,
+  'rope.dimension_count': config.head_dim,
+  'attention.key_length': config.head_dim,
+  'attention.value_length': config.head_dim,
+  'rope.freq_base': config.rope_theta,
+  'attention.layer_norm_rms_epsilon': config.rms_norm_eps,
+  vocab_size: config.vocab_size,
 });
 
 /** GGUF's names by Hugging Face's. */
 const NAMES = new Map(Object.entries({ ...LAYER_TENSORS, ...OTHER_TENSORS }).map(([gguf, name]) => [name, gguf]));
 
-/** A model's tensors under GGUF's names, queries and keys with the dimensions that RoPE turns together side by side. */
-export function ggufTensors(headDim: number, tensors: Map<string, FloatTensor>): Map<string, FloatTensor> {
+/** A model's tensors under GGUF's names; a Llama's queries and keys with the dimensions that RoPE turns together side by side. */
+export function ggufTensors(
+  { model_type, head_dim }: ModelConfig,
+  tensors: Map<string, FloatTensor>,
+): Map<string, FloatTensor> {
   const out = new Map<string, FloatTensor>();
   for (const [name, tensor] of tensors) {
-    const [, layer, kind] = /^model\.layers\.(\d+)\.(.+)\.weight$/.exec(name) ?? [];
-    const to = kind ? `blk.${layer}.${NAMES.get(kind)}.weight` : NAMES.get(name)!;
-    const turned = /[qk]_proj$/.test(kind ?? '');
-    out.set(to, turned ? { ...tensor, data: halves(tensor.data, headDim, tensor.shape[1]!, 'together') } : tensor);
+    const [, layer, kind, part] = /^model\.layers\.(\d+)\.(.+)\.(weight|bias)$/.exec(name) ?? [];
+    const to = kind ? `blk.${layer}.${NAMES.get(kind)}.${part}` : NAMES.get(name)!;
+    const turned = model_type === 'llama' && /[qk]_proj$/.test(kind ?? '');
+    out.set(to, turned ? { ...tensor, data: halves(tensor.data, head_dim, tensor.shape[1]!, 'together') } : tensor);
   }
   return out;
 }

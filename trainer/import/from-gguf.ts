@@ -2,7 +2,7 @@
 // metadata, and its weights in float32 under Hugging Face's names. What the file asks for and the model code does not do is
 // refused by name.
 //
-// Left out: architectures but llama; tokenizers but byte-level BPE (SentencePiece, WordPiece).
+// Left out: architectures but llama, qwen2 and qwen3; tokenizers but byte-level BPE (SentencePiece, WordPiece).
 
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { MalformedFile } from '../../schema/malformed.ts';
@@ -57,38 +57,44 @@ const short = (value: number) => Number(value.toPrecision(7));
 /** Whether the output matrix is the embedding: such files have no matrix of its own. */
 const isTied = ({ tensors }: Gguf) => !tensors.has('output.weight');
 
+/** What Hugging Face calls an architecture of GGUF's. */
+const ARCHITECTURES = { llama: 'LlamaForCausalLM', qwen2: 'Qwen2ForCausalLM', qwen3: 'Qwen3ForCausalLM' } as const;
+
 function config(gguf: Gguf) {
   const get = reader(gguf);
-  const architecture = get.text('general.architecture');
-  if (architecture !== 'llama') fail(`a model of the architecture ${architecture}; supported is llama`);
+  const named = get.text('general.architecture');
+  const arch = Object.hasOwn(ARCHITECTURES, named) ? (named as keyof typeof ARCHITECTURES) : undefined;
+  if (!arch)
+    return fail(`a model of the architecture ${named}; supported are ${Object.keys(ARCHITECTURES).join(', ')}`);
   for (const key of gguf.metadata.keys())
     if (
-      /^llama\.(rope\.scaling\.|expert_|attention\.(sliding_window|clamp))/.test(key) &&
+      /^\w+\.(rope\.scaling\.|expert_|attention\.(sliding_window|clamp))/.test(key) &&
       gguf.metadata.get(key) !== 'none' &&
       gguf.metadata.get(key) !== 0
     )
       fail(`${key} is ${gguf.metadata.get(key)}: not supported`);
-  const unknown = [...gguf.tensors.keys()].filter((name) => /\.bias$|^rope_freqs|_exps\./.test(name));
+  const biases = arch === 'qwen2' ? /(?<!attn_[qkv])\.bias$/ : /\.bias$/;
+  const unknown = [...gguf.tensors.keys()].filter((name) => biases.test(name) || /^rope_freqs|_exps\./.test(name));
   if (unknown.length > 0) fail(`the tensor ${unknown[0]} is not supported (biases, scaled RoPE and experts are not)`);
-  const heads = get.number('llama.attention.head_count');
-  const hidden = get.number('llama.embedding_length');
-  const headDim = get.number('llama.rope.dimension_count', hidden / heads);
-  const keyLength = get.number('llama.attention.key_length', headDim);
+  const heads = get.number(`${arch}.attention.head_count`);
+  const hidden = get.number(`${arch}.embedding_length`);
+  const keyLength = get.number(`${arch}.attention.key_length`, hidden / heads);
+  const headDim = get.number(`${arch}.rope.dimension_count`, keyLength);
   if (keyLength !== headDim) fail(`RoPE turns ${headDim} of a head's ${keyLength} dimensions: not supported`);
   const eos = get.number('tokenizer.ggml.eos_token_id');
   return {
-    architectures: ['LlamaForCausalLM'],
-    model_type: 'llama',
+    architectures: [ARCHITECTURES[arch]],
+    model_type: arch,
     vocab_size: gguf.tensors.get('token_embd.weight')?.shape[0] ?? fail('has no token_embd.weight'),
     hidden_size: hidden,
-    intermediate_size: get.number('llama.feed_forward_length'),
-    num_hidden_layers: get.number('llama.block_count'),
+    intermediate_size: get.number(`${arch}.feed_forward_length`),
+    num_hidden_layers: get.number(`${arch}.block_count`),
     num_attention_heads: heads,
-    num_key_value_heads: get.number('llama.attention.head_count_kv', heads),
+    num_key_value_heads: get.number(`${arch}.attention.head_count_kv`, heads),
     head_dim: headDim,
-    max_position_embeddings: get.number('llama.context_length'),
-    rms_norm_eps: short(get.number('llama.attention.layer_norm_rms_epsilon')),
-    rope_theta: short(get.number('llama.rope.freq_base', 10_000)),
+    max_position_embeddings: get.number(`${arch}.context_length`),
+    rms_norm_eps: short(get.number(`${arch}.attention.layer_norm_rms_epsilon`)),
+    rope_theta: short(get.number(`${arch}.rope.freq_base`, 10_000)),
     hidden_act: 'silu',
     attention_bias: false,
     mlp_bias: false,
@@ -113,7 +119,7 @@ const byteLevel = (use_regex: boolean) => ({
 });
 const sequence = (...pretokenizers: object[]) => ({ type: 'Sequence', pretokenizers });
 /** What a tokenizer's name (tokenizer.ggml.pre) says of how text is cut before merging, as Hugging Face's files of those models have it. */
-export const PRE_TOKENIZERS: Record<string, { cut: object; whole?: true }> = {
+export const PRE_TOKENIZERS: Record<string, { cut: object; whole?: true; normalizer?: object }> = {
   'gpt-2': { cut: byteLevel(true) },
   default: { cut: byteLevel(true) },
   smollm: { cut: sequence({ type: 'Digits', individual_digits: true }, byteLevel(true)) },
@@ -125,6 +131,15 @@ export const PRE_TOKENIZERS: Record<string, { cut: object; whole?: true }> = {
       byteLevel(false),
     ),
     whole: true,
+  },
+  qwen2: {
+    cut: sequence(
+      regex(
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+      ),
+      byteLevel(false),
+    ),
+    normalizer: { type: 'NFC' },
   },
 };
 /** Types of tokens. */
@@ -150,6 +165,7 @@ function tokenizer(gguf: Gguf) {
   );
   const file = byteLevelFile(tokens, get.texts('tokenizer.ggml.merges'), added, known.cut);
   file.model.ignore_merges = known.whole ?? false;
+  file.normalizer = known.normalizer ?? null;
   return file;
 }
 
@@ -180,6 +196,8 @@ export const LAYER_TENSORS: Record<string, string> = {
   attn_q: 'self_attn.q_proj',
   attn_k: 'self_attn.k_proj',
   attn_v: 'self_attn.v_proj',
+  attn_q_norm: 'self_attn.q_norm',
+  attn_k_norm: 'self_attn.k_norm',
   attn_output: 'self_attn.o_proj',
   ffn_norm: 'post_attention_layernorm',
   ffn_gate: 'mlp.gate_proj',
@@ -194,16 +212,16 @@ export const OTHER_TENSORS: Record<string, string> = {
 
 /** Its weights in float32, under Hugging Face's names. */
 export function tensorsOf(gguf: Gguf): Map<string, FloatTensor> {
-  const { num_attention_heads, num_key_value_heads, head_dim } = config(gguf);
+  const { model_type, num_attention_heads, num_key_value_heads, head_dim } = config(gguf);
   const out = new Map<string, FloatTensor>();
   for (const [name, { shape, format, bytes }] of gguf.tensors) {
-    const [, layer, kind] = /^blk\.(\d+)\.(\w+)\.weight$/.exec(name) ?? [];
+    const [, layer, kind, part] = /^blk\.(\d+)\.(\w+)\.(weight|bias)$/.exec(name) ?? [];
     const inLayer = kind && Object.hasOwn(LAYER_TENSORS, kind) ? LAYER_TENSORS[kind] : undefined;
-    const target = inLayer ? `model.layers.${layer}.${inLayer}.weight` : OTHER_TENSORS[name];
-    if (!target) return fail(`the tensor ${name} is no part of a Llama`);
+    const target = inLayer ? `model.layers.${layer}.${inLayer}.${part}` : OTHER_TENSORS[name];
+    if (!target) return fail(`the tensor ${name} is no part of a ${model_type}`);
     let data = format.read(bytes);
     const heads = { attn_q: num_attention_heads, attn_k: num_key_value_heads }[kind ?? ''];
-    if (heads !== undefined) {
+    if (model_type === 'llama' && heads !== undefined) {
       if (shape[0] !== heads * head_dim) fail(`${name} has ${shape[0]} rows, not ${heads} heads of ${head_dim}`);
       data = halves(data, head_dim, shape[1]!, 'apart');
     }
@@ -213,7 +231,7 @@ export function tensorsOf(gguf: Gguf): Map<string, FloatTensor> {
 }
 
 /**
- * GGUF has the dimensions that RoPE turns together side by side, Hugging Face half a head apart: from one order to the other.
+ * GGUF has the dimensions of a Llama that RoPE turns together side by side, Hugging Face half a head apart: from one order to the other.
  * (heads, hd/2, 2, D) ↔ (heads, 2, hd/2, D)
  */
 export function halves(data: Float32Array, hd: number, D: number, go: 'apart' | 'together'): Float32Array {

@@ -23,10 +23,11 @@ let L: i32, D: i32, A: i32, G: i32, F: i32, V: i32, V8: i32, C: i32, P: i32;
 let epsilon: f32;
 let tied: i32;
 let bits: i32; // of the layers' matrices: 4 or 8
+let S: i32; // tensors a layer: 6, with Qwen 2's biases 9, with Qwen 3's norms of heads 8
 
 // Addresses. Weights lie where the image's offsets say, from `weights` on.
 let weights: usize;
-let offsets: usize; // (6L + 3) u32: by layer attention norm, qkv, o, mlp norm, gate and up, down; then norm, embed, head
+let offsets: usize; // (S L + 3) u32: by layer attention norm, qkv, what Qwen adds, o, mlp norm, gate and up, down; then norm, embed, head
 let tokens: usize, positions: usize, starts: usize, wanted: usize; // (T) i32
 let cosines: usize, sines: usize; // (C, H/2) f32
 let keys: usize, values: usize; // (L, G, P·H) each, f32, or bf16 beside weights of 4 bits: see attention32.ts, attention16.ts
@@ -55,15 +56,15 @@ function take(bytes: usize): usize {
 /** Sets the shape and takes all memory there will ever be, so that views of it stay valid. */
 export function init(
   layers: i32, hidden: i32, heads: i32, kvHeads: i32, inner: i32, vocabulary: i32, context: i32, held: i32,
-  rowCount: i32, logitRows: i32, eps: f32, isTied: i32, weightBits: i32, weightBytes: i32,
+  rowCount: i32, logitRows: i32, eps: f32, isTied: i32, weightBits: i32, layerTensors: i32, weightBytes: i32,
 ): void {
   L = layers; D = hidden; A = heads; G = kvHeads; F = inner; V = vocabulary; V8 = (vocabulary + 7) & ~7;
-  C = (context + 7) & ~7; P = (held + 7) & ~7; epsilon = eps; tied = isTied; bits = weightBits;
+  C = (context + 7) & ~7; P = (held + 7) & ~7; epsilon = eps; tied = isTied; bits = weightBits; S = layerTensors;
   const T = <usize>((rowCount + 3) & ~3); // products run four rows at a time and may fill up the last four
   const widest = max(max(D, F), A * H);
   top = __heap_base;
   weights = take(weightBytes);
-  offsets = take((L * 6 + 3) * 4);
+  offsets = take((L * S + 3) * 4);
   tokens = take(T * 4); positions = take(T * 4); starts = take(T * 4); wanted = take(T * 4);
   cosines = take(<usize>C * (H / 2) * 4); sines = take(<usize>C * (H / 2) * 4);
   cached = bits == 4 ? 2 : 4;
@@ -92,13 +93,21 @@ export function sinesAt(): usize { return sines; }
 export function logitsAt(): usize { return logits; }
 export function sharesAt(): usize { return shares; }
 
-/** (D) → (D) */
-function rmsNorm(from: usize, gain: usize, to: usize): void {
-  const bytes = <usize>D << 2;
+/** (N) → (N) */
+@inline function rmsNormOf(N: i32, from: usize, gain: usize, to: usize): void {
+  const bytes = <usize>N << 2;
   let squares = f32x4.splat(0);
   for (let i: usize = 0; i < bytes; i += 16) { const v = v128.load(from + i); squares = madd(v, v, squares); }
-  const scale = f32x4.splat(<f32>1.0 / sqrt<f32>(sum4(squares) / <f32>D + epsilon));
+  const scale = f32x4.splat(<f32>1.0 / sqrt<f32>(sum4(squares) / <f32>N + epsilon));
   for (let i: usize = 0; i < bytes; i += 16) v128.store(to + i, f32x4.mul(f32x4.mul(v128.load(from + i), scale), v128.load(gain + i)));
+}
+
+/** (D) → (D) */
+function rmsNorm(from: usize, gain: usize, to: usize): void { rmsNormOf(D, from, gain, to); }
+
+/** Brings n heads to the same length. */
+function level(head: usize, n: i32, gain: usize): void {
+  for (let h = 0; h < n; h++) { rmsNormOf(H, head, gain, head); head += HEAD; }
 }
 
 function addTo(to: usize, from: usize, bytes: usize): void {
@@ -147,13 +156,15 @@ function product(w: usize, R: i32, K: i32, T: i32, from: usize, fromStride: usiz
 export function forward(T: i32, n: i32): void {
   const Db = <usize>D << 2, Fb = <usize>F << 2, Qb = <usize>(A * H) << 2, Kb = <usize>(G * H) << 2, QKVb = Qb + 2 * Kb;
   const cacheHead = <usize>P * H * cached;
-  for (let t = 0; t < T; t++) embed(tensor(6 * L + 1), input(tokens, t), x + <usize>t * Db);
+  for (let t = 0; t < T; t++) embed(tensor(S * L + 1), input(tokens, t), x + <usize>t * Db);
   for (let l = 0; l < L; l++) {
-    const at = 6 * l;
+    const at = S * l, rest = at + S - 6; // what Qwen adds lies between
     for (let t = 0; t < T; t++) rmsNorm(x + <usize>t * Db, tensor(at), normed + <usize>t * Db);
     product(tensor(at + 1), (A + 2 * G) * H, D, T, normed, Db, qkv, QKVb); // (T, D) → (T, (A + 2G)·H)
     for (let t = 0; t < T; t++) {
       const row = qkv + <usize>t * QKVb, position = input(positions, t);
+      if (S == 9) addTo(row, tensor(at + 2), QKVb);
+      if (S == 8) { level(row, A, tensor(at + 2)); level(row + Qb, G, tensor(at + 3)); }
       rope(row, A + G, position);
       for (let g = 0; g < G; g++) {
         const cache = <usize>(l * G + g) * cacheHead + <usize>input(starts, t) * H * cached;
@@ -171,10 +182,10 @@ export function forward(T: i32, n: i32): void {
         else attend32(q, keys + cache, values + cache, n, to, scores);
       }
     }
-    product(tensor(at + 2), D, A * H, T, mixed, Qb, normed, Db); // (T, A·H) → (T, D)
+    product(tensor(rest + 2), D, A * H, T, mixed, Qb, normed, Db); // (T, A·H) → (T, D)
     addTo(x, normed, <usize>T * Db);
-    for (let t = 0; t < T; t++) rmsNorm(x + <usize>t * Db, tensor(at + 3), normed + <usize>t * Db);
-    product(tensor(at + 4), 2 * F, D, T, normed, Db, gateUp, 2 * Fb); // (T, D) → (T, 2F)
+    for (let t = 0; t < T; t++) rmsNorm(x + <usize>t * Db, tensor(rest + 3), normed + <usize>t * Db);
+    product(tensor(rest + 4), 2 * F, D, T, normed, Db, gateUp, 2 * Fb); // (T, D) → (T, 2F)
     for (let t = 0; t < T; t++) {
       const row = gateUp + <usize>t * 2 * Fb;
       for (let i: usize = 0; i < Fb; i += 16) {
@@ -183,11 +194,11 @@ export function forward(T: i32, n: i32): void {
         v128.store(row + i, f32x4.mul(f32x4.mul(gate, sigmoid), v128.load(row + i + Fb)));
       }
     }
-    product(tensor(at + 5), D, F, T, gateUp, 2 * Fb, normed, Db); // (T, F) → (T, D)
+    product(tensor(rest + 5), D, F, T, gateUp, 2 * Fb, normed, Db); // (T, F) → (T, D)
     addTo(x, normed, <usize>T * Db);
   }
-  for (let i = 0; i < n; i++) rmsNorm(x + <usize>input(wanted, i) * Db, tensor(6 * L), normed + <usize>i * Db);
-  if (n > 0) product8(tensor(tied ? 6 * L + 1 : 6 * L + 2), V8, D, n, normed, Db, logits, <usize>V8 << 2, quants, scales); // (n, D) → (n, V8)
+  for (let i = 0; i < n; i++) rmsNorm(x + <usize>input(wanted, i) * Db, tensor(S * L), normed + <usize>i * Db);
+  if (n > 0) product8(tensor(tied ? S * L + 1 : S * L + 2), V8, D, n, normed, Db, logits, <usize>V8 << 2, quants, scales); // (n, D) → (n, V8)
 }
 
 /** shares = exp((logits[i] − the largest) / temperature) */

@@ -34,6 +34,14 @@ const shapes: [string, Partial<ModelConfig>][] = [
     { num_attention_heads: 6, num_key_value_heads: 2, hidden_size: 416, intermediate_size: 160 },
   ],
   ['an inner size that is no multiple of a block', { intermediate_size: 75 }],
+  [
+    'biases on queries, keys and values',
+    { architectures: ['Qwen2ForCausalLM'], model_type: 'qwen2', num_attention_heads: 3, num_key_value_heads: 1 },
+  ],
+  [
+    'norms on heads of queries and keys, a head of its own',
+    { architectures: ['Qwen3ForCausalLM'], model_type: 'qwen3', num_attention_heads: 4, tie_word_embeddings: false },
+  ],
   ['another base, epsilon and context', { rope_theta: 500_000, rms_norm_eps: 1e-3, max_position_embeddings: 37 }],
 ];
 

@@ -1,22 +1,12 @@
-// The oracle beside Hugging Face's Llama, on the logits of test/golden/llama.py: conventions, not speed.
-import { readFileSync } from 'node:fs';
+// The oracle beside Hugging Face's Llama and Qwens, on the logits of test/golden/: conventions, not speed.
 import { describe, expect, test } from 'vitest';
 import { loadDecoder } from '../../../functions/policy/node.ts';
 import { referenceDecoder } from '../../../functions/policy/reference.ts';
 import { packEdge } from '../../../schema/edge.ts';
 import { ModelConfig } from '../../../schema/manifest.ts';
-import { goldenWeights } from '../../support/golden.ts';
+import { goldens, goldenWeights } from '../../support/golden.ts';
 
-interface Golden {
-  name: string;
-  config: ModelConfig;
-  tensors: Record<string, { shape: number[]; seed: number }>;
-  ids: number[];
-  logits: Record<string, number[]>;
-}
-const golden: Golden[] = JSON.parse(readFileSync(`${import.meta.dirname}/../../golden/llama.json`, 'utf8'));
-
-describe.each(golden)('$name', ({ config: raw, tensors: described, ids, logits }) => {
+describe.each(goldens)('$name', ({ config: raw, tensors: described, ids, logits }) => {
   const config = ModelConfig.parse(raw);
   const tensors = goldenWeights(described);
   const worst = (rows: Float32Array[]) =>

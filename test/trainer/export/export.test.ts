@@ -3,12 +3,15 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import type { ModelConfig } from '../../../schema/manifest.ts';
 import { type FloatTensor, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
 import { exportTo, requireFree } from '../../../trainer/export/export.ts';
 import { GGUF_TYPES, type GgufType, writeGguf } from '../../../trainer/export/gguf.ts';
 import { readGguf } from '../../../trainer/import/gguf.ts';
 import { importFrom } from '../../../trainer/import/import.ts';
+import { sha256 } from '../../../trainer/manifest.ts';
 import { SEED_FOLDER } from '../../support/seed.ts';
+import { tinyFolder } from '../../support/tiny-folder.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-export-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -28,6 +31,34 @@ test('a folder has the policy’s files as they were published, but for the edge
   for (const name of readdirSync(at('hf')))
     expect(Buffer.compare(readFileSync(join(at('hf'), name)), files.get(name)!), name).toBe(0);
   expect(importFrom(at('hf'), 'seed').manifest.files).toEqual(manifest.files);
+});
+
+test.each([
+  ['qwen2', 'Qwen2ForCausalLM', ['self_attn.q_proj.bias', 'self_attn.k_proj.bias', 'self_attn.v_proj.bias']],
+  ['qwen3', 'Qwen3ForCausalLM', ['self_attn.q_norm.weight', 'self_attn.k_norm.weight']],
+] as const)('a %s comes back out of a folder and out of a .gguf file, with all that is its own', (type, name, own) => {
+  const of = { model_type: type, architectures: [name], num_attention_heads: 2 } satisfies Partial<ModelConfig>;
+  const given = importFrom(tinyFolder(at(type), of), 'x');
+  expect(given.manifest.config).toMatchObject(of);
+  const before = readTensors(given.files.get('model.safetensors')!);
+  expect([...before.keys()]).toEqual(expect.arrayContaining(own.map((tensor) => `model.layers.1.${tensor}`)));
+  for (const path of [at(`${type} again`), at(`${type}.gguf`)]) {
+    exportTo(path, given.files, 'x', 'f32');
+    const back = importFrom(path, 'x');
+    expect(back.manifest.config).toEqual(given.manifest.config);
+    expect(readTensors(back.files.get('model.safetensors')!)).toEqual(before);
+    expect(sha256(back.files.get('edge.bin')!)).toBe(sha256(given.files.get('edge.bin')!));
+  }
+  expect(readGguf(readFileSync(at(`${type}.gguf`))).metadata.get('general.architecture')).toBe(type);
+  const config = join(at(type), 'config.json');
+  const written = readFileSync(config, 'utf8');
+  const refused = (more: object) => {
+    writeFileSync(config, JSON.stringify({ ...JSON.parse(written), ...more }));
+    return expect(() => importFrom(at(type), 'x'));
+  };
+  refused({ use_sliding_window: true }).toThrow(/a sliding window is not supported/);
+  refused({ architectures: ['LlamaForCausalLM'] }).toThrow(`a ${type} is no LlamaForCausalLM`);
+  refused({ model_type: 'llama', architectures: ['LlamaForCausalLM'] }).toThrow(/self_attn/);
 });
 
 test.each<[GgufType, number]>([

@@ -28,7 +28,7 @@ const expected = JSON.parse(readFileSync('test/golden/blocks.json', 'utf8')) as 
 const { policy } = seedPolicy();
 const weights = readTensors(readFileSync(join(SEED_FOLDER, 'model.safetensors')));
 const metadata = ggufMetadata(policy, 'x');
-const tensors = ggufTensors(policy.config.head_dim, weights);
+const tensors = ggufTensors(policy.config, weights);
 const asFile = (
   change: Record<string, GgufValue> = {},
   of: Map<string, FloatTensor> = tensors,
@@ -105,7 +105,11 @@ test('a policy is the same out of a GGUF file: configuration, ids, prompts, weig
 });
 
 test.each<[string, () => string, RegExp]>([
-  ['another architecture', () => asFile({ 'general.architecture': 'mamba' }), /architecture mamba; supported is llama/],
+  [
+    'another architecture',
+    () => asFile({ 'general.architecture': 'mamba' }),
+    /architecture mamba; supported are llama, qwen2, qwen3/,
+  ],
   ['another tokenizer', () => asFile({ 'tokenizer.ggml.model': 'llama' }), /tokenizer of the kind llama/],
   ['another pre-tokenizer', () => asFile({ 'tokenizer.ggml.pre': 'viking' }), /pre-tokenizer viking; supported are/],
   [
@@ -122,7 +126,7 @@ test.each<[string, () => string, RegExp]>([
   [
     'an unknown tensor',
     () => asFile({}, new Map([...tensors, ['blk.0.extra.weight', { shape: [4], data: new Float32Array(4) }]])),
-    /blk\.0\.extra\.weight is no part of a Llama/,
+    /blk\.0\.extra\.weight is no part of a llama/,
   ],
   [
     'a missing tensor',
