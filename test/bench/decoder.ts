@@ -9,7 +9,7 @@ import { type Decoder, slotStarts } from '../../functions/policy/decoder.ts';
 import { generateBatch } from '../../functions/policy/generate.ts';
 import { loadDecoder } from '../../functions/policy/node.ts';
 import { referenceDecoder } from '../../functions/policy/reference.ts';
-import { packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
+import { cacheBytes, packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
 import type { ModelConfig } from '../../schema/manifest.ts';
 import { readTensors } from '../../schema/safetensors.ts';
 import { encode } from '../../schema/tokenizer.ts';
@@ -21,10 +21,13 @@ import { readPolicy } from '../../trainer/policy.ts';
 import { random } from '../../trainer/random.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { loggedAnswer, tickets } from '../../trainer/seed/world.ts';
+import { randomModel, tinyConfig } from '../support/model.ts';
 import { seedPolicy } from '../support/seed.ts';
 import { compared, type Pair, pair } from './pair.ts';
 import { llama, startLlama, startPeer } from './peers.ts';
 
+/** Bytes of an image that the processor's caches hold. */
+const IN_CACHES = 8e6;
 /** Of the prompt whose prefill is timed. */
 const PREFILL = 512;
 /** Every answer runs to this length, so that both sides do the same work. */
@@ -151,6 +154,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
 
     yield* rollouts(files.Q4_0, coarse);
     yield* perplexities(folder);
+    yield* growth(coarse);
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
@@ -179,6 +183,56 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     theirs: single,
     note: 'tokens of all sequences',
   });
+}
+
+/** One sequence's tokens a second, ever further into its context, and by ever larger models: beside what the processor could do at best. */
+async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
+  const products = dotProducts();
+  const row = async (name: string, of: Uint8Array, context: number, at: number): Promise<Pair> => {
+    const { config, bits } = readEdge(of);
+    const decode = loadDecoder(of, { context });
+    // The positions before are what they are: zeros take as long as anything else.
+    const one = () => {
+      const started = performance.now();
+      for (let i = 0; i < 32; i++) decode.forward([100 + i], [at - 32 + i], [0], [0]);
+      return 32_000 / (performance.now() - started);
+    };
+    one();
+    const macs =
+      config.num_hidden_layers * (layerWeights(config) + 2 * at * config.num_attention_heads * config.head_dim) +
+      config.vocab_size * config.hidden_size;
+    return await pair({
+      name: `decoder/growth, ${name}`,
+      unit: 'tok/s',
+      more: true,
+      goal: 0.7,
+      ours: one,
+      // what lies in the caches is not held back by memory
+      theirs: () =>
+        Math.min(
+          (1e9 * products()) / macs,
+          of.length > IN_CACHES ? bandwidth() / (of.length + at * cacheBytes(config, bits)) : Number.POSITIVE_INFINITY,
+        ),
+      note: `${(of.length / 1e6).toFixed(1)} MB in ${bits} bits; beside the lower of reading that once a token and dot products alone`,
+    });
+  };
+  for (const at of [64, 256, 512, 1024, 2048]) yield await row(`SmolLM2 at ${at} of its context`, image, 2048, at);
+  for (const [name, hidden_size, num_hidden_layers] of [
+    ['1 M', 128, 3],
+    ['6 M', 256, 6],
+    ['30 M', 512, 8],
+  ] as const) {
+    const config = tinyConfig({
+      vocab_size: 4096,
+      hidden_size,
+      num_hidden_layers,
+      intermediate_size: (hidden_size / 64) * 172 - (((hidden_size / 64) * 172) % 32),
+      num_attention_heads: hidden_size / 64,
+      num_key_value_heads: hidden_size / 64,
+      max_position_embeddings: 128,
+    });
+    yield await row(`${name} weights`, packEdge(config, randomModel(config, 1), 8), 128, 64);
+  }
 }
 
 /** Whole answers as the trainer draws them, with two threads, beside those who do no more than draw. */
