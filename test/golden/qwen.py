@@ -10,14 +10,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-
-def numbers(seed, count):
-    """In [−1, 1); whole-number arithmetic, so that any language gives the same."""
-    h = (np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761)) + np.uint32(seed * 40503)
-    h = (h ^ (h >> np.uint32(15))) * np.uint32(2246822519)
-    h = h ^ (h >> np.uint32(13))
-    return (h / 2**31 - 1).astype(np.float32)
-
+from formula import numbers
 
 out = []
 for name, Config, Model, over in [
