@@ -761,6 +761,9 @@ describe('publishing', () => {
       expect((await publish(run, { manifest: await run.manifest(over) })).status, JSON.stringify(over)).toBe(422);
     const files = tiny.manifest.files.map((file) => ({ ...file, bytes: file.bytes + 1 }));
     expect((await publish(run, { manifest: await run.manifest({ files }) })).status).toBe(422);
+    const taken = await publish(run, { manifest: await run.manifest({ id: base }) });
+    expect([taken.status, taken.json.detail]).toEqual([422, 'manifest.id is another policy']);
+    expect((await readManifest(env.BUCKET, base))!.run).toBeNull();
   });
 
   test('a run whose base is no longer stable publishes without a release; canary is a channel of its own', async () => {

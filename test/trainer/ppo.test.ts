@@ -97,6 +97,7 @@ test('rollouts are drawn at the temperature at which they are scored: the traine
     const { history } = await run({ rollout: 16, episodes: 16, epochs: 1, learningRate: 0, temperature });
     expect(Math.abs(history[0]!.metrics['rollout/importance_mean']! - 1)).toBeLessThan(0.02);
     expect(history[0]!.metrics['ppo/policy/approxkl']).toBeLessThan(1e-6); // the loss takes the same temperature
+    expect(Math.abs(history[0]!.metrics['objective/kl']!)).toBeLessThan(1e-4); // and so does the reference
   }
 });
 

@@ -260,6 +260,21 @@ test('the raters’ KL counts once an epoch, however many steps and calls that h
   expect(sum).toBeCloseTo(1, 5);
 });
 
+test('each rater has a place, however many they are, beside that of votes without one', () => {
+  for (const [raters, places] of [
+    [1023, 1024],
+    [1024, 2048],
+  ] as const) {
+    const votes = Array.from({ length: raters }, (_, i) =>
+      judged([row()], { kind: 'thumb', rater: `${i}`, thumbs: [{ row: 0, up: true, weight: 1 }] }),
+    );
+    const [part] = evidence(votes.slice(-1), SHAPE, TINY.pad_token_id, subjectsOf(votes));
+    expect(part!.klWeight.shape).toEqual([places]);
+    expect(part!.thumbs.rater.dataSync()[0]).toBe(raters);
+    dispose(part!);
+  }
+});
+
 test('P(up) is after the last normalisation what it was before', async () => {
   const asked = Array.from({ length: 10 }, row);
   let before: number[] = [];

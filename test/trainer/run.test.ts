@@ -1,7 +1,7 @@
 import { afterAll, expect, test, vi } from 'vitest';
 import type { RunConfig } from '../../schema/run-config.ts';
 import type { Side } from '../../schema/snapshot.ts';
-import { rewardsFromFile, treeToFile } from '../../trainer/checkpoint.ts';
+import { fitStateFromFile, rewardsFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import { runConfig } from '../../trainer/config.ts';
 import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
@@ -128,6 +128,23 @@ test('as many reward models as are wanted are fitted, on conversations of their 
   expect(stages[0]).toBe('reward 3');
   const bytes = (weights: typeof candidate) => treeToFile(weights!);
   expect(Buffer.compare(bytes(resumed.candidate), bytes(candidate))).toBe(0);
+});
+
+test('a run goes on in the middle of fitting its reward model, bit for bit', async () => {
+  const config = runConfig({ ...SETTINGS, reward: { epochs: 2 } });
+  const { input, candidate } = await run({ A: 40, B: 8, C: 8 }, config);
+  let saved: Progressed = {};
+  const keep = ({ fit, candidate }: Progressed) => {
+    if (fit?.step !== 2 || candidate || saved.fit) return;
+    const { rm, adam, ...scalars } = fit;
+    saved = { fit: fitStateFromFile(treeToFile({ rm, adam }), scalars, input.parent) };
+  };
+  await runStages(input, config, calls, sampler, 8, () => {}, {}, keep);
+  const steps: number[] = [];
+  const report = ({ stage, step }: Progress) => void (stage === 'reward' && steps.push(step));
+  const resumed = await runStages(input, config, calls, sampler, 8, report, saved);
+  expect(steps[0]).toBe(3);
+  expect(Buffer.compare(treeToFile(resumed.candidate!), treeToFile(candidate!))).toBe(0);
 });
 
 test('a mix of an aspect that nobody rated is refused before anything is fitted', async () => {

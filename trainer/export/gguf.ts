@@ -54,7 +54,8 @@ function encoded(name: string, { shape, data }: FloatTensor, type: GgufType): { 
   return { type: GGUF_TYPES[exact][0], bytes };
 }
 
-const FLOATS = ['llama.rope.freq_base', 'llama.attention.layer_norm_rms_epsilon'];
+/** Keys of numbers that may be whole and are none the less no whole numbers to llama.cpp. */
+const FLOATS = /\.(rope\.freq_base|attention\.layer_norm_rms_epsilon)$/;
 /** GGUF's numbers of its types of values. */
 const VALUE = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8, array: 9 } as const;
 const ALIGNMENT = 32;
@@ -93,7 +94,7 @@ export function writeGguf(
     } else if (typeof value === 'boolean') {
       u32(VALUE.bool);
       put(Uint8Array.of(Number(value)));
-    } else if (FLOATS.includes(key) || !Number.isInteger(value)) {
+    } else if (FLOATS.test(key) || !Number.isInteger(value)) {
       u32(VALUE.f32);
       put(new Uint8Array(Float32Array.of(value).buffer));
     } else {

@@ -19,7 +19,8 @@ import llama_cpp as llama
 import numpy as np
 
 mode, path = sys.argv[1:3]
-llama.llama_log_set(llama.llama_log_callback(lambda *_: None), None)
+quiet = llama.llama_log_callback(lambda *_: None)  # kept: llama.cpp calls it as long as it runs
+llama.llama_log_set(quiet, None)
 llama.llama_backend_init()
 
 if mode == "quantise":
