@@ -259,7 +259,10 @@ async function* rollouts(q4: string, image: Uint8Array): AsyncGenerator<Pair> {
     theirs: () => llamas.rate(1),
   });
   llamas.close();
-  const peers = [await startPeer('generate.py', 'float32'), await startPeer('generate.py', 'bfloat16')];
+  const peers = [await startPeer('generate.py', 'float32')];
+  // in software it would be many times slower
+  if (/\b(avx512|amx)_bf16\b/.test(readFileSync('/proc/cpuinfo', 'utf8')))
+    peers.push(await startPeer('generate.py', 'bfloat16'));
   yield await pair({
     ...row,
     name: 'decoder/rollouts vs transformers generate',
@@ -269,7 +272,7 @@ async function* rollouts(q4: string, image: Uint8Array): AsyncGenerator<Pair> {
       for (const peer of peers) rates.push(await peer.rate(1));
       return Math.max(...rates);
     },
-    note: `${row.note}; the better of float32 and bfloat16`,
+    note: `${row.note}; the better of float32 and, where the processor has it, bfloat16`,
   });
   for (const peer of peers) peer.close();
   await sampler.close();
