@@ -82,6 +82,14 @@ export function rewardCalls(
   config: Omit<RewardConfig, 'seed'>,
   lora: LoraConfig | null = null,
 ) {
+  const precision = precisionFor(model);
+  /** Each answer's states, weighed as its score weighs its readings. (S, D) */
+  const states = compile(
+    'answers’ states',
+    (weights: Parameters, batch: Batch, members: Tensor): Tensor =>
+      tf.matMul(members, hiddenStates(model, weights, batch)), // (S, R W) · (R W, D) → (S, D)
+    { precision },
+  );
   /** (S): each answer's score; what has no answer scores 0 */
   const score = (weights: Parameters, head: Head, batch: Batch, members: Tensor): Tensor => {
     const hidden = hiddenStates(model, weights, batch); // (R W, D)
@@ -89,7 +97,7 @@ export function rewardCalls(
     return tf.add(tf.reshape(tf.matMul(members, readings), [ANSWERS]), head.bias); // (S, R W) · (R W, 1) → (S)
   };
   const loss = (rm: Fitting, said: Evidence, frozen: Parameters[]) => {
-    const { batch, members, stages, thumbs, klWeight, ratings, outcomes } = said;
+    const { batch, members, ratings } = said;
     const hidden = hiddenStates(model, weightsOf(rm.parameters, frozen), batch); // (R W, D)
     const heads = tf.concat([tf.reshape(rm.head.weight, [1, -1]), rm.aspects]); // (1 + A, D)
     const readings = tf.matMul(hidden, tf.transpose(heads)); // (R W, D) · (D, 1 + A) → (R W, 1 + A)
@@ -99,18 +107,8 @@ export function rewardCalls(
     const rated = tf.equal(tf.reshape(ratings.aspect, [-1, 1]), tf.reshape(tf.range(0, ASPECTS, 1, 'int32'), [1, -1])); // (S, A)
     const q = tf.add(r, tf.sum(tf.where(rated, apart, tf.zerosLike(apart)), -1)); // (S)
 
-    const { likelihood } = rm;
-    const unlikely = (weight: Tensor, logP: Tensor) => tf.neg(tf.sum(tf.mul(weight, logP))); // ()
-    const parts = [
-      unlikely(stages.weight, logChoice(r, likelihood.choices, stages)),
-      unlikely(thumbs.weight, logThumb(r, likelihood.thumbs, thumbs)),
-      tf.sum(tf.mul(klWeight, klOfRaters(likelihood.thumbs))), // ()
-      unlikely(ratings.weight, logRating(q, likelihood.ratings, ratings)),
-      unlikely(outcomes.weight, logOutcome(r, likelihood.outcomes, outcomes)),
-    ];
-    return { loss: tf.addN(parts as never) as Tensor };
+    return { loss: unlikelihood(rm.likelihood, said, r, q) };
   };
-  const precision = precisionFor(model);
   const quick = {
     of: ({ likelihood: { choices, thumbs, ratings, outcomes } }: Fitting) =>
       [choices, thumbs, ratings, outcomes].map(({ logScale, ...rest }) => rest) as Tree,
@@ -118,7 +116,59 @@ export function rewardCalls(
   };
   const adam = { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1, quick };
   const step = trainer('reward', loss, adam, precision);
-  return { score: compile('reward score', score, { precision }), step, shape, config, lora };
+  // Adapters are fitted to large models, whose states are read once to begin with, too: one compilation does for both.
+  const byStates: typeof score = (weights, head, batch, members) => {
+    const read = states(weights, batch, members);
+    const scored = tf.tidy(
+      () => tf.add(tf.reshape(tf.matMul(read, tf.reshape(head.weight, [-1, 1])), [ANSWERS]), head.bias), // (S, D) · (D, 1) → (S)
+    ) as Tensor;
+    dispose(read);
+    return scored;
+  };
+  return { score: lora ? byStates : compile('reward score', score, { precision }), states, step, shape, config, lora };
+}
+
+/** Minus the log-likelihood of all that is said, given each answer's score and, where an aspect is rated, its aspect's; with the raters' KL. () */
+function unlikelihood(likelihood: Likelihood, said: Evidence, r: Tensor, q: Tensor): Tensor {
+  const { stages, thumbs, klWeight, ratings, outcomes } = said;
+  const unlikely = (weight: Tensor, logP: Tensor) => tf.neg(tf.sum(tf.mul(weight, logP))); // ()
+  return tf.addN([
+    unlikely(stages.weight, logChoice(r, likelihood.choices, stages)),
+    unlikely(thumbs.weight, logThumb(r, likelihood.thumbs, thumbs)),
+    tf.sum(tf.mul(klWeight, klOfRaters(likelihood.thumbs))), // ()
+    unlikely(ratings.weight, logRating(q, likelihood.ratings, ratings)),
+    unlikely(outcomes.weight, logOutcome(r, likelihood.outcomes, outcomes)),
+  ] as never) as Tensor;
+}
+
+/**
+ * A head along the pull of all that is said on scores that are still alike: the states of better answers, less those of worse ones. From a
+ * hundred judgements of a large model no fitting of a head makes more (LOG.md); adapters go on from there. (D)
+ */
+async function pulledHead(
+  { states, shape, config }: RewardCalls,
+  base: Parameters,
+  said: Judgement[],
+  subjects: Subjects,
+  pad: number,
+): Promise<Float32Array> {
+  const likelihood = freshLikelihood(placesFor(subjects));
+  let head = tf.zeros([1, base.norm.size]) as Tensor; // (1, D)
+  for (let at = 0; at < said.length; at += config.judgements)
+    for (const part of evidence(said.slice(at, at + config.judgements), shape, pad, subjects)) {
+      const read = states(base, part.batch, part.members); // (S, D)
+      const pulled = tf.tidy(() => {
+        const loss = (r: Tensor) => unlikelihood(likelihood, part, r, r);
+        const pull = tf.grad(loss as never)(tf.zeros([ANSWERS])) as Tensor; // (S)
+        return tf.sub(head, tf.matMul(tf.reshape(pull, [1, ANSWERS]), read)); // (1, S) · (S, D) → (1, D)
+      }) as Tensor;
+      dispose(read, head, part);
+      head = pulled;
+      await new Promise(setImmediate);
+    }
+  const values = head.dataSync() as Float32Array;
+  dispose(head, likelihood);
+  return values;
 }
 
 /** A head's weights before training, N(0, 1/√(D+1)) as lm-human-preferences has it. */
@@ -151,10 +201,11 @@ export async function fitReward(
   );
   const subjects = subjectsOf(said);
   const rng = random(seed, stage);
-  const head = freshHead(model.hidden_size, rng);
+  const drawn = freshHead(model.hidden_size, rng);
   let rm: Fitting;
   if (from) rm = from.rm;
   else {
+    const head = lora ? await pulledHead(calls, trunk, said, subjects, model.pad_token_id) : drawn;
     const fresh: RewardModel = tf.tidy(() => ({
       parameters: trunk,
       head: { weight: tf.tensor1d(head), bias: tf.scalar(0) },

@@ -164,6 +164,10 @@ test('a reward model is fitted by adapters on the frozen policy, and comes out w
   expect(numbers(base)).toEqual(before);
   expect(numbers(rm.parameters.embedding)).toEqual(numbers(base.embedding));
   expect(numbers(rm.parameters.layers[0]!.down)).not.toEqual(numbers(base.layers[0]!.down));
+  // It begins along what is said: before it has learnt anything it tells better from worse.
+  const still = { ...calls, config: { ...calls.config, epochs: 1, learningRate: 1e-12 } };
+  const begun = await fitReward(TINY, still, base, compared.slice(0, 90), rows, 3, 'reward', () => {});
+  expect(rightShare(await accuracy(still, begun, compared.slice(90), TINY.pad_token_id))).toBeGreaterThan(0.7);
   const like = freshLora(TINY, BOTH, random(0));
   const resumed = await fitted(fitStateFromFile(saved!.file, { step: saved!.step }, like));
   expect(numbers(resumed)).toEqual(numbers(rm));

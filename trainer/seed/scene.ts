@@ -59,7 +59,7 @@ export const SENTENCES: Scene<Question> = {
   maxTokens: 48,
   config: {
     lora: { rank: 8, on: ['attention', 'mlp'] },
-    reward: { learningRate: 1e-3, judgements: 8, epochs: 2 },
+    reward: { learningRate: 2e-4, judgements: 8, epochs: 1 },
     ppo: { learningRate: 1e-3, episodes: 256, rollout: 64, minibatch: 16 },
     gate: { comparisons: 200 },
   },
