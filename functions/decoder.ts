@@ -4,7 +4,7 @@
 import { DurableObject } from 'cloudflare:workers';
 import { ChatTemplateError } from '../schema/chat.ts';
 import type { Complete } from '../schema/completion.ts';
-import { loadTokenizer } from '../schema/tokenizer.ts';
+import { loadTokenizer, type Tokenizer } from '../schema/tokenizer.ts';
 import { batcher } from './policy/batch.ts';
 import { ContextOverflow, DecoderBusy } from './policy/choice.ts';
 import module from './policy/decoder.relaxed.wasm';
@@ -20,13 +20,26 @@ import { readBlob, streamBlob } from './store/blobs.ts';
 let decoder: WasmDecoder | undefined;
 let owner: { object: object; image: string; ready: Promise<Complete>; uses: number } | undefined;
 
+/** A policy that was trained from the one before has its tokenizer: reading that takes time, and memory that is not there beside a decoder. */
+let read: { tokenizer: string; encoding: Tokenizer } | undefined;
+
 async function load(bucket: R2Bucket, { image, tokenizer, chatTemplate }: DecoderCall): Promise<Complete> {
-  const source = JSON.parse(new TextDecoder().decode(await readBlob(bucket, tokenizer)));
-  const { file: _, ...encoding } = loadTokenizer(source);
-  const former = decoder;
+  let former = decoder;
   decoder = undefined; // until the image is whole
+  if (read?.tokenizer !== tokenizer) {
+    former = undefined;
+    read = undefined;
+    read = { tokenizer, encoding: await encodingOf(bucket, tokenizer) };
+  }
+  const { encoding } = read;
   decoder = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, former);
   return batcher(decoder, encoding, chatTemplate);
+}
+
+/** By itself, so that the file is let go before there is an image. */
+async function encodingOf(bucket: R2Bucket, sha: string): Promise<Tokenizer> {
+  const { file: _, ...encoding } = loadTokenizer(JSON.parse(new TextDecoder().decode(await readBlob(bucket, sha))));
+  return encoding;
 }
 
 const problem = (status: number, body: DecoderProblem) => Response.json(body, { status });

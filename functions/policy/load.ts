@@ -10,6 +10,7 @@ import {
   tensorsALayer,
 } from '../../schema/edge.ts';
 import { MalformedFile } from '../../schema/malformed.ts';
+import type { ModelConfig } from '../../schema/manifest.ts';
 import { type Decoder, type DecoderOptions, ropeTables, stretch } from './decoder.ts';
 
 export interface WasmDecoder extends Decoder {
@@ -38,6 +39,17 @@ type Exports = { memory: WebAssembly.Memory } & Record<
     weigh(i: number, temperature: number): void;
     copyPositions(from: number, to: number, positions: number): void;
   };
+
+/** What the decoder takes beside weights and cache, for each row of a call (assembly/decoder.ts, `init`) … */
+export function rowBytes(config: ModelConfig): number {
+  const { hidden_size: D, num_attention_heads: A, num_key_value_heads: G, head_dim: H } = config;
+  const F = paddedInner(config);
+  const widest = Math.max(D, F, A * H);
+  const floats = D + Math.max(D, A * H) + (A + 2 * G) * H + A * H + 2 * F; // x, normed, qkv, mixed, gateUp
+  return 4 * floats + 2 * widest + widest / 4; // and the rounded rows with their scales
+}
+/** … and for each position of a context: RoPE's cosines and sines, and a score. */
+export const positionBytes = ({ head_dim }: ModelConfig): number => 4 * (head_dim + 1);
 
 /** A decoder of an image that is in memory. */
 export function wasmDecoder(module: WebAssembly.Module, image: Uint8Array, options?: DecoderOptions): WasmDecoder {
@@ -102,9 +114,9 @@ function instance(
   const longest = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
   const held = stretch(positions ?? slots * stretch(longest));
   const logitRows = Math.min(rows, slots);
-  const width = Math.max(config.hidden_size, inner, config.num_attention_heads * config.head_dim);
   const cache = held * cacheBytes(config, bits);
-  const needed = bytes + cache + rows * width * 64 + logitRows * config.vocab_size * 4;
+  const work = rows * rowBytes(config) + longest * positionBytes(config) + (logitRows + 1) * config.vocab_size * 4;
+  const needed = bytes + cache + work;
   // Past 4 GiB the module's addresses would wrap around.
   if (needed > 3.5 * 2 ** 30)
     throw new RangeError(

@@ -1,10 +1,11 @@
 // What fits into an isolate's 128 MB beside an image: the pool of the cache's positions. The same arithmetic loads a large policy
 // (../decoder.ts) and refuses, when it is imported, one that cannot be served.
 import { cacheBytes, type EdgeHeader } from '../../schema/edge.ts';
+import { positionBytes, rowBytes } from './load.ts';
 
 export const ISOLATE = 128e6;
 /** Script, tokenizer and what a request needs, in JavaScript's heap. */
-export const HEAP = 12e6;
+export const HEAP = 6e6;
 /** Choices under way at once, and rows of a call of the decoder: what a prompt may hold up the others by. */
 const SLOTS = 8;
 const ROWS = 32;
@@ -21,10 +22,9 @@ export interface Room {
 
 /** Throws a RangeError with the arithmetic where there is none. */
 export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
-  const { hidden_size, intermediate_size, num_attention_heads, head_dim, max_position_embeddings, vocab_size } = config;
-  const widest = Math.max(hidden_size, intermediate_size, num_attention_heads * head_dim);
-  const work = ROWS * widest * 64 + SLOTS * vocab_size * 4 + max_position_embeddings * head_dim * 4;
-  const each = cacheBytes(config, bits);
+  const { max_position_embeddings, vocab_size } = config;
+  const work = ROWS * rowBytes(config) + (SLOTS + 1) * vocab_size * 4;
+  const each = cacheBytes(config, bits) + positionBytes(config);
   const positions = Math.floor(Math.min(CACHE, ISOLATE - HEAP - bytes - work) / each / 8) * 8;
   const needed = Math.min(LEAST_POSITIONS, max_position_embeddings);
   if (positions < needed) {

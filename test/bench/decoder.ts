@@ -188,6 +188,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
 /** One sequence's tokens a second, ever further into its context, and by ever larger models: beside what the processor could do at best. */
 async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
   const products = dotProducts();
+  const beside = 'the lower roofline';
   const row = async (name: string, of: Uint8Array, context: number, at: number): Promise<Pair> => {
     const { config, bits } = readEdge(of);
     const decode = loadDecoder(of, { context });
@@ -216,7 +217,10 @@ async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
       note: `${(of.length / 1e6).toFixed(1)} MB in ${bits} bits; beside the lower of reading that once a token and dot products alone`,
     });
   };
-  for (const at of [64, 256, 512, 1024, 2048]) yield await row(`SmolLM2 at ${at} of its context`, image, 2048, at);
+  for (const x of [64, 256, 512, 1024, 2048]) {
+    const over = 'position in the context of SmolLM2-135M';
+    yield { ...(await row(`SmolLM2 at ${x} of its context`, image, 2048, x)), at: { over, x, beside } };
+  }
   for (const [name, hidden_size, num_hidden_layers] of [
     ['1 M', 128, 3],
     ['6 M', 256, 6],
@@ -231,7 +235,9 @@ async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
       num_key_value_heads: hidden_size / 64,
       max_position_embeddings: 128,
     });
-    yield await row(`${name} weights`, packEdge(config, randomModel(config, 1), 8), 128, 64);
+    const grown = await row(`${name} weights`, packEdge(config, randomModel(config, 1), 8), 128, 64);
+    const x = config.num_hidden_layers * layerWeights(config) + config.vocab_size * hidden_size;
+    yield { ...grown, at: { over: 'weights, in 8 bits', x, beside } };
   }
 }
 

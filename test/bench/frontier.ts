@@ -33,6 +33,7 @@ import { gold, tickets } from '../../trainer/seed/world.ts';
 import { UserError } from '../../trainer/user-error.ts';
 import { readWeights, writePolicy } from '../../trainer/weights.ts';
 import { peersPython } from './peers.ts';
+import { svg } from './plot.ts';
 
 const { values: options } = parseArgs({
   options: { seeds: { type: 'string', default: '1,2,3,4,5' }, plot: { type: 'string', default: '' } },
@@ -261,12 +262,8 @@ if (options.plot) writeFileSync(options.plot, plot(points));
 
 /** Gold over KL, a line a seed and a colour a way; a line ends where it leaves the picture. */
 function plot(points: Point[]): string {
-  const [width, height, left, bottom] = [720, 420, 56, 44];
   const most = Math.min(12, Math.max(...points.map(({ kl }) => kl)));
-  const x = (kl: number) => left + (Math.sqrt(Math.max(0, Math.min(kl, most))) / Math.sqrt(most)) * (width - left - 16);
   const [least, greatest] = [0.2, 0.8];
-  const y = (value: number) =>
-    height - bottom - ((Math.max(value, least) - least) / (greatest - least)) * (height - bottom - 16);
   const colours: Record<string, string> = {
     PPO: '#0b7285',
     'PPO without KL control': '#c92a2a',
@@ -278,26 +275,18 @@ function plot(points: Point[]): string {
   const lines = [...Map.groupBy(points, ({ way, seed }) => `${way} ${seed}`).values()].map((of) => {
     const outside = of.findIndex(({ kl, gold }) => kl > most || gold < least);
     const seen = outside < 0 ? of : of.slice(0, outside + 1);
-    const path = seen.map(({ kl, gold }, i) => `${i ? 'L' : 'M'}${x(kl).toFixed(1)} ${y(gold).toFixed(1)}`).join('');
-    return `<path d="${path}" fill="none" stroke="${colours[of[0]!.way]}" stroke-width="1.6" opacity=".8"/>`;
+    const { way } = of[0]!;
+    return { name: way, colour: colours[way]!, points: seen.map(({ kl, gold }) => [kl, gold] as [number, number]) };
   });
-  const text = (at: [number, number], words: string, more = '') =>
-    `<text x="${at[0]}" y="${at[1]}" ${more}>${words}</text>`;
-  const ticks = [
-    ...[0, 0.5, 1, 2, 4, 8, 12]
-      .filter((kl) => kl <= most)
-      .map((kl) => text([x(kl), height - bottom + 18], `${kl}`, 'text-anchor="middle"')),
-    ...[0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8].map((value) =>
-      text([left - 8, y(value) + 4], value.toFixed(1), 'text-anchor="end"'),
-    ),
-  ];
-  const legend = Object.entries(colours).map(([way, colour], i) =>
-    text([left + 16, 30 + 18 * i], way, `fill="${colour}"`),
-  );
-  const axes = `<path d="M${left} 16V${height - bottom}H${width - 16}" fill="none" stroke="#495057"/>`;
-  const titles = [
-    text([width / 2, height - 8], 'KL to the first policy, nats an answer (square root)', 'text-anchor="middle"'),
-    text([14, height / 2], 'gold', `transform="rotate(-90 14 ${height / 2})" text-anchor="middle"`),
-  ];
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13"><title>Gold over KL to the first policy</title><rect width="${width}" height="${height}" fill="#fff"/>${[axes, ...ticks, ...legend, ...titles, ...lines].join('')}</svg>\n`;
+  const x = {
+    title: 'KL to the first policy, nats an answer (square root)',
+    ticks: [0, 0.5, 1, 2, 4, 8, 12].filter((kl) => kl <= most),
+    place: (kl: number) => Math.sqrt(Math.max(0, Math.min(kl, most)) / most),
+  };
+  const y = {
+    title: 'gold',
+    ticks: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
+    place: (value: number) => (Math.max(value, least) - least) / (greatest - least),
+  };
+  return svg('Gold over KL to the first policy', [{ x, y, lines }]);
 }

@@ -25,7 +25,7 @@ export async function* growth(): AsyncGenerator<Pair> {
   const middle = speed(...MIDDLE);
   for (const [rows, columns] of SIZES) {
     const step = speed(rows, columns);
-    yield await pair({
+    const grown = await pair({
       name: `growth/train step 5.8M, ${rows} × ${columns}`,
       unit: 'GFLOP/s',
       more: true,
@@ -34,5 +34,11 @@ export async function* growth(): AsyncGenerator<Pair> {
       theirs: middle,
       note: `beside ${MIDDLE.join(' × ')}, products in ${precision}`,
     });
+    const beside = `a step of ${MIDDLE.join(' × ')}`;
+    const at =
+      columns === MIDDLE[1]
+        ? { over: `rows of ${columns} tokens a step`, x: rows, beside }
+        : { over: 'tokens a row, 2,048 a step', x: columns, beside };
+    yield { ...grown, at };
   }
 }

@@ -1,8 +1,11 @@
 // npm run bench [-- group] [--json]: figures of what Plumb does beside something that does the same, both sides in turn in one
-// run, medians of several rounds. With --json one line a pair. A busy machine gives bad figures: leave it alone meanwhile.
+// run, medians of several rounds. With --json one line a pair; --plot draws how figures grow. A busy machine gives bad figures: leave it
+// alone meanwhile.
+import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
 import type { Pair } from './pair.ts';
+import { growthPlot } from './plot.ts';
 
 type Group = { about: string; engine?: boolean; pairs: () => Promise<AsyncGenerator<Pair>> };
 
@@ -61,17 +64,17 @@ const GROUPS: Record<string, Group> = {
 
 const shown = (value: number): string => value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2);
 
-const USAGE = `npm run bench [-- ${Object.keys(GROUPS).join('|')}] [--json]`;
+const USAGE = `npm run bench [-- ${Object.keys(GROUPS).join('|')}] [--json] [--plot file.svg]`;
 
 function usage(problem: string): never {
   console.error(`bench: ${problem}: ${USAGE}`);
   process.exit(2);
 }
 
-let given: { values: { json: boolean; help: boolean }; positionals: string[] };
+let given: { values: { json: boolean; help: boolean; plot?: string }; positionals: string[] };
 try {
   const flag = { type: 'boolean', default: false } as const;
-  given = parseArgs({ options: { json: flag, help: flag }, allowPositionals: true });
+  given = parseArgs({ options: { json: flag, help: flag, plot: { type: 'string' } }, allowPositionals: true });
 } catch (error) {
   usage((error as Error).message.split('.')[0]!);
 }
@@ -84,12 +87,14 @@ if (options.help) {
 const unknown = positionals.find((name) => !GROUPS[name]);
 if (unknown) usage(`there is no group ${unknown}`);
 
+const pairs: Pair[] = [];
 for (const name of positionals.length > 0
   ? positionals
   : Object.keys(GROUPS).filter((group) => group !== 'trl-large')) {
   const group = GROUPS[name]!;
   if (group.engine) await setUpEngine();
   for await (const pair of await group.pairs()) {
+    pairs.push(pair);
     if (options.json) console.log(JSON.stringify(pair));
     else
       console.log(
@@ -98,3 +103,4 @@ for (const name of positionals.length > 0
       );
   }
 }
+if (options.plot) writeFileSync(options.plot, growthPlot('How it grows', pairs));
