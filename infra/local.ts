@@ -207,12 +207,13 @@ const SLOTS = ['a', 'b'] as const;
 export const startDecoder = (
   home: string,
   slot: (typeof SLOTS)[number],
-  inspector: { hostname: string; port: number } | false = false,
+  { inspector = false, ...more }: { inspector?: { hostname: string; port: number } | false; entrypoint?: string } = {},
 ) =>
   unstable_startWorker({
     config: join(ROOT, 'wrangler.decoder.jsonc'),
     name: `plumb-decoder-${slot}`,
     envFiles: [],
+    ...more,
     dev: { ...workerd(home, 0), inspector },
   } as WorkerOptions);
 

@@ -69,7 +69,9 @@ const BYTE_CHARS: string[] = [];
     BYTE_CHARS.push(String.fromCharCode(printable ? byte : 256 + moved++));
   }
 }
-const CHAR_BYTES = new Map(BYTE_CHARS.map((char, byte) => [char, byte]));
+/** By char code; −1 for those that stand for no byte. */
+const CHAR_BYTES = new Int16Array(256 + 68).fill(-1);
+for (const [byte, char] of BYTE_CHARS.entries()) CHAR_BYTES[char.charCodeAt(0)] = byte;
 const encoder = new TextEncoder();
 
 const GPT2_SPLIT =
@@ -177,20 +179,41 @@ function alternatives(texts: string[]): RegExp | undefined {
 
 const typeOf = (node: unknown): string => (node as { type?: string } | null)?.type ?? 'null';
 
-/** All ids' bytes, one after another: arrays of their own would take thirty times the memory. */
-function packed(bytes: (Uint8Array | undefined)[]): Tokenizer['bytesOf'] {
-  const starts = new Uint32Array(bytes.length + 1);
-  for (const [id, own] of bytes.entries()) starts[id + 1] = starts[id]! + (own?.length ?? 0);
-  const text = new Uint8Array(starts[bytes.length]!);
+/** All ids' bytes, one after another: arrays of their own would take thirty times the memory. An added token is its own text. */
+function packed(tokens: (string | undefined)[], added: TokenizerFile['added_tokens']): Tokenizer['bytesOf'] {
+  const isAdded = new Set(added.map(({ id }) => id));
+  const starts = new Uint32Array(tokens.length + 1);
+  const text = new Uint8Array(tokens.reduce((sum, token) => sum + 3 * (token?.length ?? 0), 0));
   const holes = new Set<number>();
-  for (const [id, own] of bytes.entries())
-    if (own) text.set(own, starts[id]);
-    else holes.add(id);
+  let at = 0;
+  for (let id = 0; id < tokens.length; id++) {
+    const token = tokens[id];
+    if (token === undefined) holes.add(id);
+    else {
+      let end = isAdded.has(id) ? -1 : at;
+      for (let i = 0; i < token.length && end >= 0; i++) {
+        const byte = CHAR_BYTES[token.charCodeAt(i)] ?? -1;
+        text[end] = byte;
+        end = byte < 0 ? -1 : end + 1;
+      }
+      // A token that was never made of bytes (a special one with a space in it, say) is its own text, too.
+      at = end < 0 ? at + encoder.encodeInto(token, text.subarray(at)).written : end;
+    }
+    starts[id + 1] = at;
+  }
+  const all = text.slice(0, at);
   return (id) =>
-    id >= 0 && id < starts.length - 1 && !holes.has(id) ? text.subarray(starts[id], starts[id + 1]) : undefined;
+    id >= 0 && id < starts.length - 1 && !holes.has(id) ? all.subarray(starts[id], starts[id + 1]) : undefined;
 }
 
 const composed: Step = (pieces) => pieces.map((piece) => piece.normalize('NFC'));
+
+/** The two tokens of a merge, which is a list of them or a text with a space between. */
+function pairOf(merge: unknown): string[] {
+  if (typeof merge !== 'string') return Array.isArray(merge) && merge.length === 2 ? merge : [];
+  const space = merge.indexOf(' ');
+  return space < 0 || merge.includes(' ', space + 1) ? [] : [merge.slice(0, space), merge.slice(space + 1)];
+}
 
 // A function of its own: made within loadTokenizer, it would hold on to all that is there.
 const splitting = (steps: ((pieces: string[]) => string[])[]) => (text: string) =>
@@ -213,7 +236,9 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
   const steps = preTokenizer(file.pre_tokenizer);
 
   const vocab = new Map<string, number>();
-  for (const [token, id] of Object.entries((model.vocab ?? {}) as Record<string, unknown>)) {
+  const given = (model.vocab ?? {}) as Record<string, unknown>;
+  for (const token of Object.keys(given)) {
+    const id = given[token];
     if (!Number.isInteger(id) || (id as number) < 0)
       throw new MalformedFile(`tokenizer.json: the id of ${token} is not a number`);
     vocab.set(token, id as number);
@@ -223,12 +248,10 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
   for (const { id } of file.added_tokens) size = Math.max(size, id + 1);
   if (size > 1 << 24) throw new MalformedFile('tokenizer.json: ids go beyond 16,777,216');
 
-  const bytes: (Uint8Array | undefined)[] = Array.from({ length: size });
+  const tokens: (string | undefined)[] = Array.from({ length: size });
   for (const [token, id] of vocab) {
-    if (bytes[id]) throw new MalformedFile(`tokenizer.json: two tokens have the id ${id}`);
-    const chars = [...token].map((char) => CHAR_BYTES.get(char));
-    // A token that was never made of bytes (a special one with a space in it, say) is its own text.
-    bytes[id] = chars.includes(undefined) ? encoder.encode(token) : Uint8Array.from(chars as number[]);
+    if (tokens[id] !== undefined) throw new MalformedFile(`tokenizer.json: two tokens have the id ${id}`);
+    tokens[id] = token;
   }
 
   const added = new Map<string, { id: number; special: boolean }>();
@@ -239,10 +262,10 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
     if (token.content.length < 2)
       refuse(`the added token ${JSON.stringify(token.content)} of fewer than two characters`);
     const inVocab = vocab.get(token.content);
-    if (inVocab === undefined ? bytes[token.id] : inVocab !== token.id)
+    if (inVocab === undefined ? tokens[token.id] !== undefined : inVocab !== token.id)
       throw new MalformedFile(`tokenizer.json: the added token ${token.content} has an id that is another's`);
     added.set(token.content, { id: token.id, special: token.special });
-    bytes[token.id] = encoder.encode(token.content);
+    tokens[token.id] = token.content;
     if (token.special) special.add(token.id);
   }
 
@@ -252,9 +275,9 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
   const merges = (model.merges ?? []) as unknown[];
   const ranks = new Map<number, number>();
   const merged = new Int32Array(merges.length);
-  for (const [rank, merge] of merges.entries()) {
-    const pair = typeof merge === 'string' ? merge.split(' ') : merge;
-    const [a, b] = (Array.isArray(pair) && pair.length === 2 ? pair : []) as string[];
+  for (let rank = 0; rank < merges.length; rank++) {
+    const merge = merges[rank];
+    const [a, b] = pairOf(merge);
     const left = vocab.get(a!);
     const right = vocab.get(b!);
     const whole = vocab.get(`${a}${b}`);
@@ -276,7 +299,7 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
     file,
     size,
     added,
-    bytesOf: packed(bytes),
+    bytesOf: packed(tokens, file.added_tokens),
     special,
     split: splitting(file.normalizer ? [composed, ...steps] : steps),
     addedPattern: alternatives([...added.keys()]),

@@ -20,8 +20,16 @@ export type DecoderProblem =
 
 /** Objects that may decode one policy at once, each in an isolate of its own. */
 const MOST_OBJECTS = 8;
-/** How many of them there are, as far as this isolate knows: one more for each time that all were full. */
-const objects = new Map<string, number>();
+/** How many of them there are, as far as this isolate knows: one more when all were full, one less when that has not been for a while. */
+const objects = new Map<string, { count: number; since: number }>();
+const CALM_MS = 10 * 60_000;
+
+function objectsOf(policy: string): number {
+  const known = objects.get(policy);
+  if (!known || known.count === 1) return 1;
+  if (Date.now() - known.since > CALM_MS) objects.set(policy, { count: known.count - 1, since: Date.now() });
+  return objects.get(policy)!.count;
+}
 
 /** A number of so many, the same for the same text. */
 function placeOf(text: string, among: number): number {
@@ -75,13 +83,14 @@ export function remoteDecoder(slot: DurableObjectNamespace, policy: string, file
     const { logitBias, ...rest } = request;
     const call = { ...files, request: { ...rest, ...(logitBias && { logitBias: [...logitBias] }) } };
     // Who comes again is served where what was asked before may still be held; who finds it full, by another.
-    let among = objects.get(policy) ?? 1;
+    let among = objectsOf(policy);
     let response = await post(placeOf(request.session ?? '', among), call, signal);
     while (response.status === 429 && among < MOST_OBJECTS) {
       await response.body?.cancel();
       response = await post(among, call, signal);
       among++;
-      if (response.status === 200) objects.set(policy, Math.max(among, objects.get(policy) ?? 1));
+      if (response.status === 200)
+        objects.set(policy, { count: Math.max(among, objectsOf(policy)), since: Date.now() });
     }
     if (response.status !== 200) throw thrown(await response.json());
     for await (const line of linesOf(response.body!)) {

@@ -27,8 +27,9 @@ export async function* streamBlob(bucket: R2Bucket, sha: string): AsyncGenerator
   let buffer = new ArrayBuffer(PIECE);
   try {
     for (;;) {
-      const { value, done } = await reader.read(new Uint8Array(buffer));
-      if (done) break;
+      // whole pieces: what comes by itself is a sixteenth of one, and each takes a turn of the event loop
+      const { value } = await reader.readAtLeast(PIECE, new Uint8Array(buffer));
+      if (!value?.length) break;
       await hash.write(value);
       yield value;
       buffer = value.buffer as ArrayBuffer;

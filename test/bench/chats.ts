@@ -1,12 +1,14 @@
 // SmolLM2-135M as people reach it, over HTTP on this machine: its tokens a second beside llama.cpp's, what the first answer after a start
 // waits for, how long the first token takes while eight chat at once beside one who is alone, what a release under load costs them, and
 // what an answer takes of a processor, which is what a Worker is billed by.
+import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { freePort } from '../../infra/home.ts';
-import { type Local, publish, startLocal } from '../../infra/local.ts';
+import { publish, startLocal } from '../../infra/local.ts';
 import { smollm2 } from '../../trainer/import/smollm2.ts';
+import { random } from '../../trainer/random.ts';
 import { sentenceQuestions } from '../../trainer/seed/sentences.ts';
 import { compared, type Pair, pair, ROUNDS } from './pair.ts';
 import { llama, startLlama } from './peers.ts';
@@ -15,6 +17,10 @@ const CHATS = 8;
 const TOKENS = 48;
 /** Answers each of them has in a round. */
 const TURNS = 4;
+/** Milliseconds in which somebody reads an answer and types the next question. */
+const [QUICK, SLOW] = [2000, 8000];
+/** How often a start is timed, each a process of its own. */
+const STARTS = 3;
 /** What Cloudflare asks for a million milliseconds of a processor on Workers Paid, beyond those that the plan includes, in dollars. */
 const PER_MILLION_MS = 0.02;
 /** A request may take so many milliseconds of a processor unless more is asked for. */
@@ -29,11 +35,11 @@ interface Answer {
   rate: number;
   policy: string;
 }
-async function ask({ url, keys }: Local, content: string): Promise<Answer> {
+export async function ask(url: string, key: string, content: string): Promise<Answer> {
   const started = performance.now();
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: 'POST',
-    headers: { authorization: `Bearer ${keys.secret}`, 'content-type': 'application/json' },
+    headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
     body: JSON.stringify({
       model: 'stable',
       messages: [{ role: 'user', content }],
@@ -73,7 +79,30 @@ function processorMs(): number {
   return 10 * ticks; // a hundred a second
 }
 
+/** What the first answer after a start waits for above the next ones, with the weights in a bucket that is near or far. */
+async function* coldStarts(): AsyncGenerator<Pair> {
+  const script = join(import.meta.dirname, 'cold.ts');
+  for (const [bucket, goal, note] of [
+    ['near', 100, 'the first token of the first answer above the next ones’, its weights read from R2'],
+    ['far', 1500, 'the same with 50 ms until the first byte of a file and 100 MB a second'],
+  ] as const) {
+    const over: number[] = [];
+    for (let start = 0; start < STARTS; start++) {
+      const { stdout, status } = spawnSync(process.execPath, [script, bucket], {
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      if (status !== 0) throw new Error(`cold.ts ${bucket} ended with ${status}`);
+      const { cold, warm } = JSON.parse(stdout.trim().split('\n').at(-1)!);
+      over.push(cold - warm);
+    }
+    const name = bucket === 'near' ? 'chats/cold start 135M above a warm request' : 'chats/cold start 135M from afar';
+    yield compared({ name, unit: 'ms', more: false, goal: 1, ours: over, theirs: [goal], note });
+  }
+}
+
 export async function* chats(): AsyncGenerator<Pair> {
+  yield* coldStarts();
   const home = mkdtempSync(join(tmpdir(), 'plumb-bench-'));
   const file = await smollm2();
   await publish(home, file, 'smollm2', 'stable');
@@ -81,20 +110,8 @@ export async function* chats(): AsyncGenerator<Pair> {
   const questions = sentenceQuestions('evaluation', 1, 300).map(({ text }) => text);
   let next = 0;
   const local = await startLocal({ home, port: await freePort(), cronSeconds: 86_400 });
-  const one = () => ask(local, questions[next++ % questions.length]!);
+  const one = () => ask(local.url, local.keys.secret, questions[next++ % questions.length]!);
   try {
-    const { first: cold } = await one();
-    await one();
-    const { first: warm } = await one();
-    yield compared({
-      name: 'chats/cold start 135M above a warm request',
-      unit: 'ms',
-      more: false,
-      goal: 1,
-      ours: [cold - warm],
-      theirs: [100],
-      note: 'the first token of the first answer after a start, its weights read from R2',
-    });
     const inTurn = async (count: number) => {
       const firsts: number[] = [];
       for (let i = 0; i < count; i++) firsts.push((await one()).first);
@@ -128,20 +145,35 @@ export async function* chats(): AsyncGenerator<Pair> {
 
     const idle: number[] = [];
     const busy: number[] = [];
+    const atOnce: number[] = [];
     const processor: number[] = [];
+    const rng = random(1, 'reading');
+    const conversation = async () => {
+      const firsts: number[] = [];
+      for (let i = 0; i < TURNS; i++) {
+        await new Promise((resolve) => setTimeout(resolve, QUICK + rng() * (SLOW - QUICK)));
+        firsts.push((await one()).first);
+      }
+      return firsts;
+    };
     for (let round = 0; round < ROUNDS; round++) {
       const before = processorMs();
       idle.push(quantile(await inTurn(TURNS), 0.5));
       processor.push((processorMs() - before) / TURNS);
-      busy.push(quantile(await together(), 0.99));
+      busy.push(quantile((await Promise.all(Array.from({ length: CHATS }, conversation))).flat(), 0.99));
+      atOnce.push(quantile(await together(), 0.99));
     }
+    const row = { unit: 'ms', more: false, goal: 1 / 3, theirs: idle };
     yield compared({
+      ...row,
       name: `chats/first token under ${CHATS} concurrent chats`,
-      unit: 'ms',
-      more: false,
-      goal: 1 / 3,
       ours: busy,
-      theirs: idle,
+      note: `the slowest of ${CHATS * TURNS}, each asked ${QUICK / 1000} to ${SLOW / 1000} s after the answer before; beside one who is alone`,
+    });
+    yield compared({
+      ...row,
+      name: `chats/first token of ${CHATS} who ask at the same moment, again and again`,
+      ours: atOnce,
       note: 'the slowest beside one who is alone',
     });
     const ms = quantile(processor, 0.5);

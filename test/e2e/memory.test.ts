@@ -7,57 +7,41 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { loadDecoder } from '../../functions/policy/node.ts';
 import { HEAP, ISOLATE, roomInSlot } from '../../functions/policy/room.ts';
-import { insertKey, makeKey } from '../../functions/store/keys.ts';
-import { importPolicy } from '../../functions/store/policies.ts';
 import { freePort } from '../../infra/home.ts';
-import { startDecoder, startWorker, withStore } from '../../infra/local.ts';
 import { readEdge } from '../../schema/edge.ts';
-import { importFrom } from '../../trainer/import/import.ts';
-import { smollm2 } from '../../trainer/import/smollm2.ts';
+import { serveLarge } from '../support/large.ts';
 
 const MINUTES = 60_000;
 const home = mkdtempSync(join(tmpdir(), 'plumb-memory-'));
-let decoder: Awaited<ReturnType<typeof startDecoder>>;
-let api: Awaited<ReturnType<typeof startWorker>>;
+let served: Awaited<ReturnType<typeof serveLarge>>;
 let inspect: (method: string) => Promise<Record<string, number>>;
 let wasmBytes = 0;
-let key = '';
 let workerd = '';
 
-/** A process's status as Linux tells it. */
-const statusOf = (pid: string) => readFileSync(`/proc/${pid}/status`, 'utf8');
+/** A process's status as Linux tells it; nothing of one that has ended. */
+function statusOf(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/status`, 'utf8');
+  } catch {
+    return '';
+  }
+}
+const ours = () =>
+  readdirSync('/proc').filter((pid) => {
+    const status = statusOf(pid);
+    return status.startsWith('Name:\tworkerd') && status.includes(`PPid:\t${process.pid}\n`);
+  });
 const residentBytes = () => 1024 * Number(/VmRSS:\s+(\d+)/.exec(statusOf(workerd))![1]);
 
 beforeAll(async () => {
-  const { manifest, files } = importFrom(await smollm2(), 'smollm2');
-  const image = files.get('edge.bin')!;
-  wasmBytes = loadDecoder(image, roomInSlot(readEdge(image))).memoryBytes;
-  await withStore(home, async ({ DB, BUCKET }) => {
-    await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
-    const { plain, row } = await makeKey('sk', undefined, [], 'of the test');
-    await insertKey(DB, row);
-    key = plain;
-  });
   const inspector = { hostname: '127.0.0.1', port: await freePort() };
-  decoder = await startDecoder(home, 'a', inspector);
-  await decoder.ready;
-  workerd = readdirSync('/proc').find(
-    (pid) =>
-      /^\d+$/.test(pid) &&
-      statusOf(pid).startsWith('Name:\tworkerd') &&
-      statusOf(pid).includes(`PPid:\t${process.pid}\n`),
-  )!;
+  served = await serveLarge(home, { inspector });
+  wasmBytes = loadDecoder(served.image, roomInSlot(readEdge(served.image))).memoryBytes;
+  [workerd] = ours().sort((a, b) => Number(a) - Number(b)) as [string]; // the decoder's is started first
   inspect = await inspected(`ws://127.0.0.1:${inspector.port}/ws`);
-  const secret = 'a secret of the test';
-  api = await startWorker(home, await freePort(), {
-    PLUMB_TOKEN_SECRETS: `a:${secret}`,
-    PLUMB_PEPPER: secret,
-    PLUMB_SIDE_KEY: secret,
-  });
-  await api.ready;
 }, 5 * MINUTES);
 afterAll(async () => {
-  await Promise.all([decoder?.dispose(), api?.dispose()]);
+  await served?.close();
   rmSync(home, { recursive: true, force: true });
 }, MINUTES);
 
@@ -102,9 +86,9 @@ test(
     let answered = false;
     const answers = Promise.all(
       Array.from({ length: 8 }, async (_, i) => {
-        const response = await fetch(`${await api.url}v1/chat/completions`, {
+        const response = await fetch(`${served.url}/v1/chat/completions`, {
           method: 'POST',
-          headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+          headers: { authorization: `Bearer ${served.key}`, 'content-type': 'application/json' },
           body: JSON.stringify({
             model: 'stable',
             messages: [{ role: 'user', content: `${i}: tell me of the moon and of the sea` }],

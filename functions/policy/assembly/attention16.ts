@@ -26,8 +26,30 @@ export function remember16(k: usize, v: usize, keyCache: usize, valueCache: usiz
 export function attend16(q: usize, keyCache: usize, valueCache: usize, n: i32, to: usize, scores: usize): void {
   const bytes = <usize>n << 2, padded = <usize>((n + 7) & ~7) << 2;
   const eighth = f32x4.splat(0.125); // 1 / √H
-  let k = keyCache;
-  for (let p: usize = 0; p < padded; p += 32) {
+  let k = keyCache, p: usize = 0;
+  // sixteen positions at a time: with eight a sum waits for the one before
+  for (; p + 32 < padded; p += 64) {
+    let a = f32x4.splat(0), b = f32x4.splat(0), c = f32x4.splat(0), d = f32x4.splat(0);
+    let e = f32x4.splat(0), f = f32x4.splat(0), g = f32x4.splat(0), h = f32x4.splat(0);
+    for (let i: usize = 0; i < 256; i += 8) {
+      const x = v128.load32_splat(q + i), y = v128.load32_splat(q + i, 4);
+      let pair = v128.load(k);
+      a = madd(x, even(pair), a); b = madd(x, odd(pair), b);
+      pair = v128.load(k, 16);
+      c = madd(y, even(pair), c); d = madd(y, odd(pair), d);
+      pair = v128.load(k, HEAD * 8);
+      e = madd(x, even(pair), e); f = madd(x, odd(pair), f);
+      pair = v128.load(k, HEAD * 8 + 16);
+      g = madd(y, even(pair), g); h = madd(y, odd(pair), h);
+      k += 32;
+    }
+    v128.store(scores + p, f32x4.mul(f32x4.add(a, c), eighth));
+    v128.store(scores + p, f32x4.mul(f32x4.add(b, d), eighth), 16);
+    v128.store(scores + p, f32x4.mul(f32x4.add(e, g), eighth), 32);
+    v128.store(scores + p, f32x4.mul(f32x4.add(f, h), eighth), 48);
+    k += HEAD * 8;
+  }
+  if (p < padded) {
     let a = f32x4.splat(0), b = f32x4.splat(0), c = f32x4.splat(0), d = f32x4.splat(0);
     for (let i: usize = 0; i < 256; i += 8) {
       const first = v128.load(k), second = v128.load(k, 16);

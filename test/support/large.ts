@@ -1,0 +1,32 @@
+// SmolLM2 behind the api, decoded by one decoder script: for what is to be known of that script alone.
+import { insertKey, makeKey } from '../../functions/store/keys.ts';
+import { importPolicy } from '../../functions/store/policies.ts';
+import { freePort } from '../../infra/home.ts';
+import { startDecoder, startWorker, withStore } from '../../infra/local.ts';
+import { importFrom } from '../../trainer/import/import.ts';
+import { smollm2 } from '../../trainer/import/smollm2.ts';
+
+export async function serveLarge(home: string, more: Parameters<typeof startDecoder>[2]) {
+  const { manifest, files } = importFrom(await smollm2(), 'smollm2');
+  const { plain: key, row } = await makeKey('sk', undefined, [], 'of the test');
+  await withStore(home, async ({ DB, BUCKET }) => {
+    await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
+    await insertKey(DB, row);
+  });
+  const decoder = await startDecoder(home, 'a', more);
+  await decoder.ready;
+  const secret = 'a secret of the test';
+  const port = await freePort();
+  const api = await startWorker(home, port, {
+    PLUMB_TOKEN_SECRETS: `a:${secret}`,
+    PLUMB_PEPPER: secret,
+    PLUMB_SIDE_KEY: secret,
+  });
+  await api.ready;
+  return {
+    url: `http://127.0.0.1:${port}`,
+    key,
+    image: files.get('edge.bin')!,
+    close: () => Promise.all([decoder.dispose(), api.dispose()]),
+  };
+}
