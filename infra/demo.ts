@@ -10,7 +10,7 @@ import type { Run } from '../schema/wire-runs.ts';
 import { smollm2 } from '../trainer/import/smollm2.ts';
 import { random } from '../trainer/random.ts';
 import { flat, type Measured, mean, variance } from '../trainer/seed/measure.ts';
-import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig, voteKinds } from '../trainer/seed/raters.ts';
+import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig } from '../trainer/seed/raters.ts';
 import { type Scene, SENTENCES, SUPPORT_DESK } from '../trainer/seed/scene.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { freePort } from './home.ts';
@@ -241,7 +241,7 @@ async function judgeRound<Asked extends { text: string }>(
     ask(local, scene, text, 1, { seed: 2_000_000 * seed + 10_000 * round + i, user: `passer-by ${round}-${i}` }),
   );
   const asked = scene.asked('judging', seed * 1000 + round, scene.judgements);
-  const kinds = voteKinds(asked.length, random(seed, `kinds ${round}`));
+  const kinds = scene.kinds(asked.length, random(seed, `kinds ${round}`));
   await inTurn(asked, async (question, i) => {
     const rng = random(seed * 1000 + round, `rater ${i}`);
     const { choices } = await ask(local, scene, question.text, kinds[i]!.answers, {

@@ -12,12 +12,19 @@
 //   8 × bf16          the scales, of rows 0 4 1 5 2 6 3 7: those of four rows lie in every second place
 //   8 × bf16          the offsets, in that order
 //   4 × 8 × 4 × u8    for each 8 columns, each row's: the first four in the low halves of four bytes, the others in the high
+// In 4 bits, changes to a model that are small beside its steps would be lost to rounding, and all that training by adapters does is such
+// a change. Where what was lost of the layers' matrices is mostly of low rank, the image has it after all else, for each matrix
+// and each of the model's tensors in it (low-rank.ts): y = W x + Σ s_j u_j (v_j · x), of R rows and K columns
+//   8 × f32           s
+//   8 × K × i8        v, one after another
+//   8 × R × i8        u
 // Rows are padded with zeros to a multiple of 8, the inner size to one of 32. Queries, keys and values are one matrix, gate and up another. Rows keep
 // Hugging Face's order, so RoPE turns the two halves of a head (i and i + 32), not neighbours.
 //
 // Checked by hand: the decoder script, which reads these, has no memory for a library that does it.
 //
 // Left out: biases but Qwen 2's, scaled RoPE, heads of another size than 64.
+import { lowRank, RANK } from './low-rank.ts';
 import { MalformedFile } from './malformed.ts';
 import type { ModelConfig } from './manifest.ts';
 import type { FloatTensor } from './safetensors.ts';
@@ -36,7 +43,7 @@ const align = (n: number) => Math.ceil(n / ALIGN) * ALIGN;
 
 interface EdgeTensor {
   name: string;
-  kind: 'q8' | 'q4' | 'f32';
+  kind: 'q8' | 'q4' | 'f32' | 'low';
   rows: number;
   cols: number;
   /** From the start of the data. */
@@ -48,6 +55,8 @@ export interface EdgeHeader {
   config: ModelConfig;
   /** Of the layers' matrices. */
   bits: Bits;
+  /** Whether what rounding lost of them is there, too. */
+  corrected: boolean;
   tensors: EdgeTensor[];
   /** Of all weights. */
   bytes: number;
@@ -62,11 +71,14 @@ interface Part extends EdgeTensor {
   sources: { name: string; rows: number; cols: number; taken: number }[];
 }
 
+/** Of what corrects a tensor of so many rows and columns. */
+const lowBytes = (rows: number, cols: number) => RANK * (4 + rows + cols);
+
 /** The inner size as the decoder has it: whole blocks, of zeros where the model has less. */
 export const paddedInner = ({ intermediate_size }: ModelConfig): number => Math.ceil(intermediate_size / BLOCK) * BLOCK;
 
 /** Where each tensor of such a model lies. Throws if the decoder cannot run the model. */
-function layout(config: ModelConfig, bits: Bits): Part[] {
+function layout(config: ModelConfig, bits: Bits, corrected = false): Part[] {
   const { hidden_size: hidden, intermediate_size, vocab_size: vocab, head_dim: head } = config;
   const inner = paddedInner(config);
   const heads = config.num_attention_heads;
@@ -86,7 +98,12 @@ function layout(config: ModelConfig, bits: Bits): Part[] {
   ) => {
     const sources = given.map((source) => ({ cols, taken: source.rows, ...source }));
     const rows = sources.reduce((sum, source) => sum + source.taken, 0);
-    const bytes = kind === 'f32' ? rows * cols * 4 : Math.ceil(rows / GROUP) * (cols / BLOCK) * BLOCK_BYTES[kind];
+    const bytes =
+      kind === 'f32'
+        ? rows * cols * 4
+        : kind === 'low'
+          ? sources.reduce((sum, { taken }) => sum + lowBytes(taken, cols), 0)
+          : Math.ceil(rows / GROUP) * (cols / BLOCK) * BLOCK_BYTES[kind];
     parts.push({ name, kind, rows, cols, offset, bytes, sources });
     offset = align(offset + bytes);
   };
@@ -121,6 +138,9 @@ function layout(config: ModelConfig, bits: Bits): Part[] {
   put('norm', 'f32', hidden, [{ name: 'model.norm.weight', rows: 1 }]);
   put('embed', 'q8', hidden, [{ name: 'model.embed_tokens.weight', rows: vocab }]);
   if (!config.tie_word_embeddings) put('head', 'q8', hidden, [{ name: 'lm_head.weight', rows: vocab }]);
+  if (corrected)
+    for (const { name, cols, sources } of parts.filter(({ kind }) => kind === 'q4'))
+      put(`${name}_low`, 'low', cols, sources);
   return parts;
 }
 
@@ -297,16 +317,10 @@ export function packEdge(
 ): Uint8Array {
   const parts = layout(config, bits);
   requireNoOthers(config, tensors.keys(), new Set(parts.flatMap(({ sources }) => sources.map(({ name }) => name))));
-  const header = new TextEncoder().encode(JSON.stringify({ config, tensors: parts.map(stored) }));
-  const start = align(16 + header.length);
-  const image = new Uint8Array(start + sizeOf(parts));
-  image.set(new TextEncoder().encode(MAGIC));
-  const view = new DataView(image.buffer);
-  view.setUint32(8, VERSION, true);
-  view.setUint32(12, start - 16, true);
-  image.fill(0x20, 16, start);
-  image.set(header, 16);
-  for (const { kind, cols, offset, sources } of parts) {
+  const data = new Uint8Array(sizeOf(parts));
+  const corrections = new Map<string, Uint8Array[]>();
+  let [lost, told] = [0, 0];
+  for (const { name: matrix, kind, cols, offset, sources } of parts) {
     let first = 0;
     for (const { name, rows, cols: own, taken } of sources) {
       const tensor = tensors.get(name);
@@ -317,22 +331,98 @@ export function packEdge(
       let finite = true;
       if (kind === 'f32') {
         finite = tensor.data.every(Number.isFinite);
-        new Float32Array(image.buffer, start + offset, cols).set(tensor.data);
+        new Float32Array(data.buffer, offset, cols).set(tensor.data);
       } else {
-        finite = (kind === 'q4' ? packRows4 : packRows8)(
-          image,
-          start + offset,
-          first,
-          rows,
-          cols,
-          widened(tensor.data, own, cols),
-        );
+        const wide = widened(tensor.data, own, cols);
+        finite = (kind === 'q4' ? packRows4 : packRows8)(data, offset, first, rows, cols, wide);
+        if (kind === 'q4' && finite) {
+          const correction = correctionOf(lost4(data, offset, first, rows, cols, wide), rows, taken);
+          corrections.set(matrix, [...(corrections.get(matrix) ?? []), correction.bytes]);
+          lost += correction.squares;
+          told += correction.told;
+        }
       }
       if (!finite) throw new MalformedFile(`edge.bin: ${name} holds a number that is not finite`);
       first += taken;
     }
   }
+  const corrected = told > WORTH * lost;
+  const all = corrected ? layout(config, bits, true) : parts;
+  const header = new TextEncoder().encode(JSON.stringify({ config, tensors: all.map(stored) }));
+  const start = align(16 + header.length);
+  const image = new Uint8Array(start + sizeOf(all));
+  image.set(new TextEncoder().encode(MAGIC));
+  const view = new DataView(image.buffer);
+  view.setUint32(8, VERSION, true);
+  view.setUint32(12, start - 16, true);
+  image.fill(0x20, 16, start);
+  image.set(header, 16);
+  image.set(data, start);
+  for (const { name, kind, offset } of all) {
+    let at = start + offset;
+    for (const bytes of kind === 'low' ? corrections.get(name.replace(/_low$/, ''))! : []) {
+      image.set(bytes, at);
+      at += bytes.length;
+    }
+  }
   return image;
+}
+
+/** What rounding made of rows, taken from what they were. (rows, cols) */
+function lost4(
+  image: Uint8Array,
+  at: number,
+  first: number,
+  rows: number,
+  cols: number,
+  data: Float32Array,
+): Float32Array {
+  const halves = new Uint16Array(image.buffer);
+  const out = new Float32Array(rows * cols);
+  const blocks = cols / BLOCK;
+  for (let r = 0; r < rows; r++) {
+    const lane = (first + r) % GROUP;
+    let block = at + ((first + r - lane) / GROUP) * blocks * BLOCK_BYTES.q4;
+    for (let from = r * cols; from < (r + 1) * cols; from += BLOCK, block += BLOCK_BYTES.q4) {
+      const d = fromBf16(halves[(block >> 1) + placeOf(lane)]!);
+      const m = fromBf16(halves[(block >> 1) + GROUP + placeOf(lane)]!);
+      for (let c = 0; c < BLOCK; c++) {
+        const byte = image[block + GROUP * 4 + (c >> 3) * GROUP * 4 + lane * 4 + (c & 3)]!;
+        out[from + c] = data[from + c]! - (d * ((byte >> (c & 4)) & 15) + m);
+      }
+    }
+  }
+  return out;
+}
+
+/** So much of the squares of what was lost must be of low rank for the image to have it. Of noise some 3 % are. */
+const WORTH = 0.5;
+
+/** What was lost of a tensor as the image has it, with how much that is, in squares, and how much of it is told. */
+function correctionOf(
+  lost: Float32Array,
+  rows: number,
+  taken: number,
+): { bytes: Uint8Array; squares: number; told: number } {
+  const cols = lost.length / rows;
+  const { u, v, share } = lowRank(lost, rows);
+  const bytes = new Uint8Array(lowBytes(taken, cols));
+  const scales = new Float32Array(bytes.buffer, 0, RANK);
+  const numbers = new Int8Array(bytes.buffer, 4 * RANK);
+  for (let j = 0; j < RANK; j++) {
+    scales[j] = 1;
+    for (const [of, n, at] of [
+      [v, cols, j * cols],
+      [u, rows, RANK * cols + j * taken],
+    ] as const) {
+      let largest = 0;
+      for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(of[i * RANK + j]!));
+      for (let i = 0; i < n; i++) numbers[at + i] = largest === 0 ? 0 : Math.round((of[i * RANK + j]! * 127) / largest);
+      scales[j] = scales[j]! * (largest / 127);
+    }
+  }
+  const squares = lost.reduce((sum, x) => sum + x * x, 0);
+  return { bytes, squares, told: share * squares };
 }
 
 const fail = (what: string): never => {
@@ -377,11 +467,13 @@ export function readHeader(head: Uint8Array): EdgeHeader {
   if (typeof config.tie_word_embeddings !== 'boolean') fail('has a wrong header: tie_word_embeddings is no boolean');
   if (!Number.isSafeInteger(config.eos_token_id)) fail('has a wrong header: eos_token_id is no id');
   if (config.num_hidden_layers > tensors.length) fail('has fewer tensors than its config says');
-  const bits = tensors.some((tensor) => tensor?.kind === 'q4') ? 4 : 8;
-  const expected = layout(config, bits);
+  const has = (kind: EdgeTensor['kind']) => tensors.some((tensor) => tensor?.kind === kind);
+  const bits = has('q4') ? 4 : 8;
+  const corrected = has('low');
+  const expected = layout(config, bits, corrected);
   if (JSON.stringify(tensors) !== JSON.stringify(expected.map(stored)))
     fail('has its tensors in other places than its config says');
-  return { config, bits, tensors, bytes: sizeOf(expected) };
+  return { config, bits, corrected, tensors, bytes: sizeOf(expected) };
 }
 
 /** Checks an image and says where its tensors lie; nothing is copied. */
@@ -396,7 +488,7 @@ export function readEdge(file: Uint8Array): EdgeImage {
 
 /** The weights as the image holds them, in float32 under Hugging Face's names: what the decoder's oracle runs on. */
 export function unpackEdge(file: Uint8Array): { config: ModelConfig; tensors: Map<string, FloatTensor> } {
-  const { config, bits, data } = readEdge(file);
+  const { config, bits, corrected, data } = readEdge(file);
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
   const bf16 = (at: number) => fromBf16(view.getUint16(at, true));
   /** The number in a column (0 to 31) of a block's row (0 to 7). */
@@ -411,9 +503,22 @@ export function unpackEdge(file: Uint8Array): { config: ModelConfig; tensors: Ma
     },
   };
   const tensors = new Map<string, FloatTensor>();
-  for (const { kind, cols, offset, sources } of layout(config, bits)) {
+  for (const { kind, cols, offset, sources } of layout(config, bits, corrected)) {
     let first = 0;
+    let low = offset;
     for (const { name, rows, cols: own, taken } of sources) {
+      if (kind === 'low') {
+        const scale = (j: number) => view.getFloat32(low + 4 * j, true);
+        const v = new Int8Array(data.buffer, data.byteOffset + low + 4 * RANK, RANK * cols);
+        const u = new Int8Array(data.buffer, v.byteOffset + v.length, RANK * taken);
+        const whole = tensors.get(name)!.data;
+        for (let j = 0; j < RANK; j++)
+          for (let r = 0; r < rows; r++)
+            for (let c = 0; c < own; c++)
+              whole[r * own + c] = whole[r * own + c]! + scale(j) * u[j * taken + r]! * v[j * cols + c]!;
+        low += lowBytes(taken, cols);
+        continue;
+      }
       const out = new Float32Array(rows * own);
       for (let r = 0; r < rows; r++) {
         const lane = (first + r) % GROUP;

@@ -109,7 +109,7 @@ function instance(
   header: EdgeHeader,
   { context, slots = 1, rows = 64, positions }: DecoderOptions = {},
 ): { decoder: WasmDecoder; weights: Uint8Array } {
-  const { config, bits, bytes } = header;
+  const { config, bits, corrected, bytes } = header;
   const inner = paddedInner(config);
   const longest = Math.min(context ?? config.max_position_embeddings, config.max_position_embeddings);
   const held = stretch(positions ?? slots * stretch(longest));
@@ -137,6 +137,7 @@ function instance(
     config.rms_norm_eps,
     config.tie_word_embeddings ? 1 : 0,
     bits,
+    corrected ? 1 : 0,
     tensorsALayer(config),
     bytes,
   );
@@ -145,9 +146,7 @@ function instance(
   const { cos, sin } = ropeTables(config, longest);
   new Float32Array(buffer, wasm.cosinesAt(), cos.length).set(cos);
   new Float32Array(buffer, wasm.sinesAt(), sin.length).set(sin);
-  ints(wasm.offsetsAt(), tensorsALayer(config) * config.num_hidden_layers + 3).set(
-    header.tensors.map((tensor) => tensor.offset),
-  );
+  ints(wasm.offsetsAt(), header.tensors.length).set(header.tensors.map((tensor) => tensor.offset));
   const weights = new Uint8Array(buffer, wasm.weightsAt(), bytes);
 
   const tokenRow = ints(wasm.tokensAt(), rows); // (T)
@@ -206,6 +205,8 @@ function instance(
           throw new Error(`an image with another ${key} cannot take this one's place`);
       if (header.bits !== bits)
         throw new Error(`an image of ${header.bits} bits cannot take the place of one of ${bits}`);
+      if (header.corrected !== corrected)
+        throw new Error('of two images one has corrections and the other has none: neither can take the other’s place');
       return weights;
     },
     load(next) {

@@ -22,9 +22,11 @@ const VOTES = [
   { kind: 'choice', answers: 2, share: 0.375 },
   { kind: 'thumb', answers: 1, share: 0.125 },
 ] as const;
+export type VoteKind = (typeof VOTES)[number];
+export const [RANKING] = VOTES;
 
 /** The kinds of `count` votes, in random order. */
-export function voteKinds(count: number, rng: Random): (typeof VOTES)[number][] {
+export function voteKinds(count: number, rng: Random): VoteKind[] {
   const rankings = Math.round(count * VOTES[0].share);
   const choices = Math.round(count * VOTES[1].share);
   return rng.shuffle(Array.from({ length: count }, (_, i) => VOTES[i < rankings ? 0 : i < rankings + choices ? 1 : 2]));

@@ -5,13 +5,14 @@ import type { z } from 'zod';
 import type { RunSettings } from '../../schema/run-config.ts';
 import type { Random } from '../random.ts';
 import { aspects, type Measured, measure, measured } from './measure.ts';
-import { judge, type RaterConfig, verdict } from './raters.ts';
+import { judge, RANKING, type RaterConfig, type VoteKind, verdict, voteKinds } from './raters.ts';
 import { type Question, sentenceGold, sentenceQuestions } from './sentences.ts';
 import { gold, type Ticket, tickets } from './world.ts';
 
 export interface Scene<Asked extends { text: string }> {
   /** Votes a round, and how many more questions are asked a round that nobody votes on: the gate asks them, too. */
   judgements: number;
+  kinds(count: number, rng: Random): VoteKind[];
   unjudged: number;
   evaluations: number;
   /** The mark to aim at: the mean of the best of so many answers, to so many of the evaluation's questions. */
@@ -35,6 +36,7 @@ export interface Scene<Asked extends { text: string }> {
 
 export const SUPPORT_DESK: Scene<Ticket> = {
   judgements: 400,
+  kinds: voteKinds,
   unjudged: 500,
   evaluations: 1000,
   best: { of: 16, questions: 100 },
@@ -53,6 +55,8 @@ export const SUPPORT_DESK: Scene<Ticket> = {
 /** For a chat model of a hundred million weights and more, which is trained by adapters. */
 export const SENTENCES: Scene<Question> = {
   judgements: 200,
+  // an order of four tells most, and a real model has much to learn from few
+  kinds: (count) => Array.from({ length: count }, () => RANKING),
   unjudged: 100,
   evaluations: 200,
   best: { of: 8, questions: 25 },

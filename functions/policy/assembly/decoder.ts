@@ -13,6 +13,7 @@ import { attend16, remember16 } from './attention16';
 import { attend32, remember32 } from './attention32';
 import { product4 } from './int4';
 import { product8 } from './int8';
+import { correct } from './low';
 import { exp4, madd, max4, sum4 } from './simd';
 
 const H: i32 = 64;
@@ -24,10 +25,11 @@ let epsilon: f32;
 let tied: i32;
 let bits: i32; // of the layers' matrices: 4 or 8
 let S: i32; // tensors a layer: 6, with Qwen 2's biases 9, with Qwen 3's norms of heads 8
+let corrected: i32; // whether each matrix of a layer has a correction
 
 // Addresses. Weights lie where the image's offsets say, from `weights` on.
 let weights: usize;
-let offsets: usize; // (S L + 3) u32: by layer attention norm, qkv, what Qwen adds, o, mlp norm, gate and up, down; then norm, embed, head
+let offsets: usize; // ((S + 4) L + 3) u32: by layer attention norm, qkv, what Qwen adds, o, mlp norm, gate and up, down; then norm, embed, head; then corrections
 let tokens: usize, positions: usize, starts: usize, wanted: usize; // (T) i32
 let cosines: usize, sines: usize; // (C, H/2) f32
 let keys: usize, values: usize; // (L, G, P·H) each, f32, or bf16 beside weights of 4 bits: see attention32.ts, attention16.ts
@@ -42,6 +44,7 @@ let scales: usize; // (T/4, K/32, 4) f32, or (T/4, K/32, 2, 4)
 let scores: usize; // (C) f32
 let logits: usize; // (wanted, V8) f32
 let shares: usize; // (V8) f32
+let parts: usize; // (8) f32, of a correction
 
 let top: usize = 0;
 
@@ -56,15 +59,17 @@ function take(bytes: usize): usize {
 /** Sets the shape and takes all memory there will ever be, so that views of it stay valid. */
 export function init(
   layers: i32, hidden: i32, heads: i32, kvHeads: i32, inner: i32, vocabulary: i32, context: i32, held: i32,
-  rowCount: i32, logitRows: i32, eps: f32, isTied: i32, weightBits: i32, layerTensors: i32, weightBytes: i32,
+  rowCount: i32, logitRows: i32, eps: f32, isTied: i32, weightBits: i32, hasCorrections: i32, layerTensors: i32,
+  weightBytes: i32,
 ): void {
   L = layers; D = hidden; A = heads; G = kvHeads; F = inner; V = vocabulary; V8 = (vocabulary + 7) & ~7;
   C = (context + 7) & ~7; P = (held + 7) & ~7; epsilon = eps; tied = isTied; bits = weightBits; S = layerTensors;
+  corrected = hasCorrections;
   const T = <usize>((rowCount + 3) & ~3); // products run four rows at a time and may fill up the last four
   const widest = max(max(D, F), A * H);
   top = __heap_base;
   weights = take(weightBytes);
-  offsets = take((L * S + 3) * 4);
+  offsets = take((L * (S + 4) + 3) * 4);
   tokens = take(T * 4); positions = take(T * 4); starts = take(T * 4); wanted = take(T * 4);
   cosines = take(<usize>C * (H / 2) * 4); sines = take(<usize>C * (H / 2) * 4);
   cached = bits == 4 ? 2 : 4;
@@ -80,6 +85,7 @@ export function init(
   scores = take(<usize>C * 4);
   logits = take(<usize>((logitRows + 3) & ~3) * V8 * 4);
   shares = take(V8 * 4);
+  parts = take(32);
 }
 
 export function weightsAt(): usize { return weights; }
@@ -159,8 +165,14 @@ export function forward(T: i32, n: i32): void {
   for (let t = 0; t < T; t++) embed(tensor(S * L + 1), input(tokens, t), x + <usize>t * Db);
   for (let l = 0; l < L; l++) {
     const at = S * l, rest = at + S - 6; // what Qwen adds lies between
+    const low = S * L + (tied ? 2 : 3) + 4 * l;
     for (let t = 0; t < T; t++) rmsNorm(x + <usize>t * Db, tensor(at), normed + <usize>t * Db);
     product(tensor(at + 1), (A + 2 * G) * H, D, T, normed, Db, qkv, QKVb); // (T, D) → (T, (A + 2G)·H)
+    if (corrected) {
+      const k = correct(tensor(low), A * H, D, T, normed, Db, qkv, QKVb, parts);
+      const v = correct(k, G * H, D, T, normed, Db, qkv + Qb, QKVb, parts);
+      correct(v, G * H, D, T, normed, Db, qkv + Qb + Kb, QKVb, parts);
+    }
     for (let t = 0; t < T; t++) {
       const row = qkv + <usize>t * QKVb, position = input(positions, t);
       if (S == 9) addTo(row, tensor(at + 2), QKVb);
@@ -183,9 +195,14 @@ export function forward(T: i32, n: i32): void {
       }
     }
     product(tensor(rest + 2), D, A * H, T, mixed, Qb, normed, Db); // (T, A·H) → (T, D)
+    if (corrected) correct(tensor(low + 1), D, A * H, T, mixed, Qb, normed, Db, parts);
     addTo(x, normed, <usize>T * Db);
     for (let t = 0; t < T; t++) rmsNorm(x + <usize>t * Db, tensor(rest + 3), normed + <usize>t * Db);
     product(tensor(rest + 4), 2 * F, D, T, normed, Db, gateUp, 2 * Fb); // (T, D) → (T, 2F)
+    if (corrected) {
+      const up = correct(tensor(low + 2), F, D, T, normed, Db, gateUp, 2 * Fb, parts);
+      correct(up, F, D, T, normed, Db, gateUp + Fb, 2 * Fb, parts);
+    }
     for (let t = 0; t < T; t++) {
       const row = gateUp + <usize>t * 2 * Fb;
       for (let i: usize = 0; i < Fb; i += 16) {
@@ -195,6 +212,7 @@ export function forward(T: i32, n: i32): void {
       }
     }
     product(tensor(rest + 5), D, F, T, gateUp, 2 * Fb, normed, Db); // (T, F) → (T, D)
+    if (corrected) correct(tensor(low + 3), D, F, T, gateUp, 2 * Fb, normed, Db, parts);
     addTo(x, normed, <usize>T * Db);
   }
   for (let i = 0; i < n; i++) rmsNorm(x + <usize>input(wanted, i) * Db, tensor(S * L), normed + <usize>i * Db);

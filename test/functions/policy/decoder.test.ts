@@ -6,7 +6,7 @@ import { streamedDecoder } from '../../../functions/policy/load.ts';
 import { decoderModule, loadDecoder } from '../../../functions/policy/node.ts';
 import { referenceDecoder } from '../../../functions/policy/reference.ts';
 import { argmax, logSumExp } from '../../../functions/policy/sample.ts';
-import { packEdge, unpackEdge } from '../../../schema/edge.ts';
+import { headerBytes, packEdge, readEdge, unpackEdge } from '../../../schema/edge.ts';
 import type { ModelConfig } from '../../../schema/manifest.ts';
 import { randomModel, randomNumbers, tinyConfig } from '../../support/model.ts';
 
@@ -58,6 +58,61 @@ function logprobs(decoder: Decoder, ids: number[]): number[] {
 const worst = (a: number[], b: number[]) => a.reduce((most, v, i) => Math.max(most, Math.abs(v - b[i]!)), 0);
 
 const cases = shapes.flatMap(([name, over]) => ([8, 4] as const).map((bits) => [name, bits, over] as const));
+/** What training by adapters makes of a model whose weights lie on the steps of 4 bits: a change of low rank, small beside them. */
+function adapted(config: ModelConfig): Uint8Array {
+  const { tensors } = unpackEdge(packEdge(config, randomModel(config, 11), 4));
+  const random = randomNumbers(7);
+  for (const [name, { shape, data }] of tensors) {
+    if (!name.includes('_proj.weight')) continue;
+    const [rows, cols] = shape as [number, number];
+    const u = Float32Array.from({ length: rows }, () => random() - 0.5);
+    const v = Float32Array.from({ length: cols }, () => random() - 0.5);
+    const most = data.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+    tensors.set(name, { shape, data: data.map((x, i) => x + 0.05 * most * u[Math.floor(i / cols)]! * v[i % cols]!) });
+  }
+  return packEdge(config, tensors, 4);
+}
+
+/** The same image with its corrections so many times as large. */
+function exaggerated(image: Uint8Array, times: number): Uint8Array {
+  const out = image.slice();
+  const { config, tensors } = readEdge(out);
+  const view = new DataView(out.buffer, headerBytes(out));
+  const [q, kv] = [config.num_attention_heads, config.num_key_value_heads].map((heads) => 64 * heads) as [
+    number,
+    number,
+  ];
+  for (const { kind, name, rows, cols, offset } of tensors) {
+    if (kind !== 'low') continue;
+    const parts = name.includes('qkv') ? [q, kv, kv] : name.includes('gate_up') ? [rows / 2, rows / 2] : [rows];
+    let at = offset;
+    for (const own of parts) {
+      for (let j = 0; j < 8; j++) view.setFloat32(at + 4 * j, times * view.getFloat32(at + 4 * j, true), true);
+      at += 8 * (4 + cols + own);
+    }
+  }
+  return out;
+}
+
+test.each(shapes.slice(1))('%s: in 4 bits what rounding would have lost is there as the oracle has it', (_, over) => {
+  const config = tinyConfig({ hidden_size: 192, ...over });
+  const image = adapted(config);
+  expect(readEdge(image).corrected).toBe(true);
+  const ids = Array.from({ length: 30 }, (_, i) => (7 * i) % config.vocab_size);
+  // so many times that it is far above what rounded activations cost
+  const [without, with_] = [0, 30].map((times) => exaggerated(image, times)) as [Uint8Array, Uint8Array];
+  const change = (of: (image: Uint8Array) => Decoder) => {
+    const old = logprobs(of(without), ids);
+    return logprobs(of(with_), ids).map((v, i) => v - old[i]!);
+  };
+  const size = (of: number[]) => Math.sqrt(of.reduce((sum, v) => sum + v * v, 0) / of.length);
+  const theirs = change((image) => referenceDecoder(config, unpackEdge(image).tensors));
+  for (const build of builds) {
+    const ours = change((image) => loadDecoder(image, { build }));
+    expect(size(ours.map((v, i) => v - theirs[i]!))).toBeLessThan(0.05 * size(theirs));
+  }
+});
+
 describe.each(cases)('%s, %i bits', (_, bits, over) => {
   const config = tinyConfig(over);
   const tensors = randomModel(config, 11);

@@ -13,7 +13,7 @@ const config = tinyConfig({
   num_key_value_heads: 3,
   max_position_embeddings: 2048,
 });
-const header = (bytes: number) => ({ config, bits: 4 as const, bytes, tensors: [] });
+const header = (bytes: number) => ({ config, bits: 4 as const, corrected: false, bytes, tensors: [] });
 const PER_POSITION = 2 * 30 * 3 * 64 * 2 + 4 * 65;
 
 test('135 M parameters in 4 bits have a context of 896 for eight who share it: 112 for each', () => {
