@@ -31,8 +31,13 @@ async function load(bucket: R2Bucket, { image, tokenizer, chatTemplate }: Decode
     read = undefined;
     read = { tokenizer, encoding: await encodingOf(bucket, tokenizer) };
   }
+  const giveUp = () => {
+    const given = former;
+    former = undefined;
+    return given;
+  };
   const { encoding } = read;
-  decoder = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, former);
+  decoder = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, giveUp);
   return batcher(decoder, encoding, chatTemplate);
 }
 

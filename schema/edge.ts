@@ -405,7 +405,7 @@ function correctionOf(
   taken: number,
 ): { bytes: Uint8Array; squares: number; told: number } {
   const cols = lost.length / rows;
-  const { u, v, share } = lowRank(lost, rows);
+  const { u, v, squares, told } = lowRank(lost, rows);
   const bytes = new Uint8Array(lowBytes(taken, cols));
   const scales = new Float32Array(bytes.buffer, 0, RANK);
   const numbers = new Int8Array(bytes.buffer, 4 * RANK);
@@ -421,8 +421,7 @@ function correctionOf(
       scales[j] = scales[j]! * (largest / 127);
     }
   }
-  const squares = lost.reduce((sum, x) => sum + x * x, 0);
-  return { bytes, squares, told: share * squares };
+  return { bytes, squares, told };
 }
 
 const fail = (what: string): never => {

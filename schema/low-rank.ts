@@ -70,11 +70,20 @@ function orthonormal(m: Float32Array): Float32Array {
   return m;
 }
 
+function squaresOf(of: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < of.length; i++) sum += of[i]! * of[i]!;
+  return sum;
+}
+
 /**
  * @param e (rows, cols)
- * @returns columns u (rows, RANK), orthonormal, and rows v (cols, RANK) such that u vᵀ is near e, and how much of e's squares that is, from 0 to 1
+ * @returns columns u (rows, RANK), orthonormal, and rows v (cols, RANK) such that u vᵀ is near e; and the squares of e and of u vᵀ
  */
-export function lowRank(e: Float32Array, rows: number): { u: Float32Array; v: Float32Array; share: number } {
+export function lowRank(
+  e: Float32Array,
+  rows: number,
+): { u: Float32Array; v: Float32Array; squares: number; told: number } {
   const cols = e.length / rows;
   let state = 1;
   const begin = Float32Array.from({ length: cols * RANK }, () => {
@@ -85,7 +94,5 @@ export function lowRank(e: Float32Array, rows: number): { u: Float32Array; v: Fl
   const second = orthonormal(down(e, first, rows));
   const u = orthonormal(across(e, second, rows));
   const v = down(e, u, rows);
-  const squares = (of: Float32Array) => of.reduce((sum, x) => sum + x * x, 0);
-  const all = squares(e);
-  return { u, v, share: all === 0 ? 0 : squares(v) / all };
+  return { u, v, squares: squaresOf(e), told: squaresOf(v) };
 }

@@ -61,17 +61,19 @@ export function wasmDecoder(module: WebAssembly.Module, image: Uint8Array, optio
 
 /**
  * A decoder of an image that comes in pieces, each copied to its place as it comes: no memory is taken for the whole.
- * Where `former` is of the same shape, in its place: an isolate has no memory for two.
+ * Where the former one is of the same shape, in its place: an isolate has no memory for two.
+ * @param giveUp the former one, which whoever has it keeps no longer: if it is of another shape its memory is to be free
  */
 export async function streamedDecoder(
   module: WebAssembly.Module,
   image: AsyncIterable<Uint8Array>,
   optionsFor: (header: EdgeHeader) => DecoderOptions,
-  former?: WasmDecoder,
+  giveUp: () => WasmDecoder | undefined = () => undefined,
 ): Promise<WasmDecoder> {
   let head = new Uint8Array();
   let made: ReturnType<typeof instance> | undefined;
   const inPlace = (header: EdgeHeader) => {
+    const former = giveUp();
     try {
       if (former?.config.max_position_embeddings !== header.config.max_position_embeddings) return undefined;
       const weights = former.roomFor(header);

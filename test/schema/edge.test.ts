@@ -2,7 +2,7 @@
 import { expect, test } from 'vitest';
 import { packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
 import type { ModelConfig } from '../../schema/manifest.ts';
-import { randomModel, tinyConfig } from '../support/model.ts';
+import { randomModel, randomNumbers, tinyConfig } from '../support/model.ts';
 
 test.each<Partial<ModelConfig>>([
   {},
@@ -57,6 +57,46 @@ test.each<Partial<ModelConfig>>([{}, { vocab_size: 301, tie_word_embeddings: fal
     }
   },
 );
+
+test('in 4 bits a change of low rank that is small beside the steps is kept, and noise of that size is not', () => {
+  const config = tinyConfig({ hidden_size: 192, intermediate_size: 512, num_hidden_layers: 1 });
+  // on the steps of 4 bits, as a policy is that was imported from such a file
+  const steps = unpackEdge(packEdge(config, randomModel(config, 2), 4)).tensors;
+  const random = randomNumbers(4);
+  const numbers = (length: number, scale: number) => Float32Array.from({ length }, () => scale * (random() - 0.5));
+  const kept = (change: (rows: number, cols: number) => (r: number, c: number) => number) => {
+    const changed = new Map(steps);
+    const wanted = new Map<string, Float32Array>();
+    for (const [name, { shape, data }] of steps) {
+      if (!name.includes('_proj')) continue;
+      const [rows, cols] = shape as [number, number];
+      const of = change(rows, cols);
+      const delta = data.map((_, i) => of(Math.floor(i / cols), i % cols));
+      wanted.set(name, delta);
+      changed.set(name, { shape, data: data.map((x, i) => x + delta[i]!) });
+    }
+    const image = packEdge(config, changed, 4);
+    const { tensors } = unpackEdge(image);
+    const shares = [...wanted].map(([name, delta]) => {
+      let [along, squares] = [0, 0];
+      for (const [i, want] of delta.entries()) {
+        along += want * (tensors.get(name)!.data[i]! - steps.get(name)!.data[i]!);
+        squares += want * want;
+      }
+      return along / squares;
+    });
+    return { corrected: readEdge(image).corrected, least: Math.min(...shares), most: Math.max(...shares) };
+  };
+  const adapter = kept((rows, cols) => {
+    const [u, v] = [numbers(rows * 4, 0.05), numbers(cols * 4, 0.1)];
+    return (r, c) => [0, 1, 2, 3].reduce((sum, j) => sum + u[4 * r + j]! * v[4 * c + j]!, 0);
+  });
+  expect(adapter.corrected).toBe(true);
+  expect(adapter.least).toBeGreaterThan(0.97);
+  expect(adapter.most).toBeLessThan(1.03);
+  const noise = kept(() => () => 0.002 * (random() - 0.5));
+  expect(noise.most).toBeLessThan(0.6);
+});
 
 test.each([8, 4] as const)('a weight that is no number is refused with its matrix, in %i bits', (bits) => {
   const config = tinyConfig();

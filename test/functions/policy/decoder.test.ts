@@ -378,7 +378,13 @@ describe('an image that comes in pieces', () => {
 
   test('of the same shape as a former takes its place and its memory; of another shape it has its own', async () => {
     const former = loadDecoder(packEdge(config, randomModel(config, 5), 4), { context: 8 });
-    const at = (from: Uint8Array) => streamedDecoder(module, pieces(from, 1000), () => ({ context: 8 }), former);
+    const at = (from: Uint8Array) =>
+      streamedDecoder(
+        module,
+        pieces(from, 1000),
+        () => ({ context: 8 }),
+        () => former,
+      );
     const ending = packEdge({ ...config, eos_token_id: 9 }, randomModel(config, 4), 4);
     expect((await at(ending)).config.eos_token_id).toBe(9);
     expect(await at(image)).toBe(former);
@@ -387,6 +393,9 @@ describe('an image that comes in pieces', () => {
     const other = await at(packEdge(wider, randomModel(wider, 1), 4));
     expect(other).not.toBe(former);
     expect(other.config.vocab_size).toBe(240);
+    const shape = tinyConfig({ hidden_size: 192 });
+    const plain = loadDecoder(packEdge(shape, randomModel(shape, 1), 4), { context: 8 });
+    expect(() => plain.roomFor(readEdge(adapted(shape)))).toThrow('one has corrections');
   });
 
   test('of too few or too many bytes is refused, and so is what is no image', async () => {
