@@ -9,18 +9,19 @@ import type { RolloutJob } from './rollout.ts';
 
 const SLOTS = 16;
 let decoder: WasmDecoder | undefined;
-let held = { context: 0, bits: 0 };
+let held = { context: 0, bits: 0, corrected: false };
 
 parentPort!.on('message', ({ image, prompts, seeds, maxTokens, temperature }: RolloutJob) => {
   const bytes = new Uint8Array(image);
-  const { config, bits } = readEdge(bytes);
+  const { config, bits, corrected } = readEdge(bytes);
   const { eos_token_id, max_position_embeddings } = config;
   const needed = Math.min(max_position_embeddings, Math.max(...prompts.map((prompt) => prompt.length)) + maxTokens);
   // Rollouts are drawn in 8 bits, and what is compared before a release as it will be served.
-  if (decoder && held.context >= needed && held.bits === bits) decoder.load(bytes);
+  const fits = held.context >= needed && held.bits === bits && held.corrected === corrected;
+  if (decoder && fits) decoder.load(bytes);
   else {
     decoder = loadDecoder(bytes, { slots: SLOTS, context: needed });
-    held = { context: needed, bits };
+    held = { context: needed, bits, corrected };
   }
   const answers = generateBatch(decoder, prompts, { maxTokens, temperature, stopIds: [eos_token_id], seeds });
   parentPort!.postMessage(answers.map(({ ids, logprobs }) => ({ ids, logprobs })));

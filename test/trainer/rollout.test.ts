@@ -1,7 +1,8 @@
 import { afterAll, expect, test } from 'vitest';
-import { packEdge } from '../../schema/edge.ts';
+import { packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { toHuggingFace } from '../../trainer/weights.ts';
+import { randomModel, tinyConfig } from '../support/model.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
 const sampler = startSampler(TINY);
@@ -27,4 +28,23 @@ test('a longer context than before is made room for', async () => {
   const long = [Array.from({ length: 20 }, (_, i) => 2 + (i % 20))];
   const draw = (of: typeof sampler) => of.sample(weights, long, [7], { ...options, maxTokens: 30 });
   expect(await draw(sampler)).toEqual(await draw(other));
+});
+
+test('an image with corrections takes the place of one without, and gives its place back', async () => {
+  const config = tinyConfig({ hidden_size: 192, intermediate_size: 512 });
+  const plain = packEdge(config, randomModel(config, 1), 4);
+  const onSteps = unpackEdge(plain).tensors;
+  for (const [name, { shape, data }] of onSteps)
+    if (name.includes('_proj'))
+      onSteps.set(name, { shape, data: data.map((x, i) => x + (i % 2 === 0 ? 1e-3 : -1e-3)) });
+  const corrected = packEdge(config, onSteps, 4);
+  expect([readEdge(plain).corrected, readEdge(corrected).corrected]).toEqual([false, true]);
+  const draw = (of: typeof sampler, image: Uint8Array) => of.sampleImage(image, prompts, seeds, options);
+  const [used, fresh] = [startSampler(config), startSampler(config)];
+  const first = await draw(used, plain);
+  const second = await draw(used, corrected);
+  expect(second).toEqual(await draw(fresh, corrected));
+  expect(second).not.toEqual(first);
+  expect(await draw(used, plain)).toEqual(first);
+  await Promise.all([used.close(), fresh.close()]);
 });
