@@ -208,6 +208,9 @@ const packRows8: PackRows = (image, at, first, rows, cols, data) => {
 
 /** Where the scale of a group's row stands among eight: rows 0 4 1 5 2 6 3 7. */
 const placeOf = (lane: number) => 2 * (lane % 4) + (lane >> 2);
+/** Where in a block of 4 bits the column c of a row is: in the low half of that byte, or with 4 in c's bits in the high one. */
+const byteOf = (block: number, lane: number, c: number) =>
+  block + GROUP * 4 + (c >> 3) * GROUP * 4 + lane * 4 + (c & 3);
 const bits32 = new Uint32Array(1);
 const float32 = new Float32Array(bits32.buffer);
 /** The 16 upper bits of the bfloat16 nearest to a number. */
@@ -284,7 +287,7 @@ const packRows4: PackRows = (image, at, first, rows, cols, data) => {
       const inverse = d === 0 ? 0 : 1 / d;
       for (let c = 0; c < BLOCK; c++) {
         const q = Math.max(0, Math.min(15, (data[from + c]! - m) * inverse + ROUND - ROUND));
-        const byte = to + GROUP * 4 + (c >> 3) * GROUP * 4 + lane * 4 + (c & 3);
+        const byte = byteOf(to, lane, c);
         image[byte] = image[byte]! | (q << (c & 4));
       }
       to += BLOCK_BYTES.q4;
@@ -392,8 +395,7 @@ function lost4(
       const m = fromBf16(halves[(block >> 1) + GROUP + placeOf(lane)]!);
       let [sumQ, sumQQ, sumE, sumQE] = [0, 0, 0, 0];
       for (let c = 0; c < BLOCK; c++) {
-        const byte = image[block + GROUP * 4 + (c >> 3) * GROUP * 4 + lane * 4 + (c & 3)]!;
-        const q = (byte >> (c & 4)) & 15;
+        const q = (image[byteOf(block, lane, c)]! >> (c & 4)) & 15;
         const e = data[from + c]! - (d * q + m);
         out[from + c] = e;
         steps[c] = q;
@@ -512,8 +514,7 @@ export function unpackEdge(file: Uint8Array): { config: ModelConfig; tensors: Ma
       view.getFloat32(block + lane * 4, true) *
       view.getInt8(block + GROUP * 4 + (c >> 2) * GROUP * 4 + lane * 4 + (c & 3)),
     q4: (block: number, lane: number, c: number) => {
-      const byte = data[block + GROUP * 4 + (c >> 3) * GROUP * 4 + lane * 4 + (c & 3)]!;
-      const q = (byte >> (c & 4)) & 15;
+      const q = (data[byteOf(block, lane, c)]! >> (c & 4)) & 15;
       return bf16(block + 2 * placeOf(lane)) * q + bf16(block + 2 * (GROUP + placeOf(lane)));
     },
   };
