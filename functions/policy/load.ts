@@ -40,13 +40,14 @@ type Exports = { memory: WebAssembly.Memory } & Record<
     copyPositions(from: number, to: number, positions: number): void;
   };
 
-/** What the decoder takes beside weights and cache, for each row of a call (assembly/decoder.ts, `init`) … */
-export function rowBytes(config: ModelConfig): number {
+/** What the decoder takes beside weights and cache for the rows of a call, some with logits (assembly/decoder.ts, `init`) … */
+export function workBytes(config: ModelConfig, rows: number, logitRows: number): number {
   const { hidden_size: D, num_attention_heads: A, num_key_value_heads: G, head_dim: H } = config;
   const F = paddedInner(config);
   const widest = Math.max(D, F, A * H);
   const floats = D + Math.max(D, A * H) + (A + 2 * G) * H + A * H + 2 * F; // x, normed, qkv, mixed, gateUp
-  return 4 * floats + 2 * widest + widest / 4; // and the rounded rows with their scales
+  const rounded = 2 * widest + widest / 4; // with scales
+  return rows * (4 * floats + rounded) + (logitRows + 1) * config.vocab_size * 4;
 }
 /** … and for each position of a context: RoPE's cosines and sines, and a score. */
 export const positionBytes = ({ head_dim }: ModelConfig): number => 4 * (head_dim + 1);
@@ -117,8 +118,7 @@ function instance(
   const held = stretch(positions ?? slots * stretch(longest));
   const logitRows = Math.min(rows, slots);
   const cache = held * cacheBytes(config, bits);
-  const work = rows * rowBytes(config) + longest * positionBytes(config) + (logitRows + 1) * config.vocab_size * 4;
-  const needed = bytes + cache + work;
+  const needed = bytes + cache + workBytes(config, rows, logitRows) + longest * positionBytes(config);
   // Past 4 GiB the module's addresses would wrap around.
   if (needed > 3.5 * 2 ** 30)
     throw new RangeError(

@@ -1,7 +1,7 @@
 // What fits into an isolate's 128 MB beside an image: the pool of the cache's positions. The same arithmetic loads a large policy
 // (../decoder.ts) and refuses, when it is imported, one that cannot be served.
 import { cacheBytes, type EdgeHeader } from '../../schema/edge.ts';
-import { positionBytes, rowBytes } from './load.ts';
+import { positionBytes, workBytes } from './load.ts';
 
 export const ISOLATE = 128e6;
 /** Script, tokenizer and what a request needs, in JavaScript's heap. */
@@ -22,8 +22,8 @@ export interface Room {
 
 /** Throws a RangeError with the arithmetic where there is none. */
 export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
-  const { max_position_embeddings, vocab_size } = config;
-  const work = ROWS * rowBytes(config) + (SLOTS + 1) * vocab_size * 4;
+  const { max_position_embeddings } = config;
+  const work = workBytes(config, ROWS, SLOTS);
   const each = cacheBytes(config, bits) + positionBytes(config);
   const positions = Math.floor(Math.min(CACHE, ISOLATE - HEAP - bytes - work) / each / 8) * 8;
   const needed = Math.min(LEAST_POSITIONS, max_position_embeddings);
