@@ -98,6 +98,8 @@ export const PPO_DEFAULTS: Omit<PpoConfig, 'seed'> = {
 export interface GateConfig {
   /** Prompts of B and C on which the two compete, one answer each; where there are fewer prompts, several answers. */
   comparisons: number;
+  /** Nats an answer that packing may put between the image and what was trained, beyond what it puts between the parent's. */
+  klOfImage: number;
   klToParent: number;
   klToRoot: number;
   /** Mean answer length over the parent's, both ways. */
@@ -108,6 +110,7 @@ export interface GateConfig {
 }
 export const GATE_DEFAULTS: Omit<GateConfig, 'seed'> = {
   comparisons: 400,
+  klOfImage: 1,
   klToParent: 4,
   klToRoot: 8,
   lengthRatio: 1.4,
@@ -212,6 +215,7 @@ export const RunSettings = z.strictObject({
   gate: z
     .strictObject({
       comparisons: count,
+      klOfImage: z.number(),
       klToParent: z.number(),
       klToRoot: z.number(),
       lengthRatio: positive,

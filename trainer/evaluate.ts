@@ -4,7 +4,8 @@
 //
 // Both served images answer the same prompts of sides B and C at equal seeds; a judge fitted on B from the root policy compares.
 // Promotion needs all of: the win rate's lower bound above one half; a judge that is right more often than not about C, by its
-// lower bound; answers whose length and repetition have not run away; KL to parent and root within limits.
+// lower bound; answers whose length and repetition have not run away; KL to parent and root within limits; an image that says what
+// was trained, as well as the parent's does.
 
 import { packEdge } from '../schema/edge.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
@@ -15,8 +16,8 @@ import type { Parameters } from './model.ts';
 import { answerLogprobsOf, type PolicyCalls, perTokenOf } from './ppo.ts';
 import { random } from './random.ts';
 import { accuracy, type RewardCalls, rightShare, type Scorer, scores, type Tally, wins } from './reward.ts';
-import { mean, sequenceMean } from './rl.ts';
-import { rowsOf, type startSampler } from './rollout.ts';
+import { mean, type PerToken, sequenceMean } from './rl.ts';
+import { drawnLogprobs, rowsOf, type Sampled, type startSampler } from './rollout.ts';
 import { toHuggingFace } from './weights.ts';
 
 interface Reason {
@@ -64,12 +65,12 @@ export async function evaluate(
   const asked = chosen.flatMap((prompt) => Array.from({ length: times }, () => prompt));
   const seeds = asked.map((_, i) => (Math.imul(config.seed + 7, 0x27d4eb2f) + Math.imul(i + 1, 0x9e3779b1)) >>> 0);
   const options = { maxTokens, temperature: 1 };
-  const answers = async (parameters: Parameters): Promise<Row[]> => {
-    const image = packEdge(model, toHuggingFace(model, parameters));
-    return rowsOf(asked, await sampler.sampleImage(image, asked, seeds, options));
-  };
-  const old = await answers(parent);
-  const fresh = await answers(candidate);
+  const answers = (parameters: Parameters): Promise<Sampled[]> =>
+    sampler.sampleImage(packEdge(model, toHuggingFace(model, parameters)), asked, seeds, options);
+  const oldDrawn = await answers(parent);
+  const freshDrawn = await answers(candidate);
+  const old = rowsOf(asked, oldDrawn);
+  const fresh = rowsOf(asked, freshDrawn);
   const oldScores = await scores(calls.reward, judge, old, pad);
   const freshScores = await scores(calls.reward, judge, fresh, pad);
   const won = freshScores.map((score, i) => wins(score, oldScores[i]!));
@@ -87,6 +88,16 @@ export async function evaluate(
       perToken,
     );
   };
+  // What packing lost, in nats an answer: it loses something of every policy, so the parent's image is the measure.
+  const lost = (drawn: Sampled[], trained: Float32Array, perToken: PerToken) =>
+    sequenceMean(
+      drawnLogprobs(drawn, perToken.columns).map((logprob, i) => logprob - trained[i]!),
+      perToken,
+    );
+  const imageLost = lost(freshDrawn, own, perToken);
+  const parentLost = lost(oldDrawn, await answerLogprobsOf(model, calls.policy, parent, old), perTokenOf(old));
+  const klImage = imageLost - parentLost;
+
   const klParent = await kl(parent);
   const klRoot = root === parent ? klParent : await kl(root);
   const length = mean(fresh.map((row) => row.answer.length)) / mean(old.map((row) => row.answer.length));
@@ -126,6 +137,13 @@ export async function evaluate(
       words: `the share of answers that repeat themselves ${repetition < 0 ? 'fell' : 'rose'} by ${percent(Math.abs(repetition))}; it may rise by ${percent(config.repetitionGrowth)}`,
     },
     {
+      check: 'image',
+      value: klImage,
+      limit: config.klOfImage,
+      passed: klImage <= config.klOfImage,
+      words: `its image is ${imageLost.toFixed(2)} nats an answer from what was trained, its parent's ${parentLost.toFixed(2)}; it may be ${config.klOfImage} farther`,
+    },
+    {
       check: 'KL to parent',
       value: klParent,
       limit: config.klToParent,
@@ -150,6 +168,8 @@ export async function evaluate(
       'gate/judge_accuracy_low': judgeBound,
       'gate/length_ratio': length,
       'gate/repetition_growth': repetition,
+      'gate/kl_image': imageLost,
+      'gate/kl_image_parent': parentLost,
       'gate/kl_parent': klParent,
       'gate/kl_root': klRoot,
     },

@@ -52,7 +52,7 @@ import {
   valueLoss,
   whiten,
 } from './rl.ts';
-import { rowsOf, type Sampler } from './rollout.ts';
+import { drawnLogprobs, rowsOf, type Sampler } from './rollout.ts';
 
 /** What an iteration leaves behind, enough to go on from. */
 export type PpoState = { actor: Actor; adam: AdamState; beta: number; iteration: number };
@@ -224,11 +224,8 @@ export async function ppo(
       perToken,
     );
     const whitened = whiten(advantages, true, perToken);
-    const rolled = new Float32Array(rows.length * columns);
-    sampled.forEach(({ logprobs }, i) => {
-      rolled.set(logprobs, i * columns);
-    });
-    const importance = mismatch(now.logprobs, rolled, config.importanceCap, perToken);
+    const drawn = drawnLogprobs(sampled, columns);
+    const importance = mismatch(now.logprobs, drawn, config.importanceCap, perToken);
 
     const kl = sequenceMean(k1, perToken);
     const objective: Record<string, number> = {

@@ -19,6 +19,15 @@ export interface Sampled {
   ids: number[];
   logprobs: number[];
 }
+/** The image's log-probabilities, rows × columns. */
+export function drawnLogprobs(sampled: Sampled[], columns: number): Float32Array {
+  const out = new Float32Array(sampled.length * columns);
+  sampled.forEach(({ logprobs }, i) => {
+    out.set(logprobs, i * columns);
+  });
+  return out;
+}
+
 /** Prompts with what was drawn to them. */
 export const rowsOf = (prompts: number[][], sampled: Sampled[]): Row[] =>
   sampled.map(({ ids }, i) => ({ prompt: prompts[i]!, answer: ids }));

@@ -1,4 +1,5 @@
 import { afterAll, expect, test } from 'vitest';
+import { packEdge } from '../../schema/edge.ts';
 import { GATE_DEFAULTS, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
@@ -9,6 +10,7 @@ import { policyCalls } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
 import { rewardCalls, type Scorer, scores } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
+import { toHuggingFace } from '../../trainer/weights.ts';
 import { judged } from '../support/judged.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
 
@@ -36,12 +38,14 @@ async function judgements(agreement: number): Promise<Judgement[]> {
     return judged(rows.slice(2 * i, 2 * i + 2), { root: `${i}`, stages });
   });
 }
-const gate = async (candidate: typeof root, agreement: number, parent = root, config = {}) =>
-  evaluate(TINY, calls, { root, parent, candidate }, judge, await judgements(agreement), prompts, sampler, MAX_TOKENS, {
+const gate = async (candidate: typeof root, agreement: number, parent = root, config = {}, shown = sampler) =>
+  evaluate(TINY, calls, { root, parent, candidate }, judge, await judgements(agreement), prompts, shown, MAX_TOKENS, {
     ...GATE_DEFAULTS,
     ...config,
     seed: 1,
   });
+/** What is asked of an image. */
+type Drawing = Parameters<typeof sampler.sampleImage> extends [unknown, ...infer Asked] ? Asked : never;
 const passed = (report: Awaited<ReturnType<typeof gate>>) =>
   Object.fromEntries(report.reasons.map((reason) => [reason.check, reason.passed]));
 
@@ -54,6 +58,7 @@ test('the parent against itself is an even match and is rejected for its win rat
     'win rate': false,
     length: true,
     repetition: true,
+    image: true,
     'KL to parent': true,
     'KL to root': true,
   });
@@ -82,6 +87,34 @@ test('a policy that has run off is refused by its KL, and one that repeats itsel
   expect(report.verdict).toBe('reject');
   expect(passed(report)).toMatchObject({ 'KL to parent': false, 'KL to root': false });
   expect(passed(report).repetition).toBe(false);
+});
+
+test('a candidate whose image says what its parent says is refused for it: packing lost the training', async () => {
+  const candidate = { ...root, embedding: tf.mul(root.embedding, 3) as Tensor };
+  const parentImage = packEdge(TINY, toHuggingFace(TINY, root));
+  const shown = {
+    ...sampler,
+    sampleImage: (_: unknown, ...asked: Drawing) => sampler.sampleImage(parentImage, ...asked),
+  };
+  const lost = await gate(candidate, 0.9, root, {}, shown);
+  expect(passed(lost).image).toBe(false);
+  expect(lost.metrics['gate/kl_image']).toBeGreaterThan(1);
+  const kept = await gate(candidate, 0.9);
+  expect(passed(kept).image).toBe(true);
+  expect(Math.abs(kept.metrics['gate/kl_image']!)).toBeLessThan(0.05);
+});
+
+test('what packing loses of the parent too is not held against the candidate', async () => {
+  // Both images are those of another policy: neither says what was trained.
+  const otherImage = packEdge(TINY, toHuggingFace(TINY, { ...root, embedding: tf.mul(root.embedding, 3) as Tensor }));
+  const shown = {
+    ...sampler,
+    sampleImage: (_: unknown, ...asked: Drawing) => sampler.sampleImage(otherImage, ...asked),
+  };
+  const { metrics, ...report } = await gate(root, 0.9, root, {}, shown);
+  expect(metrics['gate/kl_image']).toBeGreaterThan(1);
+  expect(metrics['gate/kl_image']).toBe(metrics['gate/kl_image_parent']);
+  expect(report.reasons.find(({ check }) => check === 'image')!.passed).toBe(true);
 });
 
 test('KL to the parent and to the root are each its own', async () => {
