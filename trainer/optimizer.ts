@@ -23,7 +23,12 @@ interface AdamOptions<P extends Tree> {
   clipNorm: number;
   /** Tensors that go so many times as far in a step, and do not decay: a few numbers that must get where weights need not. */
   quick?: { of: (parameters: P) => Tree; times: number };
+  /** What is trained are adapters: many small tensors, whose step takes longer to compile than it runs in all. */
+  adapters?: boolean;
 }
+
+/** From so many weights on a step is a call of its own: in one with the gradients XLA writes new weights and moments beside the old. */
+const ALONE = 50e6;
 
 export const adamState = (parameters: Tree): AdamState => {
   const tensors = flatten(parameters);
@@ -88,8 +93,9 @@ function adamStep<P extends Tree>(
 }
 
 /**
- * Compiles the training of a loss. A batch that is one part is one call: forward, backward, clipping, Adam. A batch of several
- * is a call for each part, which adds to the gradient's sum, and one for Adam's step; parameters, moments and sums stay where they are in memory.
+ * Compiles the training of a loss. A batch that is one part is one call: forward, backward, clipping, Adam. A batch of several,
+ * or any of a large model or of adapters, is a call for each part, which adds to the gradient's sum, and one for Adam's step, which
+ * adapters do without; parameters, moments and sums stay where they are in memory.
  * @param loss of one part, () ; the parts' losses, and whatever else it returns, sum to those of the batch; its third argument is what is
  * not trained
  * @param precision of the products of forward and backward; weights, sums and Adam's step are float32
@@ -132,12 +138,13 @@ export function trainer<
       const { norm, ...state } = adamStep(parameters, sums, adam, rate, options);
       return { state, norm };
     },
-    { state: true },
+    { state: true, xla: !options.adapters },
   );
   return (given: P, adam: AdamState, learningRate: number, parts: Part[], frozen: Frozen = [] as never) => {
     // once a batch came in parts, one that is a single part goes the same way: nothing more is compiled for it
     const { parted: before, ...moments } = adam;
-    const inParts = parts.length > 1 || before.dataSync()[0] === 1;
+    const large = flatten(given).reduce((sum, { size }) => sum + size, 0) > ALONE;
+    const inParts = options.adapters || large || parts.length > 1 || before.dataSync()[0] === 1;
     const parted = tf.scalar(inParts ? 1 : 0);
     dispose(before);
     const rate = tf.scalar(learningRate);

@@ -103,7 +103,7 @@ export function policyCalls(
     };
   };
   const precision = precisionFor(model);
-  const adam = { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1 };
+  const adam = { beta1: 0.9, beta2: 0.95, epsilon: 1e-5, weightDecay: 0, clipNorm: 1, adapters: lora !== null };
   const step = trainer('ppo', loss, adam, precision, ['ratioErrorMax']);
   const score = (...asked: [Actor, Tensor, Batch, Predictions, Parameters[]]) => {
     const { logprobs, values } = read(...asked); // each (N)
@@ -154,9 +154,13 @@ export async function answerLogprobsOf(
   rows: Row[],
   temperature = 1,
 ): Promise<Float32Array> {
-  const value = noValue(model);
-  const { logprobs } = await scoreAnswers(calls, { parameters, value }, rows, temperature, model.pad_token_id);
-  dispose(value);
+  const { lora } = calls;
+  // With adapters that change nothing yet what was compiled for the policy does for every other.
+  const adapters = lora && freshLora(model, lora, random(0));
+  const actor = { parameters: adapters ?? parameters, value: noValue(model) };
+  const frozen = adapters ? [parameters] : [];
+  const { logprobs } = await scoreAnswers(calls, actor, rows, temperature, model.pad_token_id, frozen);
+  dispose(actor.value, adapters ?? []);
   return logprobs;
 }
 

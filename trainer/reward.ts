@@ -114,7 +114,15 @@ export function rewardCalls(
       [choices, thumbs, ratings, outcomes].map(({ logScale, ...rest }) => rest) as Tree,
     times: QUICK,
   };
-  const adam = { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1, quick };
+  const adam = {
+    beta1: 0.9,
+    beta2: 0.99,
+    epsilon: 1e-8,
+    weightDecay: config.weightDecay,
+    clipNorm: 1,
+    quick,
+    adapters: lora !== null,
+  };
   const step = trainer('reward', loss, adam, precision);
   // Adapters are fitted to large models, whose states are read once to begin with, too: one compilation does for both.
   const byStates: typeof score = (weights, head, batch, members) => {

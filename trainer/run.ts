@@ -92,7 +92,10 @@ async function stages(
 
   // Answers that a fresh head's scores are brought to mean 0 and variance 1 on: a hundred tell both within a tenth, and large models draw slowly.
   const draw = async (parameters: Parameters, of: number[][], seed: number): Promise<Row[]> => {
-    const asked = Array.from({ length: Math.min(config.lora ? 100 : 400, 2 * of.length) }, (_, i) => of[i % of.length]!);
+    const asked = Array.from(
+      { length: Math.min(config.lora ? 100 : 400, 2 * of.length) },
+      (_, i) => of[i % of.length]!,
+    );
     const seeds = asked.map((_, i) => (seed * 1_000_003 + i) >>> 0);
     const sampled = await sampler.sample(parameters, asked, seeds, { maxTokens, temperature: 1 });
     return rowsOf(asked, sampled);

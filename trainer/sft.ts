@@ -65,7 +65,14 @@ export async function sft(
     return { loss: tf.neg(tf.sum(tf.mul(logprobs, predictions.weight))) };
   };
   const precision = precisionFor(model);
-  const adamW = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: config.weightDecay, clipNorm: 1 };
+  const adamW = {
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weightDecay: config.weightDecay,
+    clipNorm: 1,
+    adapters: lora !== null,
+  };
   const trainStep = trainer('sft', lossOf, adamW, precision);
   /** A batch in the calls that it needs; the weights make its loss nats a token. */
   const partsOf = (batch: Row[]): Part[] => {

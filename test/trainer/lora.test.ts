@@ -3,13 +3,13 @@ import { type LoraConfig, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run
 import { fitStateFromFile, ppoStateFromFile, sftStateFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import { SFT_DEFAULTS } from '../../trainer/config.ts';
 import type { Row } from '../../trainer/data.ts';
-import { flatten, mapTree, type Tree } from '../../trainer/engine/compile.ts';
+import { compilations, flatten, mapTree, type Tree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
 import { stagesOf } from '../../trainer/judgements.ts';
 import { freshLora, LORA_ON, type Lora, merged, withLora } from '../../trainer/lora.ts';
 import { hiddenStates } from '../../trainer/model.ts';
 import { batchOf, pack } from '../../trainer/pack.ts';
-import { type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
+import { answerLogprobsOf, type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
 import { accuracy, type FitState, fitReward, rewardCalls, rightShare } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
@@ -128,6 +128,19 @@ test('PPO on adapters raises the score, leaves the parent, and goes on after a c
   expect(numbers(whole.embedding)).toEqual(numbers(parent.embedding));
   const resumed = await run(ppoStateFromFile(saved!.file, saved!.scalars, freshLora(TINY, BOTH, random(0))));
   expect(numbers(resumed)).toEqual(numbers(whole));
+});
+
+test('PPO by adapters compiles its gradient, and one call that scores policy, reference and whatever else', async () => {
+  const parent = tinyParameters();
+  const settings = { ...PPO_DEFAULTS, episodes: 16, rollout: 8, minibatch: 4, answersPerPrompt: 1, seed: 1 };
+  const calls = policyCalls(TINY, SHAPE, settings, BOTH);
+  const before = compilations.length;
+  const liked = (answers: Row[]) => answers.map(() => 1);
+  const whole = await ppo(TINY, calls, liked, parent, [[2, 3], [4]], sampler.sample, 8, settings, () => {});
+  const byAdapters = await answerLogprobsOf(TINY, calls, whole, rows);
+  expect(compilations.slice(before).map(({ name }) => name)).toEqual(['policy score', 'ppo gradient']);
+  const plainly = await answerLogprobsOf(TINY, policyCalls(TINY, SHAPE, settings), whole, rows);
+  close(tf.tensor1d(byAdapters), tf.tensor1d(plainly));
 });
 
 test('a reward model is fitted by adapters on the frozen policy, and comes out whole', async () => {

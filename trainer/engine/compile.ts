@@ -46,15 +46,18 @@ const MOST_TRACES = 64;
 const used = new Set<Traced>();
 let serial = 0;
 
-/** Returns a function with fn's arguments and result that runs as one compiled call per combination of shapes. */
+/**
+ * Returns a function with fn's arguments and result that runs as one compiled call per combination of shapes; without `xla` op by op, which
+ * is for what takes longer to compile than it ever runs.
+ */
 export function compile<Arguments extends Tree[], Result extends Tree>(
   name: string,
   fn: (...args: Arguments) => Result,
-  { state = false, precision = 'float32' as Precision } = {},
+  { state = false, precision = 'float32' as Precision, xla = true } = {},
 ): (...args: Arguments) => Result {
   const traces = new Map<string, Traced>();
   return (...args) => {
-    if (!backend.binding.addGraphFunction) {
+    if (!xla || !backend.binding.addGraphFunction) {
       const result = tf.tidy(() => fn(...args) as never) as Result;
       if (state) dispose(args[0]!);
       return result;
