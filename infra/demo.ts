@@ -32,6 +32,8 @@ interface DemoOptions {
 export const goldRose = (before: Measured, after: Measured): boolean => after.gold.low > before.gold.high;
 
 interface Answered {
+  /** The policy that answered. */
+  model: string;
   choices: { message: { content: string }; sample_id?: string }[];
 }
 
@@ -115,6 +117,7 @@ async function play<Asked extends { text: string }>(
       if (run.status === 'failed') throw new UserError(`the run failed: ${run.error}`);
       const reasons = (run.report?.reasons ?? []) as { passed: boolean; check: string; words: string }[];
       for (const reason of reasons) say(`  ${reason.passed ? 'passed' : 'FAILED'}  ${reason.check}: ${reason.words}`);
+      if (run.release) await serving(local, scene, run.policy!);
       say(`  ${run.status}${run.release ? `: ${run.policy} is served now` : ''}`);
       evaluations.push(await evaluate());
       clock.lap('evaluation');
@@ -277,6 +280,17 @@ async function nextRun(local: Local, after: string | undefined, say: (line: stri
     }
     await new Promise((resolve) => setTimeout(resolve, 500));
   }
+}
+
+/** Waits until a policy answers: while a large one loads, the one before it does. */
+async function serving<Asked extends { text: string }>(local: Local, scene: Scene<Asked>, policy: string) {
+  const [question] = scene.asked('judging', 1, 1);
+  for (let tries = 0; tries < 60; tries++) {
+    const { model } = await ask(local, scene, question!.text, 1, { seed: 1, store: false });
+    if (model === policy) return;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+  throw new Error(`${policy} was released a minute ago and answers nothing yet`);
 }
 
 // ---- showing

@@ -64,9 +64,9 @@ export const SENTENCES: Scene<Question> = {
   config: {
     lora: { rank: 8, on: ['attention', 'mlp'] },
     reward: { learningRate: 2e-4, judgements: 8, epochs: 1 },
-    ppo: { learningRate: 1e-3, episodes: 256, rollout: 64, minibatch: 16 },
+    ppo: { learningRate: 1e-3, episodes: 320, rollout: 64, minibatch: 16 },
     // an answer to each prompt; who speaks without filler says less, so an answer may shrink to half
-    gate: { comparisons: 130, lengthRatio: 2 },
+    gate: { comparisons: 100, lengthRatio: 2 },
   },
   budget: { judging: 240, training: 1500, evaluation: 600 },
   asked: sentenceQuestions,
