@@ -19,7 +19,7 @@ const ERRORS: Record<number, string> = {
   413: 'over 256 KB',
   415: 'not application/json',
   422: 'well formed, but impossible',
-  429: 'more requests in a minute than the deployment allows',
+  429: 'more requests than the deployment allows in a minute, or than the decoder has room for',
   503: 'not now',
 };
 

@@ -196,7 +196,7 @@ async function call<T>(local: Local, method: string, path: string, body?: object
     if (response.ok) return (await response.json()) as T;
     // Many answers at once keep the decoder busy: it says when to come back.
     const wait = Number(response.headers.get('retry-after'));
-    if (response.status !== 503 || tries === 30) {
+    if ((response.status !== 503 && response.status !== 429) || tries === 30) {
       throw new Error(`${method} ${path}: ${response.status} ${await response.text()}`);
     }
     await new Promise((resolve) => setTimeout(resolve, 1000 * (wait || 1)));

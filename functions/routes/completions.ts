@@ -11,7 +11,7 @@ import {
   withoutNulls,
 } from '../../schema/wire-completions.ts';
 import { raterId, sha256 } from '../crypto.ts';
-import { ApiError, at, busy } from '../error.ts';
+import { ApiError, at } from '../error.ts';
 import { ContextOverflow, DecoderBusy } from '../policy/choice.ts';
 import { LEAST_JSON } from '../policy/json.ts';
 import { UpstreamFailure, UpstreamRefusal } from '../policy/upstream.ts';
@@ -134,7 +134,11 @@ function decodingError(error: unknown, param: string): unknown {
     console.error(error.message);
     return new ApiError(502, error.message, { headers: { 'Retry-After': '5' } });
   }
-  if (error instanceof DecoderBusy) return busy('the decoder is busy', 1);
+  if (error instanceof DecoderBusy)
+    return new ApiError(429, 'the decoder has no room for one more: ask again in a second', {
+      code: 'decoder_busy',
+      headers: { 'Retry-After': '1' },
+    });
   return error;
 }
 

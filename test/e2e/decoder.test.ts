@@ -124,6 +124,23 @@ test(
 );
 
 test(
+  'beyond what it has room for it says when to come back, as OpenAI’s clients expect it',
+  async () => {
+    const crowd = Array.from({ length: 120 }, (_, i) => post({ user: `one of many ${i}`, max_tokens: 100, seed: i }));
+    const responses = await Promise.all(crowd);
+    const answered = responses.filter(({ status }) => status === 200);
+    const refused = responses.filter(({ status }) => status === 429);
+    expect(answered.length + refused.length).toBe(crowd.length);
+    expect(answered.length).toBeGreaterThan(30);
+    expect(refused.length).toBeGreaterThan(0);
+    expect(Number(refused[0]!.headers.get('retry-after'))).toBeGreaterThan(0);
+    expect(await refused[0]!.json()).toMatchObject({ error: { type: 'rate_limit_error', code: 'decoder_busy' } });
+    await Promise.all(answered.map((response) => response.text()));
+  },
+  MINUTES,
+);
+
+test(
   'a release under load: no request is lost, and within seconds the other policy answers',
   async () => {
     let swapping = true;
