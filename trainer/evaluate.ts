@@ -81,19 +81,17 @@ export async function evaluate(
 
   const perToken = perTokenOf(fresh);
   const own = await answerLogprobsOf(model, calls.policy, candidate, fresh);
-  const kl = async (other: Parameters) => {
-    const theirs = await answerLogprobsOf(model, calls.policy, other, fresh);
-    return sequenceMean(
-      own.map((logprob, i) => logprob - theirs[i]!),
-      perToken,
-    );
-  };
-  // What packing lost, in nats an answer: it loses something of every policy, so the parent's image is the measure.
-  const lost = (drawn: Sampled[], trained: Float32Array, perToken: PerToken) =>
+  /** By how many nats an answer's tokens are likelier to one than to another. */
+  const nats = (to: Float32Array, than: Float32Array, answers: PerToken) =>
     sequenceMean(
-      drawnLogprobs(drawn, perToken.columns).map((logprob, i) => logprob - trained[i]!),
-      perToken,
+      to.map((logprob, i) => logprob - than[i]!),
+      answers,
     );
+  const kl = async (other: Parameters) =>
+    nats(own, await answerLogprobsOf(model, calls.policy, other, fresh), perToken);
+  // What packing lost, in nats an answer: it loses something of every policy, so the parent's image is the measure.
+  const lost = (drawn: Sampled[], trained: Float32Array, answers: PerToken) =>
+    nats(drawnLogprobs(drawn, answers.columns), trained, answers);
   const imageLost = lost(freshDrawn, own, perToken);
   const parentLost = lost(oldDrawn, await answerLogprobsOf(model, calls.policy, parent, old), perTokenOf(old));
   const klImage = imageLost - parentLost;

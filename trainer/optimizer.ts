@@ -27,7 +27,7 @@ interface AdamOptions<P extends Tree> {
   adapters?: boolean;
 }
 
-/** From so many weights on a step is a call of its own: in one with the gradients XLA writes new weights and moments beside the old. */
+/** From so many weights on a step is a call of its own, which holds less at its peak than one call with the gradients (LOG.md). */
 const ALONE = 50e6;
 
 export const adamState = (parameters: Tree): AdamState => {
