@@ -1,12 +1,13 @@
 // `Complete` for all who ask one decoder at once, where requests may wait for one another: in a Durable Object (decoder.ts one
 // folder up). A loop runs a token of every choice under way and a part of the prompts that came meanwhile, gives the event
-// loop its turn, and does so again. A choice has a stretch of the cache as long as it may become:
+// loop its turn, and does so again. A choice has a stretch of the cache, somewhat longer than what it has come to:
 //
 //   0                                                                          positions
 //   | choice, under way | idle: what an answer left | free | choice, under way | idle | free |
 //
 // What an answer leaves stays until its place is needed: a prompt that begins like it (the next turn of a chat, the same
-// instructions, the other choices of a request) takes that beginning over instead of running it.
+// instructions, the other choices of a request) takes that beginning over instead of running it. Where the cache is full of
+// choices under way, the one that began last pauses until another has ended, and then goes on where it was.
 import type { Complete, CompletionChunk, CompletionRequest } from '../../schema/completion.ts';
 import type { Tokenizer } from '../../schema/tokenizer.ts';
 import { advance, type Choice, DecoderBusy, promptEncoder, startChoice } from './choice.ts';
@@ -38,57 +39,108 @@ interface Sequence {
 
 /** So many requests wait; the next are refused. */
 const QUEUE = 32;
+/** Positions that a choice is given beyond what it has come to: most answers end long before they are as long as they may be. */
+const AHEAD = 64;
 
 export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: string): Complete {
   const promptOf = promptEncoder(decoder, tokenizer, chatTemplate);
   const stretches: Stretch[] = []; // by start
   let waiting: Asked[] = []; // those with choices that have not begun, in the order they came
-  let underWay: Sequence[] = [];
+  let underWay: Sequence[] = []; // in the order they began
+  let paused: Sequence[] = []; // began after all of those
   let admissions = 0;
   let running = false;
 
   const choicesOf = (asked: Asked) => underWay.filter((sequence) => sequence.asked === asked).length;
+  const tokensOf = ({ choice }: Sequence) => [...choice.prompt, ...choice.ids];
+  const isIdle = (s: Stretch) => s.idleSince !== undefined;
+  const sizes = (among: Stretch[]) => among.reduce((sum, { size }) => sum + size, 0);
+  const free = () => decoder.positions - sizes(stretches);
+  /** What is free, or would be without what is idle. */
+  const spare = () => free() + sizes(stretches.filter(isIdle));
+  /** How long a stretch is to be for so many tokens and those that may follow. */
+  const sizeFor = (tokens: number, { prompt, request }: Asked) =>
+    stretch(Math.min(tokens + AHEAD, prompt.length + request.maxTokens, decoder.context));
 
-  /** The first gap of that size between those stretches. */
-  function gap(size: number, among: Stretch[]): number | undefined {
-    let at = 0;
-    for (const { start, size: taken } of among) {
-      if (start - at >= size) return at;
-      at = start + taken;
-    }
-    return decoder.positions - at >= size ? at : undefined;
+  /** Gives up what has been idle longest, until so much is free. */
+  function giveUp(size: number, kept?: Stretch): void {
+    const idle = stretches.filter((s) => isIdle(s) && s !== kept).sort((a, b) => a.idleSince! - b.idleSince!);
+    while (free() < size && idle.length > 0) stretches.splice(stretches.indexOf(idle.shift()!), 1);
   }
 
-  /** Makes room, if need be by giving up what has been idle longest, what is to be taken over last of all. */
-  function makeRoom(size: number, source: Stretch | undefined): number | undefined {
-    const isIdle = (s: Stretch) => s.idleSince !== undefined;
-    const busy = stretches.filter((s) => !isIdle(s));
-    if (gap(size, busy) === undefined) return undefined;
-    const age = (s: Stretch) => (s === source ? Number.POSITIVE_INFINITY : s.idleSince!);
-    const idle = stretches.filter(isIdle).sort((a, b) => age(a) - age(b));
-    for (;;) {
-      const start = gap(size, stretches);
-      if (start !== undefined) return start;
-      stretches.splice(stretches.indexOf(idle.shift()!), 1);
+  const end = (i: number) => (i < 0 ? 0 : stretches[i]!.start + stretches[i]!.size);
+  const gapBehind = (i: number) => (stretches[i + 1]?.start ?? decoder.positions) - end(i);
+
+  /** Brings all that is free behind the i-th stretch: the others move to the front, and to the back. */
+  function gather(i: number): void {
+    const move = (place: Stretch, start: number) => {
+      if (start !== place.start) decoder.copy(place.start, start, place.held.length);
+      place.start = start;
+    };
+    for (let k = 0; k <= i; k++) move(stretches[k]!, end(k - 1));
+    for (let k = stretches.length - 1, at = decoder.positions; k > i; k--) {
+      at -= stretches[k]!.size;
+      move(stretches[k]!, at);
     }
   }
 
-  /** Begins choices while there is room: of those who wait, whoever has fewest under way, then whoever came first. */
+  /** Makes a stretch longer where it is. There is to be so much to spare. */
+  function lengthen(place: Stretch, size: number): void {
+    giveUp(size - place.size, place);
+    const i = stretches.indexOf(place);
+    if (gapBehind(i) < size - place.size) gather(i);
+    place.size = size;
+  }
+
+  /** The stretch that begins like these tokens for longest, and how many of them need not run. */
+  function longest(tokens: number[]): { source: Stretch | undefined; taken: number } {
+    const shared = stretches.map((s) => commonPrefix(s.held, tokens));
+    const most = Math.max(0, ...shared);
+    // The last token runs in any case: its logits are what comes next.
+    return { source: most > 0 ? stretches[shared.indexOf(most)] : undefined, taken: Math.min(most, tokens.length - 1) };
+  }
+
+  /** A place for these tokens, with what another has run of them. Undefined where there is no room. */
+  function settle(tokens: number[], asked: Asked): Stretch | undefined {
+    const size = sizeFor(tokens.length, asked);
+    if (spare() < size) return undefined;
+    const { source, taken } = longest(tokens);
+    giveUp(size, source);
+    admissions++;
+    if (free() < size) {
+      // Then nothing is idle but the source, and there is no room for both.
+      Object.assign(source!, { held: tokens.slice(0, taken), size: stretch(taken), idleSince: undefined });
+      lengthen(source!, size);
+      return source;
+    }
+    let before = stretches.findIndex((_, i) => gapBehind(i - 1) >= size) - 1; // −1: the gap is the first of all
+    if (before < -1) {
+      before = stretches.length - 1;
+      if (gapBehind(before) < size) gather(before);
+    }
+    const place: Stretch = { start: end(before), size, held: tokens.slice(0, taken) };
+    if (taken > 0) decoder.copy(source!.start, place.start, taken);
+    stretches.splice(before + 1, 0, place);
+    return place;
+  }
+
+  /** Those who pause go on, and others begin, while there is room: whoever has fewest under way, then whoever came first. */
   function admit(): void {
     const passedOver = new Set<Asked>();
     while (underWay.length < Math.min(decoder.slots, decoder.logitRows)) {
+      const [resting] = paused;
+      if (resting) {
+        const place = settle(tokensOf(resting), resting.asked);
+        if (!place) return;
+        underWay.push({ ...paused.shift()!, place });
+        continue;
+      }
       const [asked] = waiting
         .filter((one) => !passedOver.has(one))
         .sort((a, b) => choicesOf(a) - choicesOf(b) || waiting.indexOf(a) - waiting.indexOf(b));
       if (!asked) return;
       const { prompt, request } = asked;
-      const shared = (s: Stretch) => commonPrefix(s.held, prompt);
-      const source = stretches.reduce<Stretch | undefined>(
-        (best, s) => (shared(s) > (best ? shared(best) : 0) ? s : best),
-        undefined,
-      );
-      // The last token runs in any case: its logits are what the answer begins with.
-      const taken = Math.min(source ? shared(source) : 0, prompt.length - 1);
+      const { taken } = longest(prompt);
       // What another is just running is waited for: to run it too would take as long.
       const isComing = underWay.some((other) => {
         const common = Math.min(commonPrefix(other.asked.prompt, prompt), prompt.length - 1);
@@ -98,24 +150,39 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
         passedOver.add(asked);
         continue;
       }
-      const size = stretch(Math.min(decoder.context, prompt.length + request.maxTokens));
-      const start = makeRoom(size, source);
-      if (start === undefined) return; // whoever comes after does not overtake
-      if (source && taken > 0 && source.start !== start) decoder.copy(source.start, start, taken);
-      const place: Stretch = { start, size, held: prompt.slice(0, taken) };
-      stretches.push(place);
-      stretches.sort((a, b) => a.start - b.start);
+      const place = settle(prompt, asked);
+      if (!place) return; // whoever comes after does not overtake
       underWay.push({ asked, choice: startChoice(tokenizer, request, prompt, asked.begun++), place });
-      admissions++;
       if (asked.begun === request.n) waiting = waiting.filter((one) => one !== asked);
     }
   }
 
-  /** The place of a choice that has ended, or is not wanted any more, is what it holds, and idle. */
-  function leave({ place }: Sequence): void {
+  /** The place of a choice that does not go on is what it holds, and idle. */
+  function leave(sequence: Sequence): void {
+    const { place } = sequence;
+    underWay = underWay.filter((other) => other !== sequence);
     place.size = stretch(place.held.length);
     place.idleSince = admissions;
     if (place.size === 0) stretches.splice(stretches.indexOf(place), 1);
+  }
+
+  /**
+   * Whose place is full gets a longer one. Where there is no room for it, who began last pauses: the first always goes on. What
+   * there is to spare then is less than what one that paused needs, so it goes on only when another has left.
+   */
+  function widen(): void {
+    for (let i = 0; i < underWay.length; i++) {
+      const { asked, place } = underWay[i]!;
+      if (place.held.length < place.size) continue;
+      const size = sizeFor(place.held.length + 1, asked);
+      while (spare() < size - place.size) {
+        const last = underWay.at(-1)!;
+        leave(last);
+        paused.unshift(last);
+        if (underWay.length === i) return; // it was this one
+      }
+      lengthen(place, size);
+    }
   }
 
   /** One call of the decoder: a token of every answer, and of the prompts as much as there is room for, in equal parts. */
@@ -152,7 +219,6 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
       asked.chunks.push(...chunks);
       asked.wake();
       if (chunks.at(-1)!.type !== 'end') continue;
-      underWay = underWay.filter((other) => other !== sequence);
       leave(sequence);
     }
   }
@@ -165,15 +231,17 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
         await tick(); // whoever comes meanwhile is in the next step
         admit();
         if (underWay.length === 0) return;
+        widen();
         step();
       }
     } catch (error) {
-      for (const asked of [...waiting, ...underWay.map((sequence) => sequence.asked)]) {
+      for (const asked of [...waiting, ...[...underWay, ...paused].map((sequence) => sequence.asked)]) {
         asked.error = error;
         asked.wake();
       }
       waiting = [];
       underWay = [];
+      paused = [];
       stretches.length = 0;
     } finally {
       running = false;
@@ -208,8 +276,8 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
     } finally {
       signal.removeEventListener('abort', wake);
       waiting = waiting.filter((one) => one !== asked);
+      paused = paused.filter((one) => one.asked !== asked);
       for (const sequence of underWay.filter((one) => one.asked === asked)) leave(sequence);
-      underWay = underWay.filter((one) => one.asked !== asked);
     }
   };
 }

@@ -11,7 +11,11 @@ import { randomModel, tinyConfig } from '../../support/model.ts';
 
 const golden = JSON.parse(readFileSync(`${import.meta.dirname}/../../golden/tokenizer.json`, 'utf8'));
 export const tokenizer = loadTokenizer(golden.tokenizers[1].file);
-export const config = tinyConfig({ vocab_size: tokenizer.size, eos_token_id: tokenizer.added.get('<|end|>')!.id });
+export const config = tinyConfig({
+  vocab_size: tokenizer.size,
+  max_position_embeddings: 256,
+  eos_token_id: tokenizer.added.get('<|end|>')!.id,
+});
 export const image = packEdge(config, randomModel(config, 21));
 export const template = '{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>';
 

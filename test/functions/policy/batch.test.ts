@@ -97,6 +97,117 @@ test('of two that want more choices than there is room for, both are under way',
   expect(order.slice(0, 8).filter((who) => who === 2).length).toBeGreaterThanOrEqual(3);
 });
 
+/** Who has begun to answer, in that order. */
+function askers(complete: ReturnType<typeof batcher>) {
+  const began: string[] = [];
+  const ask = (who: string, asked: CompletionRequest) =>
+    collect(complete(asked, never), ({ type }) => {
+      if (type === 'text' && !began.includes(who)) began.push(who);
+    });
+  const until = async (isSo: () => boolean) => {
+    while (!isSo()) await new Promise((resolve) => setImmediate(resolve));
+  };
+  return { began, ask, until };
+}
+/** For one that fills the context, or some more that do not. */
+const room = { context: 256, positions: 264 };
+
+test('chats that may fill the context share it while they are short', async () => {
+  const { complete } = setUp(room);
+  const { began, ask, until } = askers(complete);
+  const long = { ...endless, maxTokens: 200 };
+  const first = ask('first', request(long));
+  await until(() => began.length === 1);
+  const second = ask('second', about('why ?', { maxTokens: 100, stop: ['e'], seed: 3 }));
+  expect((await second).answers[0]!.finishReason).toBe('stop'); // long before it is as long as it may be
+  let over = false;
+  first.then(() => {
+    over = true;
+  });
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(over).toBe(false);
+  const { answers } = await first;
+  expect(answers[0]!.completionTokens).toBe(200);
+  expect(answers[0]!.text).toBe((await collect(setUp().complete(request(long), never))).answers[0]!.text);
+});
+
+test('where the cache is full who began last pauses, and goes on where it was', async () => {
+  const { complete, steps } = setUp(room);
+  const asks = ['why ?', 'where is it ?', 'who has it ?'].map((content, seed) =>
+    about(content, { ...endless, maxTokens: 200, seed }),
+  );
+  const ends: number[] = [];
+  const together = await Promise.all(
+    asks.map((asked, i) => collect(complete(asked, never), ({ type }) => type === 'end' && ends.push(i))),
+  );
+  expect(ends).toEqual([0, 1, 2]);
+  for (const [i, asked] of asks.entries()) expect(together[i]).toEqual(await collect(setUp().complete(asked, never)));
+  // They went on side by side as far as there was room, and what one that paused had run was run again once at most.
+  expect(steps.length).toBeLessThan(2.5 * 200);
+  const prompts = together.reduce((sum, { promptTokens }) => sum + promptTokens, 0);
+  expect(rowsOf(steps)).toBeLessThan(prompts + 3 * 200 + 2 * 100);
+});
+
+test('one that pauses can leave, and holds nobody up', async () => {
+  const { complete, steps } = setUp(room);
+  const leaving = new AbortController();
+  let seen = 0;
+  const first = collect(complete(about('why ?', { ...endless, maxTokens: 200 }), never));
+  const second = collect(
+    complete(about('who has it ?', { ...endless, maxTokens: 200 }), leaving.signal),
+    ({ type }) => {
+      if (type === 'text') seen++;
+    },
+  );
+  const settled = Promise.allSettled([first, second]);
+  let before = -1;
+  while (before < seen) {
+    before = seen; // while it gets on
+    for (let k = 0; k < 5; k++) await new Promise((resolve) => setImmediate(resolve));
+  }
+  expect(seen).toBeGreaterThan(50);
+  leaving.abort(new Error('gone'));
+  const third = await collect(complete(request({ seed: 1, maxTokens: 3 }), never));
+  expect(third.answers[0]!.completionTokens).toBeGreaterThan(0);
+  const [one, other] = await settled;
+  const count = steps.length;
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  expect(steps.length).toBe(count); // nobody decodes for nobody
+  expect(one).toMatchObject({ status: 'fulfilled', value: { answers: [{ completionTokens: 200 }] } });
+  expect(other).toMatchObject({ status: 'rejected', reason: { message: 'gone' } });
+});
+
+test('one that needs much room gets its turn, however many small ones come after it', async () => {
+  const { complete } = setUp(room);
+  const { began, ask, until } = askers(complete);
+  const first = ask('first', request({ ...endless, maxTokens: 60 }));
+  await until(() => began.length === 1);
+  const all: Promise<unknown>[] = [];
+  all.push(ask('large', about('order '.repeat(180), { maxTokens: 60 })));
+  for (let i = 0; i < 4; i++) all.push(ask(`small ${i}`, about('why ?', { maxTokens: 4, seed: i })));
+  await first;
+  expect(began).toEqual(['first']); // though there was room for the small ones
+  await Promise.all(all);
+  expect(began).toContain('large');
+});
+
+test('the next turn of a chat takes its place over where there is no room for both', async () => {
+  const { complete, steps } = setUp({ context: 256, positions: 256 });
+  const content = 'order '.repeat(110);
+  const { answers, promptTokens } = await collect(complete(about(content, { ...endless, maxTokens: 20 }), never));
+  const before = rowsOf(steps);
+  const messages = [
+    { role: 'user' as const, content },
+    { role: 'assistant' as const, content: answers[0]!.text },
+    { role: 'user' as const, content: 'why ?' },
+  ];
+  const next = request({ input: { messages }, maxTokens: 1 });
+  const second = await collect(complete(next, never));
+  expect(promptTokens + second.promptTokens).toBeGreaterThan(256);
+  expect(rowsOf(steps) - before).toBeLessThanOrEqual(second.promptTokens - promptTokens + 1);
+  expect(await collect(setUp().complete(next, never))).toEqual(second);
+});
+
 test('one is cancelled: it stops within a token, the others go on, and its room is free again', async () => {
   const { complete, steps } = setUp({ slots: 2 });
   const leaving = new AbortController();
@@ -149,16 +260,16 @@ test('a decoder that fails fails those under way, and serves who comes next', as
 });
 
 test.each([1, 2, 3])('whoever comes and goes, in whatever order, gets what it would get alone (%i)', async (draw) => {
-  // Room for about three answers, so that stretches of all lengths come and go and what is idle is given up.
-  const { complete, decoder } = setUp({ slots: 6, context: 96, positions: 264 });
+  // Room for about three answers, so that stretches of all lengths come and go, what is idle is given up and some pause.
+  const { complete, decoder } = setUp({ slots: 6, context: 256, positions: 264 });
   const uniform = random(draw, 'batch');
   const below = (n: number) => Math.floor(uniform() * n);
   const starts = ['', 'about the order 407 that I asked you for on the third of May : '];
   const asks = Array.from({ length: 50 }, async (_, i) => {
-    for (let k = below(500); k > 0; k--) await new Promise((resolve) => setImmediate(resolve));
+    for (let k = below(2500); k > 0; k--) await new Promise((resolve) => setImmediate(resolve));
     const content = `${starts[below(2)]}${['where is it ?', 'why ?', 'who has it now, and who had it before ?'][below(3)]}`;
     const n = 1 + below(3);
-    const maxTokens = 1 + below(40);
+    const maxTokens = 1 + below([40, 180][below(2)]!);
     const leaving = new AbortController();
     const leavesAfter = below(4) === 0 ? below(20) : -1;
     let seen = 0;
