@@ -185,8 +185,15 @@ plumb
       throw new UserError(`${options.release} is not a channel: stable or canary`);
     if (isServer) {
       if (!URL.canParse(path)) throw new UserError(`${path} is not an address`);
+      if (new URL(path).username || new URL(path).password)
+        throw new UserError(
+          'the address holds a password: give keys of servers in PLUMB_UPSTREAM_KEYS when Plumb starts',
+        );
       const { publishUpstream } = await import('./local.ts');
       const upstream = { url: path.replace(/\/+$/, ''), model: options.model };
+      await fetch(`${upstream.url}/models`, { signal: AbortSignal.timeout(5_000) }).catch(() =>
+        console.error(`nothing answers at ${upstream.url} now; it is to when it is asked for a completion`),
+      );
       console.log(await publishUpstream(homeFolder(), upstream, options.name ?? options.model, options.release));
       return;
     }

@@ -83,10 +83,10 @@ function layout(config: ModelConfig, bits: Bits, corrected = false): Part[] {
   const inner = paddedInner(config);
   const heads = config.num_attention_heads;
   const kvHeads = config.num_key_value_heads;
-  if (head !== HEAD_DIM) throw new MalformedFile(`edge.bin: heads are of size ${head}, the decoder's of ${HEAD_DIM}`);
-  if (hidden % BLOCK !== 0) throw new MalformedFile(`edge.bin: hidden_size ${hidden} is not a multiple of ${BLOCK}`);
-  if (heads % kvHeads !== 0)
-    throw new MalformedFile(`edge.bin: ${heads} heads do not share ${kvHeads} key-value heads evenly`);
+  if (head !== HEAD_DIM)
+    throw new MalformedFile(`a head_dim of ${head} is not supported: the decoder has heads of ${HEAD_DIM}`);
+  if (hidden % BLOCK !== 0) throw new MalformedFile(`hidden_size ${hidden} is not a multiple of ${BLOCK}`);
+  if (heads % kvHeads !== 0) throw new MalformedFile(`${heads} heads do not share ${kvHeads} key-value heads evenly`);
 
   const parts: Part[] = [];
   let offset = 0;
@@ -327,10 +327,10 @@ export function packEdge(
     let first = 0;
     for (const { name, rows, cols: own, taken } of sources) {
       const tensor = tensors.get(name);
-      if (!tensor) throw new MalformedFile(`edge.bin: the model has no ${name}`);
+      if (!tensor) throw new MalformedFile(`there is no ${name}`);
       const shape = kind === 'f32' ? [own] : [rows, own];
       if (tensor.shape.join() !== shape.join())
-        throw new MalformedFile(`edge.bin: ${name} is [${tensor.shape}], its config makes it [${shape}]`);
+        throw new MalformedFile(`${name} is [${tensor.shape}], its config makes it [${shape}]`);
       let finite = true;
       if (kind === 'f32') {
         finite = tensor.data.every(Number.isFinite);
@@ -345,7 +345,7 @@ export function packEdge(
           told += correction.told;
         }
       }
-      if (!finite) throw new MalformedFile(`edge.bin: ${name} holds a number that is not finite`);
+      if (!finite) throw new MalformedFile(`${name} holds a number that is not finite`);
       first += taken;
     }
   }

@@ -28,8 +28,12 @@ const Rope = z
   .refine(({ rope_type, type, factor }) => (rope_type ?? type ?? 'default') === 'default' && factor === undefined, {
     message: 'scaled RoPE is not supported',
   });
+const ARCHITECTURES = ['LlamaForCausalLM', 'MistralForCausalLM', 'Qwen2ForCausalLM', 'Qwen3ForCausalLM'] as const;
 /** What the model code does not do, refused where a configuration asks for it. */
 const Supported = z.looseObject({
+  architectures: z.tuple([
+    z.enum(ARCHITECTURES, { error: ({ input }) => `${input} is not supported; ${ARCHITECTURES.join(', ')} are` }),
+  ]),
   sliding_window: z.int().nullish(),
   use_sliding_window: z.literal(false, 'a sliding window is not supported').optional(),
   rope_scaling: Rope.nullish(),

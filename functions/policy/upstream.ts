@@ -177,8 +177,8 @@ export function upstream({ url, model }: Upstream, key: string | undefined): Com
       signal.throwIfAborted(); // by its own reason, whatever the stream made of it
       if (error instanceof SyntaxError || error instanceof z.ZodError)
         throw new UpstreamFailure('the upstream server answered with what is no completion');
-      if (error instanceof TypeError) throw new UpstreamFailure('the upstream server broke off');
-      throw error;
+      if ([UpstreamRefusal, UpstreamFailure, DecoderBusy].some((known) => error instanceof known)) throw error;
+      throw new UpstreamFailure('the upstream server broke off'); // runtimes differ in what they call it
     } finally {
       clearTimeout(timer);
     }

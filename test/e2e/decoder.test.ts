@@ -1,5 +1,6 @@
 // A policy that is too large for the api's isolate: imported, released, decoded in the decoder script's slots, and swapped under load.
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { blobKey } from '../../functions/store/blobs.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
 import { withStore } from '../../infra/local.ts';
 import { isLarge, unpackEdge } from '../../schema/edge.ts';
@@ -136,6 +137,26 @@ test(
     expect(Number(refused[0]!.headers.get('retry-after'))).toBeGreaterThan(0);
     expect(await refused[0]!.json()).toMatchObject({ error: { type: 'rate_limit_error', code: 'decoder_busy' } });
     await Promise.all(answered.map((response) => response.text()));
+  },
+  MINUTES,
+);
+
+test(
+  'an image that cannot be read fails who asks for it, and is read again when it is asked for again',
+  async () => {
+    const { manifest, files } = large(3);
+    const key = blobKey(manifest.files.find(({ name }) => name === 'edge.bin')!.sha256);
+    await withStore(local.home, async ({ DB, BUCKET }) => {
+      await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files));
+      await BUCKET.delete(key);
+    });
+    const ask = () => post({ model: manifest.id });
+    expect((await ask()).status).toBe(500);
+    expect((await chat()).model).toBe(ids[0]); // the others are served
+    await withStore(local.home, async ({ BUCKET }) => {
+      await BUCKET.put(key, files.get('edge.bin')!);
+    });
+    expect((await ask()).status).toBe(200);
   },
   MINUTES,
 );

@@ -1,5 +1,8 @@
 // A policy that another server decodes. That server is a second Plumb: it has OpenAI's API.
+import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
@@ -112,7 +115,16 @@ test(
     const refused = (await long.json()) as { error: { message: string } };
     expect(refused.error.message).toMatch(/^the upstream server refuses this: .*tokens/);
     const release = (id: string) => local.api('POST', '/v1/releases', { channel: 'canary', policy: id });
-    const failing = { nobody: `http://127.0.0.1:9/v1`, stranger: `${server.url.replace('127.0.0.1', 'localhost')}/v1` };
+    const breaking = createServer((_, response) => {
+      response.write('data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n');
+      setTimeout(() => response.destroy(), 50);
+    }).listen(0, '127.0.0.1');
+    await once(breaking, 'listening');
+    const failing = {
+      nobody: 'http://127.0.0.1:9/v1',
+      stranger: `${server.url.replace('127.0.0.1', 'localhost')}/v1`,
+      breaking: `http://127.0.0.1:${(breaking.address() as AddressInfo).port}/v1`,
+    };
     const said: Record<string, [number, string | undefined]> = {};
     for (const [name, url] of Object.entries(failing)) {
       const id = await publishUpstream(local.home, { url, model: 'stable' }, name);
@@ -132,7 +144,9 @@ test(
     expect(said).toEqual({
       nobody: [502, 'the upstream server cannot be reached'],
       stranger: [502, 'the upstream server answered with 401'],
+      breaking: [502, 'the upstream server broke off'],
     });
+    breaking.close();
   },
   2 * MINUTES,
 );
@@ -183,6 +197,11 @@ test(
     const run = (...args: string[]) => plumb(args, { PLUMB_HOME: home }).ended;
     const imported = await run('import', 'http://127.0.0.1:9/v1/', '--model', 'llama', '--release', 'stable');
     expect([imported.code, lines(imported).at(-1)]).toEqual([0, expect.stringMatching(/^pol_/)]);
+    expect(lines(imported)).toContainEqual(
+      expect.stringMatching(/^nothing answers at http:\/\/127\.0\.0\.1:9\/v1 now/),
+    );
+    const known = await run('import', 'https://me:secret@127.0.0.1/v1', '--model', 'llama');
+    expect([known.code, lines(known)]).toEqual([1, [expect.stringMatching(/holds a password.*PLUMB_UPSTREAM_KEYS/)]]);
     const out = await run('export', 'stable', '--to', join(home, 'out'));
     expect([out.code, lines(out)]).toEqual([
       1,

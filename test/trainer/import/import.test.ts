@@ -97,7 +97,7 @@ test('several files that are not what their index says are refused by name', () 
   );
   for (const way of ['../model.safetensors', '/etc/x.safetensors', 'sub/x.safetensors', '.safetensors'])
     refused((map) => ({ ...map, x: way })).toThrow(/is no name of a \.safetensors file/);
-  refused(({ 'model.norm.weight': _, ...map }) => map).toThrow(/has no model\.norm\.weight/);
+  refused(({ 'model.norm.weight': _, ...map }) => map).toThrow(/there is no model\.norm\.weight/);
 });
 
 test('a Mistral that can look back on all it may be asked is a Llama', () => {
@@ -133,11 +133,15 @@ const notANumber = (bytes: Buffer<ArrayBuffer>) => {
 test.each<[string, () => string, RegExp]>([
   ['weights that end too soon', () => changed('model.safetensors', (bytes) => bytes.subarray(0, 1e6)), /outside of/],
   ['no weights', () => changed('model.safetensors', () => ''), /model\.safetensors: .*shorter/],
-  ['a number that is none', () => changed('model.safetensors', notANumber), /model\.norm\.weight .* not finite/],
+  ['a number that is none', () => changed('model.safetensors', notANumber), /: model\.norm\.weight .* not finite/],
   ['a configuration that is not JSON', () => changed('config.json', () => '{'), /config\.json is not JSON/],
-  ['another architecture', () => changed('config.json', (b) => `${b}`.replace('LlamaFor', 'GPT2For')), /architectures/],
+  [
+    'another architecture',
+    () => changed('config.json', (b) => `${b}`.replace('LlamaForCausalLM', 'GPT2LMHeadModel')),
+    /GPT2LMHeadModel is not supported; LlamaForCausalLM, Mistral/,
+  ],
   ['a matrix of another shape', () => config('intermediate_size', 256), /\[512,192\].*\[256,192\]/],
-  ['heads that the decoder does not have', () => config('head_dim', 32), /heads are of size 32/],
+  ['heads that the decoder does not have', () => config('head_dim', 32), /: a head_dim of 32 is not supported/],
   ['fewer ids than the tokenizer has', () => config('vocab_size', 512), /ids up to 1023.*vocab_size of 512/],
   ['an end of text beyond the vocabulary', () => config('eos_token_id', 5000), /eos_token_id is 5000/],
   ['scaled RoPE', () => changed('config.json', (b) => `${b}`.replace('{', '{"rope_scaling": {"factor": 2},')), /RoPE/],
