@@ -103,7 +103,11 @@ export async function openPolicy(env: Env, channels: Channels, policy: string): 
     const manifest = await readManifest(env.BUCKET, policy);
     if (!manifest) return undefined;
     makeRoom();
-    const loaded = await load(env, manifest, slot);
+    const loaded = await load(env, manifest, slot).catch((error) => {
+      // of files, not of people: whoever runs it is to know which
+      console.error(`${policy} cannot be loaded: ${error instanceof Error ? error.message : error}`);
+      throw busy('the policy cannot be loaded', 2);
+    });
     held.set(policy, loaded);
     return loaded;
   } finally {
@@ -137,8 +141,7 @@ export async function openChannel(
         else failed.set(policy, Date.now());
         return loaded;
       },
-      (error) => {
-        console.error(`a released policy cannot be loaded: ${error instanceof Error ? error.name : typeof error}`);
+      () => {
         failed.set(policy, Date.now());
       },
     );

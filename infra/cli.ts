@@ -185,6 +185,8 @@ plumb
       throw new UserError(`${options.release} is not a channel: stable or canary`);
     if (isServer) {
       if (!URL.canParse(path)) throw new UserError(`${path} is not an address`);
+      if (new URL(path).search || new URL(path).hash)
+        throw new UserError(`${path} goes on behind its path: routes (/chat/completions) are put at its end`);
       if (new URL(path).username || new URL(path).password)
         throw new UserError(
           'the address holds a password: give keys of servers in PLUMB_UPSTREAM_KEYS when Plumb starts',

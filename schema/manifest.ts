@@ -12,7 +12,8 @@ export const ModelConfig = z.object({
   vocab_size: z.int().positive(),
   hidden_size: z.int().positive(),
   intermediate_size: z.int().positive(),
-  num_hidden_layers: z.int().positive(),
+  /** The layout of an image is a list of them: so many, or a number in a file would take all memory. */
+  num_hidden_layers: z.int().positive().max(1024),
   num_attention_heads: z.int().positive(),
   num_key_value_heads: z.int().positive(),
   head_dim: z.int().positive(),

@@ -170,6 +170,14 @@ const hasByteLevel = (node: unknown): boolean => {
   return spec?.type === 'ByteLevel' || (spec?.pretokenizers ?? []).some(hasByteLevel);
 };
 
+/** What comes after the cutting: offsets, which nobody asks for here, and templates of nothing but the text. */
+const addsNothing = (node: unknown): boolean => {
+  const spec = node as { type?: string; single?: object[]; processors?: unknown[] } | null | undefined;
+  if (spec?.type === 'TemplateProcessing') return spec.single?.length === 1 && 'Sequence' in spec.single[0]!;
+  if (spec?.type === 'Sequence') return spec.processors?.every(addsNothing) === true;
+  return !spec || spec.type === 'ByteLevel';
+};
+
 function alternatives(texts: string[]): RegExp | undefined {
   if (texts.length === 0) return undefined;
   // Longest first, so that of two tokens that begin at one place the longer is taken, as Hugging Face does.
@@ -231,8 +239,7 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
   if (file.normalizer && typeOf(file.normalizer) !== 'NFC') refuse(`normalizer ${typeOf(file.normalizer)}`);
   if (!hasByteLevel(file.pre_tokenizer)) refuse(`pre_tokenizer ${typeOf(file.pre_tokenizer)} without ByteLevel`);
   if (typeOf(file.decoder) !== 'ByteLevel') refuse(`decoder ${typeOf(file.decoder)}`);
-  if (file.post_processor && typeOf(file.post_processor) !== 'ByteLevel')
-    refuse(`post_processor ${typeOf(file.post_processor)}`);
+  if (!addsNothing(file.post_processor)) refuse(`post_processor ${typeOf(file.post_processor)}`);
   const steps = preTokenizer(file.pre_tokenizer);
 
   const vocab = new Map<string, number>();

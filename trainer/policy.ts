@@ -29,11 +29,14 @@ const Rope = z
     message: 'scaled RoPE is not supported',
   });
 const ARCHITECTURES = ['LlamaForCausalLM', 'MistralForCausalLM', 'Qwen2ForCausalLM', 'Qwen3ForCausalLM'] as const;
+const isNone = {
+  error: ({ input }: { input: unknown }) =>
+    `${JSON.stringify(input)} is not supported; one of ${ARCHITECTURES.join(', ')} is`,
+};
 /** What the model code does not do, refused where a configuration asks for it. */
 const Supported = z.looseObject({
-  architectures: z.tuple([
-    z.enum(ARCHITECTURES, { error: ({ input }) => `${input} is not supported; ${ARCHITECTURES.join(', ')} are` }),
-  ]),
+  architectures: z.tuple([z.enum(ARCHITECTURES, isNone)], isNone),
+  quantization_config: z.null('quantised weights are not supported').optional(),
   sliding_window: z.int().nullish(),
   use_sliding_window: z.literal(false, 'a sliding window is not supported').optional(),
   rope_scaling: Rope.nullish(),
@@ -43,8 +46,16 @@ const Supported = z.looseObject({
   mlp_bias: z.literal(false, 'biases are not supported').optional(),
 });
 const TokenName = z.union([z.string(), z.looseObject({ content: z.string() }).transform(({ content }) => content)]);
+/** One, or several by name. */
+const ChatTemplate = z.union([
+  z.string(),
+  z
+    .array(z.object({ name: z.string(), template: z.string() }))
+    .transform((all) => all.find(({ name }) => name === 'default')?.template)
+    .pipe(z.string()),
+]);
 const TokenizerConfig = z.looseObject({
-  chat_template: z.string(),
+  chat_template: ChatTemplate,
   eos_token: TokenName.nullish(),
   pad_token: TokenName.nullish(),
 });
@@ -140,6 +151,17 @@ export function policyFromTexts(text: (name: string) => string): Policy {
   };
 }
 
+/** tokenizer_config.json with the chat template in it, which transformers writes beside it since version 4.52. */
+function withTemplate(content: string, template: string): string {
+  if (!existsSync(template)) return content;
+  try {
+    return `${JSON.stringify({ ...JSON.parse(content), chat_template: readFileSync(template, 'utf8') }, null, 2)}\n`;
+  } catch (error) {
+    if (error instanceof SyntaxError) return content; // whoever parses it says so
+    throw error;
+  }
+}
+
 /** Everything of a policy but its weights, from a folder or a GGUF file. */
 export function readPolicy(path: string): Policy {
   if (isGguf(path)) {
@@ -153,7 +175,8 @@ export function readPolicy(path: string): Policy {
   const text = (name: string) => {
     const file = join(path, name);
     if (!existsSync(file)) throw new UserError(`${path} is not a policy: it has no ${name}`);
-    return readFileSync(file, 'utf8');
+    const content = readFileSync(file, 'utf8');
+    return name === 'tokenizer_config.json' ? withTemplate(content, join(path, 'chat_template.jinja')) : content;
   };
   return reading(path, () => policyFromTexts(text));
 }

@@ -39,6 +39,8 @@ interface Sequence {
 
 /** So many requests wait; the next are refused. */
 const QUEUE = 32;
+/** Who has not begun after so long is refused, too, while a status can still say so. */
+const PATIENCE_MS = 20_000;
 /** Positions that a choice is given beyond what it has come to: most answers end long before they are as long as they may be. */
 const AHEAD = 64;
 
@@ -153,6 +155,7 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
       const place = settle(prompt, asked);
       if (!place) return; // whoever comes after does not overtake
       underWay.push({ asked, choice: startChoice(tokenizer, request, prompt, asked.begun++), place });
+      asked.wake();
       if (asked.begun === request.n) waiting = waiting.filter((one) => one !== asked);
     }
   }
@@ -257,23 +260,32 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
     waiting.push(asked);
     const wake = () => asked.wake();
     signal.addEventListener('abort', wake);
-    run();
-    try {
-      yield { type: 'prompt', promptTokens: prompt.length };
-      for (let open = request.n; open > 0; ) {
+    const patience = setTimeout(() => {
+      if (asked.begun === 0) asked.error ??= new DecoderBusy('all that there is room for answers others');
+      asked.wake();
+    }, PATIENCE_MS);
+    const until = async (isSo: () => boolean) => {
+      for (;;) {
         signal.throwIfAborted();
         if (asked.error) throw asked.error;
-        const chunk = asked.chunks.shift();
-        if (!chunk) {
-          await new Promise<void>((resolve) => {
-            asked.wake = resolve;
-          });
-          continue;
-        }
+        if (isSo()) return;
+        await new Promise<void>((resolve) => {
+          asked.wake = resolve;
+        });
+      }
+    };
+    run();
+    try {
+      await until(() => asked.begun > 0);
+      yield { type: 'prompt', promptTokens: prompt.length };
+      for (let open = request.n; open > 0; ) {
+        await until(() => asked.chunks.length > 0);
+        const chunk = asked.chunks.shift()!;
         if (chunk.type === 'end') open--;
         yield chunk;
       }
     } finally {
+      clearTimeout(patience);
       signal.removeEventListener('abort', wake);
       waiting = waiting.filter((one) => one !== asked);
       paused = paused.filter((one) => one.asked !== asked);

@@ -18,7 +18,7 @@ export class ContextOverflow extends Error {
   }
 }
 
-/** There is no room for this request, and none came free while it waited. */
+/** There is no room for this request, and none came free while it waited; the message is for whoever asked. */
 export class DecoderBusy extends Error {}
 
 /** A request's prompt in tokens, one at least. */

@@ -20,7 +20,7 @@ const SEEDS = 2 ** 31;
 
 const Logprob = z.object({ token: z.string(), logprob: z.number(), bytes: z.array(z.int()).nullish() });
 const Chunk = z.object({
-  error: z.object({ message: z.string() }).optional(),
+  error: z.union([z.string(), z.object({ message: z.string() }).transform(({ message }) => message)]).nullish(),
   usage: z.object({ prompt_tokens: z.int(), completion_tokens: z.int() }).nullish(),
   choices: z
     .array(
@@ -31,7 +31,7 @@ const Chunk = z.object({
         logprobs: z
           .object({
             // of a chat
-            content: z.array(Logprob.extend({ top_logprobs: z.array(Logprob).default([]) })).nullish(),
+            content: z.array(Logprob.extend({ top_logprobs: z.array(Logprob).nullish() })).nullish(),
             // of a plain completion
             tokens: z.array(z.string()).nullish(),
             token_logprobs: z.array(z.number().nullable()).nullish(),
@@ -40,7 +40,7 @@ const Chunk = z.object({
           .nullish(),
       }),
     )
-    .default([]),
+    .nullish(),
 });
 
 const spelled = (token: string, logprob: number, bytes?: number[] | null) => ({
@@ -49,12 +49,12 @@ const spelled = (token: string, logprob: number, bytes?: number[] | null) => ({
   bytes: bytes ?? [...new TextEncoder().encode(token)],
 });
 
-type Choice = z.infer<typeof Chunk>['choices'][number];
+type Choice = NonNullable<z.infer<typeof Chunk>['choices']>[number];
 function logprobsOf({ logprobs }: Choice): TokenLogprob[] {
   if (logprobs?.content)
     return logprobs.content.map(({ token, logprob, bytes, top_logprobs }) => ({
       ...spelled(token, logprob, bytes),
-      top: top_logprobs.map((other) => spelled(other.token, other.logprob, other.bytes)),
+      top: (top_logprobs ?? []).map((other) => spelled(other.token, other.logprob, other.bytes)),
     }));
   return (logprobs?.tokens ?? []).map((token, i) => ({
     ...spelled(token, logprobs?.token_logprobs?.[i] ?? 0),
@@ -87,15 +87,16 @@ function bodyOf(request: CompletionRequest, model: string, index: number): objec
   };
 }
 
-/** What a server says of a request that it does not take. */
+/** What a server says of a request that it does not take, as a sentence's end. */
 async function complaint(response: Response): Promise<string> {
   const text = await response.text().catch(() => '');
+  let said: unknown = text;
   try {
-    const said = JSON.parse(text);
-    return String(said.error?.message ?? said.message ?? said.detail ?? text).slice(0, 500);
-  } catch {
-    return text.slice(0, 500);
-  }
+    const { error, message, detail } = JSON.parse(text) ?? {};
+    said = error?.message ?? error ?? message ?? detail ?? text;
+  } catch {} // then it is no JSON
+  const words = typeof said === 'string' ? said.trim() : JSON.stringify(said);
+  return words ? `: ${words.slice(0, 500)}` : '';
 }
 
 /** An answer of the server that is about to stream. */
@@ -104,6 +105,7 @@ async function open(url: string, key: string | undefined, body: object, signal: 
     method: 'POST',
     headers: { 'Content-Type': 'application/json', ...(key && { Authorization: `Bearer ${key}` }) },
     body: JSON.stringify(body),
+    redirect: 'manual' as const, // the key is for that server alone
     signal,
   };
   for (let tries = 1; ; tries++) {
@@ -114,7 +116,9 @@ async function open(url: string, key: string | undefined, body: object, signal: 
     if (response instanceof Response) {
       if (response.ok) return response;
       if (response.status === 400 || response.status === 422)
-        throw new UpstreamRefusal(`the upstream server refuses this: ${await complaint(response)}`);
+        throw new UpstreamRefusal(`the upstream server refuses this${await complaint(response)}`);
+      if (response.status === 404)
+        throw new UpstreamFailure(`the upstream server answered with 404${await complaint(response)}`);
       await response.body?.cancel();
       if (response.status !== 429 && response.status !== 503)
         throw new UpstreamFailure(`the upstream server answered with ${response.status}`);
@@ -158,8 +162,8 @@ export function upstream({ url, model }: Upstream, key: string | undefined): Com
         heard();
         if (data === '[DONE]') break;
         const chunk = Chunk.parse(JSON.parse(data));
-        if (chunk.error) throw new UpstreamFailure(`the upstream server failed: ${chunk.error.message.slice(0, 500)}`);
-        const [part] = chunk.choices;
+        if (chunk.error) throw new UpstreamFailure(`the upstream server failed: ${chunk.error.slice(0, 500)}`);
+        const [part] = chunk.choices ?? [];
         const text = part?.delta?.content ?? part?.text ?? '';
         const logprobs = part && request.topLogprobs !== undefined ? logprobsOf(part) : undefined;
         if (text || logprobs?.length) {

@@ -34,6 +34,8 @@ interface Answering {
   promptTokens: number;
   /** What the decoder has still to say. */
   chunks: AsyncIterator<CompletionChunk>;
+  /** The decoder answers others at the same time. */
+  isShared: boolean;
   /** Aborted when the client leaves. */
   leaving: AbortController;
 }
@@ -128,22 +130,67 @@ async function store(
   await db.batch([...(await storing(db, call.set, asked, rows)), ...(keep ? call.remember(...keep) : [])]);
 }
 
+/** So long the status of an answer in one piece stays open; then a space is sent as often. */
+const OPEN_MS = 1000;
+/** Whose stream stands still hears something as often as that: what lies between takes a connection where nothing moves for dead. */
+const PULSE_MS = 10_000;
+
+/** What comes, or undefined where that takes longer. */
+async function within<T>(ms: number, coming: Promise<T>): Promise<T | undefined> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const passed = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), ms);
+  });
+  return Promise.race([coming, passed]).finally(() => clearTimeout(timer));
+}
+
+/**
+ * An answer in one piece. Where a decoder that is shared takes its time, its head goes out before, and spaces, for with some proxies (wrangler's)
+ * a client is only seen to leave when something is written to it, and others would wait for what nobody reads. If it fails then, the
+ * connection breaks off.
+ */
 export async function whole(answering: Answering): Promise<Response> {
-  const { spelling, chunks } = answering;
+  const { call, spelling, chunks, leaving, isShared } = answering;
   const begun = await beginning(answering);
   const { choices, head, token, fresh } = begun;
-  for (let step = await chunks.next(); !step.done; step = await chunks.next()) take(answering, choices, step.value);
-  const answer = JSON.stringify({
-    ...head,
-    object: spelling.object,
-    choices: choices.map(spelling.whole),
-    usage: usageOf(answering, choices),
-    ...token,
-    ...fresh,
+  async function finish(): Promise<string> {
+    for (let step = await chunks.next(); !step.done; step = await chunks.next()) take(answering, choices, step.value);
+    const answer = JSON.stringify({
+      ...head,
+      object: spelling.object,
+      choices: choices.map(spelling.whole),
+      usage: usageOf(answering, choices),
+      ...token,
+      ...fresh,
+    });
+    const texts = choices.map((choice) => choice.text);
+    await store(answering, begun, texts, [200, 'application/json', answer]);
+    return answer;
+  }
+  const headers = { 'Content-Type': 'application/json' };
+  const coming = finish();
+  const answer = await (isShared ? within(OPEN_MS, coming) : coming);
+  if (answer !== undefined) return new Response(answer, { headers });
+  const failed = coming.catch(async (error) => {
+    if (!leaving.signal.aborted) asApiError(error); // which logs it
+    await call.release();
   });
-  const texts = choices.map((choice) => choice.text);
-  await store(answering, begun, texts, [200, 'application/json', answer]);
-  return new Response(answer, { headers: { 'Content-Type': 'application/json' } });
+  call.c.executionCtx.waitUntil(failed);
+  const utf8 = new TextEncoder();
+  const stream = new ReadableStream<Uint8Array>(
+    {
+      start: (controller) => controller.enqueue(utf8.encode(' ')), // JSON may have space before it
+      async pull(controller) {
+        const answer = await within(OPEN_MS, coming);
+        controller.enqueue(utf8.encode(answer ?? ' '));
+        if (answer !== undefined) controller.close();
+      },
+      cancel: () => leaving.abort(),
+    },
+    { highWaterMark: 0 },
+  );
+  // identity: what compresses on the way would hold the spaces back
+  return new Response(stream, { headers: { ...headers, 'Content-Encoding': 'identity' } });
 }
 
 export async function streamed(answering: Answering): Promise<Response> {
@@ -220,11 +267,15 @@ export async function streamed(answering: Answering): Promise<Response> {
   leaving.signal.addEventListener('abort', () => call.c.executionCtx.waitUntil(abandon()));
 
   const source = events();
+  let coming: ReturnType<typeof source.next> | undefined;
   const stream = new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         try {
-          const step = await source.next();
+          coming ??= source.next();
+          const step = await within(PULSE_MS, coming);
+          if (!step) return controller.enqueue(utf8.encode(':\n\n')); // a comment
+          coming = undefined;
           if (step.done) controller.close();
           else controller.enqueue(step.value);
         } catch (error) {

@@ -135,7 +135,7 @@ function decodingError(error: unknown, param: string): unknown {
     return new ApiError(502, error.message, { headers: { 'Retry-After': '5' } });
   }
   if (error instanceof DecoderBusy)
-    return new ApiError(429, 'the decoder has no room for one more: ask again in a second', {
+    return new ApiError(429, `${error.message}: ask again in a second`, {
       code: 'decoder_busy',
       headers: { 'Retry-After': '1' },
     });
@@ -168,7 +168,11 @@ async function draw({ call, spelling, asked, topLogprobs }: Drawing): Promise<Re
     const detail = `${wanted} and a prompt of ${promptTokens} tokens exceed the context of ${loaded.context}`;
     throw at(400, limit, detail, 'context_length_exceeded');
   }
-  const answering = { call, spelling, asked, request, policy: loaded.policy, session, promptTokens, chunks, leaving };
+  const answering = {
+    ...{ call, spelling, asked, request, session, promptTokens, chunks, leaving },
+    policy: loaded.policy,
+    isShared: loaded.slot !== undefined,
+  };
   return body.stream ? streamed(answering) : whole(answering);
 }
 

@@ -115,6 +115,28 @@ test(
 );
 
 test(
+  'a client that leaves before its answer is whole stops it as well',
+  async () => {
+    const long = { max_tokens: 200, n: 16, logit_bias: { 1: -100, 2: -100 } };
+    const seconds = async () => {
+      const started = performance.now();
+      expect((await chat(long)).choices).toHaveLength(16);
+      return (performance.now() - started) / 1000;
+    };
+    const alone = await seconds();
+    const leaving = new AbortController();
+    const left = [2, 3, 4, 5].map((seed) =>
+      post({ ...long, seed }, leaving.signal).then((response) => response.text()),
+    );
+    await new Promise((resolve) => setTimeout(resolve, 3000));
+    leaving.abort();
+    expect(new Set((await Promise.allSettled(left)).map(({ status }) => status))).toEqual(new Set(['rejected']));
+    expect(await seconds()).toBeLessThan(2 * alone); // all of them together take five times as long
+  },
+  MINUTES,
+);
+
+test(
   'what cannot be asked is the client’s fault, in words',
   async () => {
     const long = await post({ messages: [{ role: 'user', content: 'Where is it? '.repeat(400) }] });
@@ -151,7 +173,7 @@ test(
       await BUCKET.delete(key);
     });
     const ask = () => post({ model: manifest.id });
-    expect((await ask()).status).toBe(500);
+    expect((await ask()).status).toBe(503);
     expect((await chat()).model).toBe(ids[0]); // the others are served
     await withStore(local.home, async ({ BUCKET }) => {
       await BUCKET.put(key, files.get('edge.bin')!);

@@ -1,5 +1,5 @@
 // Requests that share a decoder: each gets what it would get alone, in its turn, and what prompts have in common runs once.
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { batcher } from '../../../functions/policy/batch.ts';
 import { ContextOverflow, DecoderBusy } from '../../../functions/policy/choice.ts';
 import type { DecoderOptions } from '../../../functions/policy/decoder.ts';
@@ -208,6 +208,55 @@ test('the next turn of a chat takes its place over where there is no room for bo
   expect(await collect(setUp().complete(next, never))).toEqual(second);
 });
 
+/** How many rows each of these runs, one after another. */
+async function rowsOfEach({ complete, steps }: ReturnType<typeof setUp>, asks: CompletionRequest[]): Promise<number[]> {
+  const ran: number[] = [];
+  for (const asked of asks) {
+    const before = rowsOf(steps);
+    await collect(complete(asked, never));
+    ran.push(rowsOf(steps) - before);
+  }
+  return ran;
+}
+const briefly = { maxTokens: 1 };
+/** Of some four tokens more. */
+const filling = (name: string, tokens = 85) => about(`${name} ${'order '.repeat(tokens)}`, briefly);
+
+test('of what is idle the oldest is given up, and no more of it than there is need for', async () => {
+  const [a, b, c, d] = ['why', 'where', 'who', 'who now'].map((name) => filling(name, 60)); // d begins like c
+  const [, second, , , again, first] = await rowsOfEach(setUp(room), [a!, b!, c!, d!, b!, a!]);
+  expect(second).toBeGreaterThan(50);
+  expect(again).toBe(1); // it is there still
+  expect(first).toBeGreaterThan(50);
+});
+
+test('an answer that grows leaves what is idle where there is room beside it', async () => {
+  const idle = filling('why');
+  const growing = about('who ?', { ...endless, maxTokens: 130 });
+  const [, , again] = await rowsOfEach(setUp(room), [idle, growing, idle]);
+  expect(again).toBe(1);
+});
+
+test('what an answer that ended early did not need is free', async () => {
+  const early = about('who ?', { maxTokens: 60, stop: ['e', 'a', 'o', 'i', ' '] });
+  const large = { ...filling('where'), ...endless, maxTokens: 40 };
+  const asks = [early, filling('why'), large, about('who ?', briefly), filling('why')];
+  expect((await rowsOfEach(setUp(room), asks)).slice(3)).toEqual([1, 1]); // all of them have room
+});
+
+test('who waits for long is refused, and the others go on', async () => {
+  const { complete } = setUp({ slots: 1 });
+  const { began, ask, until } = askers(complete);
+  const first = ask('first', request({ ...endless, maxTokens: 200 }));
+  await until(() => began.length === 1);
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  const second = Promise.allSettled([ask('second', about('why ?'))]);
+  await vi.advanceTimersByTimeAsync(20_000);
+  vi.useRealTimers();
+  expect(((await second)[0] as PromiseRejectedResult).reason).toBeInstanceOf(DecoderBusy);
+  expect((await first).answers[0]!.completionTokens).toBe(200);
+});
+
 test('one is cancelled: it stops within a token, the others go on, and its room is free again', async () => {
   const { complete, steps } = setUp({ slots: 2 });
   const leaving = new AbortController();
@@ -257,6 +306,22 @@ test('a decoder that fails fails those under way, and serves who comes next', as
   ]);
   decoder.forward = forward;
   expect((await collect(complete(request(), never))).answers[0]!.text).toBe(textOf(5));
+});
+
+test('one that pauses is failed with the others', async () => {
+  const { complete, decoder, steps } = setUp(room);
+  const { forward } = decoder;
+  decoder.forward = (...args) => {
+    if (steps.length > 180) throw new RangeError('out of bounds'); // one of them alone is under way by then
+    forward(...args);
+  };
+  const asks = ['why ?', 'where ?'].map((content) => about(content, { ...endless, maxTokens: 220 }));
+  const both = await Promise.allSettled(asks.map((asked) => collect(complete(asked, never))));
+  expect(steps.at(-1)!.wanted).toBe(1);
+  expect(both.map((result) => (result as PromiseRejectedResult).reason.message)).toEqual([
+    'out of bounds',
+    'out of bounds',
+  ]);
 });
 
 test.each([1, 2, 3])('whoever comes and goes, in whatever order, gets what it would get alone (%i)', async (draw) => {

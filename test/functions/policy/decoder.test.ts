@@ -386,9 +386,12 @@ describe('an image that comes in pieces', () => {
         () => former,
       );
     const ending = packEdge({ ...config, eos_token_id: 9 }, randomModel(config, 4), 4);
-    expect((await at(ending)).config.eos_token_id).toBe(9);
+    expect(await at(ending)).toBe(former);
+    expect(former.config.eos_token_id).toBe(9);
     expect(await at(image)).toBe(former);
     expect(run(former)).toEqual(run(loadDecoder(image)));
+    const shorter = packEdge({ ...config, max_position_embeddings: 64 }, randomModel(config, 4), 4);
+    expect(await at(shorter)).not.toBe(former); // its room is that of another context
     const wider = tinyConfig({ vocab_size: 240 });
     const other = await at(packEdge(wider, randomModel(wider, 1), 4));
     expect(other).not.toBe(former);

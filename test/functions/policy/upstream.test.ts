@@ -94,6 +94,16 @@ test('one that is busy is asked again after as long as it says, and in the end i
   handle = (response) => response.writeHead(503, { 'retry-after': '0.01' }).end();
   await expect(complete()).rejects.toThrow(DecoderBusy);
   expect(heard).toHaveLength(4);
+
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  heard = [];
+  handle = (response, _, asked) =>
+    asked === 1 ? response.writeHead(429, { 'retry-after': '3600' }).end() : response.end(said('a', 'stop'));
+  const patient = complete();
+  await expect.poll(() => heard.length).toBe(1);
+  for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate);
+  await vi.advanceTimersByTimeAsync(5_000); // nobody waits for an hour
+  expect((await patient).answers[0]!.text).toBe('a');
 });
 
 test('a request that it does not take is refused with its reason; other answers are its failure, once', async () => {
@@ -110,8 +120,35 @@ test('a request that it does not take is refused with its reason; other answers 
     'the upstream server refuses this: too long',
   ]);
   expect(await told(422, '{"detail": "no"}')).toEqual([UpstreamRefusal, 'the upstream server refuses this: no']);
+  expect(await told(422, '{"detail": [{"loc": ["n"]}]}')).toEqual([
+    UpstreamRefusal,
+    'the upstream server refuses this: [{"loc":["n"]}]',
+  ]);
+  for (const empty of ['', ' ']) expect((await told(400, empty))[1]).toBe('the upstream server refuses this');
+  expect(await told(404, '{"error": {"message": "no such model"}}')).toEqual([
+    UpstreamFailure,
+    'the upstream server answered with 404: no such model',
+  ]);
   expect(await told(500, 'secret trace')).toEqual([UpstreamFailure, 'the upstream server answered with 500']);
-  expect(heard).toHaveLength(3);
+  expect(heard).toHaveLength(7);
+});
+
+test('one that sends elsewhere is not followed: the key is its own', async () => {
+  handle = (response) => response.writeHead(307, { location: `${url}/elsewhere` }).end();
+  await expect(complete()).rejects.toThrow('the upstream server answered with 307');
+  expect(heard).toHaveLength(1);
+});
+
+test('fields that are null are fields that are not there', async () => {
+  const part = {
+    index: 0,
+    delta: { content: 'a' },
+    logprobs: { content: [{ token: 'a', logprob: -1, top_logprobs: null }] },
+  };
+  handle = (response) =>
+    response.end(event({ choices: [part], error: null }) + event({ choices: null }) + said('b', 'stop'));
+  const { answers } = await complete({ topLogprobs: 0 });
+  expect(answers[0]).toMatchObject({ text: 'ab', logprobs: [{ token: 'a', logprob: -1, top: [] }] });
 });
 
 test('one that breaks off, fails half way or talks nonsense has failed; no half answer counts as one', async () => {
@@ -140,6 +177,28 @@ test('of several choices one that fails ends the others', async () => {
   };
   await expect(complete({ n: 3 })).rejects.toThrow('answered with 500');
   await expect.poll(() => closed).toBe(3);
+});
+
+test('one that takes its time is waited for as long as it goes on', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  let answering: ServerResponse | undefined;
+  handle = (response) => {
+    answering = response;
+    response.write(said('a'));
+  };
+  const pieces: string[] = [];
+  const slow = collect(upstream({ url, model: 'theirs' }, undefined)(request(), never), (chunk) => {
+    if (chunk.type === 'text') pieces.push(chunk.text);
+  });
+  for (const next of ['b', 'c', 'd']) {
+    const before = pieces.length;
+    await expect.poll(() => pieces.length).toBe(before + (next === 'b' ? 1 : 0));
+    await vi.advanceTimersByTimeAsync(40_000);
+    answering!.write(said(next));
+    await expect.poll(() => pieces.at(-1)).toBe(next);
+  }
+  answering!.end(said('', 'stop'));
+  expect((await slow).answers[0]!.text).toBe('abcd');
 });
 
 test('one that says nothing for a minute is given up; who leaves is not waited for', async () => {

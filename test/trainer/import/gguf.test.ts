@@ -104,6 +104,14 @@ test('a policy is the same out of a GGUF file: configuration, ids, prompts, weig
   expect(image(files)).toBe(image(importFrom(SEED_FOLDER, 'out of a folder').files));
 });
 
+test('what Llama 3 calls its pre-tokenizer also says that whole words are tokens before anything is merged', () => {
+  const merging = (pre: string) => {
+    const { file } = readPolicy(asFile({ 'tokenizer.ggml.pre': pre })).tokenizer;
+    return (file.model as { ignore_merges?: boolean }).ignore_merges;
+  };
+  expect(['llama-bpe', 'gpt-2'].map(merging)).toEqual([true, false]);
+});
+
 test.each<[string, () => string, RegExp]>([
   [
     'another architecture',
@@ -117,6 +125,8 @@ test.each<[string, () => string, RegExp]>([
     () => asFile({ 'llama.rope.scaling.type': 'yarn' }),
     /llama\.rope\.scaling\.type is yarn: not supported/,
   ],
+  ['RoPE of a part of each head', () => asFile({ 'llama.rope.dimension_count': 32 }), /turns 32 of a head's 64/],
+  ['layers without number', () => asFile({ 'llama.block_count': 2 ** 31 - 1 }), /num_hidden_layers: Too big/],
   ['experts', () => asFile({ 'llama.expert_count': 8 }), /expert_count is 8/],
   [
     'biases',

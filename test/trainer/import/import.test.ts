@@ -2,7 +2,7 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { afterAll, expect, test, vi } from 'vitest';
-import { readSafetensors, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
+import { type Dtype, readSafetensors, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
 import { weightFiles } from '../../../trainer/import/from-folder.ts';
 import { importFrom } from '../../../trainer/import/import.ts';
 import { UserError } from '../../../trainer/user-error.ts';
@@ -31,8 +31,9 @@ function changed(file: string, change: (bytes: Buffer<ArrayBuffer>) => string | 
   writeFileSync(join(to, file), change(readFileSync(join(SEED_FOLDER, file))));
   return to;
 }
-const config = (name: string, value: number) =>
-  changed('config.json', (bytes) => `${bytes}`.replace(new RegExp(`("${name}": )\\d+`), `$1${value}`));
+const field = (file: string, name: string, value: unknown) =>
+  changed(file, (bytes) => JSON.stringify({ ...JSON.parse(`${bytes}`), [name]: value }));
+const config = (name: string, value: unknown) => field('config.json', name, value);
 
 test('a folder is imported with its files as they are, and an image', () => {
   const { manifest, files } = importFrom(SEED_FOLDER, 'twin');
@@ -58,7 +59,10 @@ test('what Hugging Face leaves out of a configuration, or says since transformer
 });
 
 /** The seed policy with its weights in two files, and what its index says. */
-function sharded(change: (map: Record<string, string>) => Record<string, string> = (map) => map): string {
+function sharded(
+  change: (map: Record<string, string>) => Record<string, string> = (map) => map,
+  dtypes: Dtype[] = ['BF16', 'BF16'],
+): string {
   const to = mkdtempSync(join(folder, 'policy-'));
   cpSync(SEED_FOLDER, to, { recursive: true });
   const all = [...readTensors(readFileSync(join(to, 'model.safetensors')))];
@@ -66,7 +70,7 @@ function sharded(change: (map: Record<string, string>) => Record<string, string>
   const weight_map: Record<string, string> = {};
   for (const [i, part] of [all.slice(0, 7), all.slice(7)].entries()) {
     const name = `model-0000${i + 1}-of-00002.safetensors`;
-    writeFileSync(join(to, name), writeSafetensors(new Map(part), 'BF16'));
+    writeFileSync(join(to, name), writeSafetensors(new Map(part), dtypes[i]!));
     for (const [tensor] of part) weight_map[tensor] = name;
   }
   const index = { metadata: { total_size: 1 }, weight_map: change(weight_map) };
@@ -84,6 +88,40 @@ test('weights in several files are those of one', () => {
     'model-00001-of-00002.safetensors',
     'model-00002-of-00002.safetensors',
   ]);
+});
+
+test('weights in several types are put together in one that loses nothing', () => {
+  const { files } = importFrom(
+    sharded((map) => map, ['BF16', 'F32']),
+    'x',
+  );
+  const stored = readSafetensors(new Uint8Array(files.get('model.safetensors')!));
+  expect(new Set([...stored.values()].map(({ dtype }) => dtype))).toEqual(new Set(['F32']));
+});
+
+test('a folder as transformers 5 saves it, the template in a file of its own, is the same policy', () => {
+  const { manifest } = importFrom(SEED_FOLDER, 'x');
+  const { chat_template } = manifest.tokenizer;
+  const nothing = { type: 'TemplateProcessing', single: [{ Sequence: { id: 'A', type_id: 0 } }], special_tokens: {} };
+  const saved = field('tokenizer_config.json', 'chat_template', undefined);
+  writeFileSync(join(saved, 'chat_template.jinja'), chat_template);
+  cpSync(join(field('tokenizer.json', 'post_processor', nothing), 'tokenizer.json'), join(saved, 'tokenizer.json'));
+  const again = importFrom(saved, 'x');
+  expect(again.manifest.tokenizer.chat_template).toBe(chat_template);
+  const config = JSON.parse(new TextDecoder().decode(again.files.get('tokenizer_config.json')));
+  expect(config.chat_template).toBe(chat_template); // so that what is exported has it
+
+  const templates = [
+    { name: 'tools', template: 'no' },
+    { name: 'default', template: chat_template },
+  ];
+  const several = field('tokenizer_config.json', 'chat_template', templates);
+  expect(importFrom(several, 'x').manifest.tokenizer.chat_template).toBe(chat_template);
+
+  const begins = { ...nothing, single: [{ SpecialToken: { id: '<s>', type_id: 0 } }, ...nothing.single] };
+  expect(() => importFrom(field('tokenizer.json', 'post_processor', begins), 'x')).toThrow(
+    /post_processor TemplateProcessing is not supported/,
+  );
 });
 
 test('several files that are not what their index says are refused by name', () => {
@@ -138,12 +176,15 @@ test.each<[string, () => string, RegExp]>([
   [
     'another architecture',
     () => changed('config.json', (b) => `${b}`.replace('LlamaForCausalLM', 'GPT2LMHeadModel')),
-    /GPT2LMHeadModel is not supported; LlamaForCausalLM, Mistral/,
+    /"GPT2LMHeadModel" is not supported; one of LlamaForCausalLM, Mistral/,
   ],
   ['a matrix of another shape', () => config('intermediate_size', 256), /\[512,192\].*\[256,192\]/],
   ['heads that the decoder does not have', () => config('head_dim', 32), /: a head_dim of 32 is not supported/],
   ['fewer ids than the tokenizer has', () => config('vocab_size', 512), /ids up to 1023.*vocab_size of 512/],
   ['an end of text beyond the vocabulary', () => config('eos_token_id', 5000), /eos_token_id is 5000/],
+  ['no architecture', () => config('architectures', undefined), /architectures: undefined is not supported; one of/],
+  ['quantised weights', () => config('quantization_config', { bits: 4 }), /quantised weights are not supported/],
+  ['layers without number', () => config('num_hidden_layers', 1e9), /num_hidden_layers: Too big/],
   ['scaled RoPE', () => changed('config.json', (b) => `${b}`.replace('{', '{"rope_scaling": {"factor": 2},')), /RoPE/],
   [
     'scaled RoPE as transformers 5 writes it',
