@@ -7,7 +7,7 @@
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Precision } from './engine/compile.ts';
 import { gatherRows, recomputed } from './engine/ops.ts';
-import { hasBfloat16, type Tensor, tf } from './engine/tf.ts';
+import { expectWeights, hasBfloat16, type Tensor, tf } from './engine/tf.ts';
 import type { Batch, Predictions } from './pack.ts';
 import type { Random } from './random.ts';
 import { UserError } from './user-error.ts';
@@ -84,6 +84,7 @@ export function initialParameters(config: ModelConfig, rng: Random): Parameters 
     num_key_value_heads: K,
     vocab_size: V,
   } = config;
+  expectWeights(V * D + config.num_hidden_layers * D * (2 * (H + K) * hd + 3 * F));
   const normal = (shape: [number, number], deviation: number) => {
     const values = new Float32Array(shape[0] * shape[1]);
     for (let i = 0; i < values.length; i++) values[i] = deviation * rng.normal();

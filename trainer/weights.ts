@@ -6,7 +6,7 @@ import { MalformedFile } from '../schema/malformed.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
 import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../schema/safetensors.ts';
 import { flatten } from './engine/compile.ts';
-import { type Tensor, tf } from './engine/tf.ts';
+import { expectWeights, type Tensor, tf } from './engine/tf.ts';
 import { makeFolder, writeWhole } from './folder.ts';
 import { folderTensors } from './import/from-folder.ts';
 import { isGguf, openGguf, tensorsOf } from './import/from-gguf.ts';
@@ -64,6 +64,7 @@ function layerNames(layer: number) {
 export function fromHuggingFace(config: ModelConfig, tensors: Map<string, FloatTensor>): Parameters {
   const { vocab_size: V, hidden_size: D, intermediate_size: F } = config;
   const [Q, K] = [config.num_attention_heads, config.num_key_value_heads].map((heads) => heads * config.head_dim);
+  expectWeights([...tensors.values()].reduce((sum, { data }) => sum + data.length, 0));
   const taken = new Set<string>();
   const take = (name: string, ...shape: number[]): Tensor => {
     const tensor = tensors.get(name);

@@ -194,7 +194,7 @@ async function npmPackage(spec: string, work: string): Promise<string> {
   return folder;
 }
 
-/** Adds addGraphFunction and removeGraphFunction to the binding's sources. */
+/** Adds addGraphFunction, removeGraphFunction and returnFreedMemory to the binding's sources. */
 function patchBinding(folder: string): void {
   const insert = (file: string, anchor: string, text: string, where: 'before' | 'after') => {
     const path = join(folder, file);
@@ -219,6 +219,7 @@ function patchBinding(folder: string): void {
     `#include "${join(HERE, 'binding/graph_function.cc')}"\n\n`,
     'before',
   );
+  insert('tfjs_binding.cc', '#include "tfjs_backend.h"\n', '#include <malloc.h>\n', 'after');
   // Inside the backend's own namespace, where the file's last lines close it.
   insert(
     'tfjs_binding.cc',
@@ -231,7 +232,9 @@ function patchBinding(folder: string): void {
   insert(
     'tfjs_binding.cc',
     '      {"loadSavedModel", nullptr,',
-    entry('addGraphFunction', 'AddGraphFunction') + entry('removeGraphFunction', 'RemoveGraphFunction'),
+    entry('addGraphFunction', 'AddGraphFunction') +
+      entry('removeGraphFunction', 'RemoveGraphFunction') +
+      entry('returnFreedMemory', 'ReturnFreedMemory'),
     'before',
   );
 }

@@ -20,6 +20,7 @@ export interface Binding {
   executeOp(op: string, attributes: OpAttribute[], inputs: number[], outputs: number): OutputTensor[];
   addGraphFunction?(name: string, graphDef: Uint8Array, inputs: string, outputs: string): void;
   removeGraphFunction?(name: string): void;
+  returnFreedMemory?(): void;
   readonly [constant: `TF_${string}`]: number;
 }
 export interface OpAttribute {
@@ -115,3 +116,16 @@ export const messages = stock
   ? undefined
   : createRequire(join(engineFolder(), 'js/package.json'))('./dist/proto/api_pb.js');
 export type Tensor = Tf.Tensor;
+
+/** From so many weights on, what is freed goes back to the kernel. */
+const FRUGAL = 50e6;
+
+/**
+ * To be told before the first tensor. TensorFlow's own allocator keeps all that it ever had, and a small model's training is the faster for it;
+ * a large one's calls take so long that clearing pages is nothing beside them, and so much that what is kept would count (LOG.md).
+ */
+export function expectWeights(count: number): void {
+  if (count < FRUGAL) return;
+  process.env.TF_ONEDNN_USE_SYSTEM_ALLOCATOR ??= '1'; // is read at the first tensor
+  backend.binding.returnFreedMemory?.();
+}

@@ -21,3 +21,11 @@ static napi_value RemoveGraphFunction(napi_env env, napi_callback_info info) {
   if (backend != nullptr) backend->RemoveGraphFunction(env, args[0]);
   return js_this;
 }
+
+// From here on what is freed goes back to the kernel, but for small pieces: the opposite of kKeepsFreedMemory.
+static napi_value ReturnFreedMemory(napi_env env, napi_callback_info info) {
+  mallopt(M_MMAP_MAX, 1 << 16);
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 20);
+  return nullptr;
+}
