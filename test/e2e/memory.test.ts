@@ -92,9 +92,10 @@ test(
           body: JSON.stringify({
             model: 'stable',
             messages: [{ role: 'user', content: `${i}: tell me of the moon and of the sea` }],
-            max_tokens: 24,
+            max_tokens: 48,
           }),
         });
+        await response.json(); // the status comes before the answer is whole
         return response.status;
       }),
     ).finally(() => {
@@ -111,7 +112,7 @@ test(
     await look();
     expect(heaps.length).toBeGreaterThan(3);
     expect(Math.max(...heaps)).toBeGreaterThan(before + 2e6); // the tokenizer is in it
-    expect(Math.max(...totals)).toBeGreaterThan(110e6); // and the weights in this
+    expect(Math.max(...totals)).toBeGreaterThan(105e6); // and the weights in this
     expect(Math.max(...totals)).toBeLessThan(ISOLATE);
     expect(heaps.at(-1)).toBeLessThan(HEAP);
     expect(wasmBytes + heaps.at(-1)!).toBeLessThan(ISOLATE); // with a cache that is full
