@@ -68,7 +68,7 @@ export const SENTENCES: Scene<Question> = {
     // an answer to each prompt; who speaks without filler says less, so an answer may shrink to half
     gate: { comparisons: 100, lengthRatio: 2 },
   },
-  budget: { judging: 240, training: 1500, evaluation: 600 },
+  budget: { judging: 250, training: 1900, evaluation: 200 },
   asked: sentenceQuestions,
   gold: (asked, answer) => sentenceGold(asked, answer).mean,
   judge: (rng, asked, answers, raters) => ({
