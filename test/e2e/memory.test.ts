@@ -80,9 +80,9 @@ async function heapBytes(): Promise<number> {
 test(
   'SmolLM2-135M is loaded and answers eight chats at once within 128 MB',
   async () => {
+    const resident = residentBytes(); // before a snapshot, whose own memory the process gives back meanwhile
     await inspect('HeapProfiler.enable');
     const before = await heapBytes();
-    const resident = residentBytes();
     let answered = false;
     const answers = Promise.all(
       Array.from({ length: 8 }, async (_, i) => {
@@ -112,7 +112,7 @@ test(
     await look();
     expect(heaps.length).toBeGreaterThan(3);
     expect(Math.max(...heaps)).toBeGreaterThan(before + 2e6); // the tokenizer is in it
-    expect(Math.max(...totals)).toBeGreaterThan(105e6); // and the weights in this
+    expect(Math.max(...totals)).toBeGreaterThan(110e6); // and the weights in this
     expect(Math.max(...totals)).toBeLessThan(ISOLATE);
     expect(heaps.at(-1)).toBeLessThan(HEAP);
     expect(wasmBytes + heaps.at(-1)!).toBeLessThan(ISOLATE); // with a cache that is full
