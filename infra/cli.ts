@@ -184,10 +184,11 @@ plumb
     if (options.release && !['stable', 'canary'].includes(options.release))
       throw new UserError(`${options.release} is not a channel: stable or canary`);
     if (isServer) {
-      if (!URL.canParse(path)) throw new UserError(`${path} is not an address`);
-      if (new URL(path).search || new URL(path).hash)
+      const address = URL.parse(path);
+      if (!address) throw new UserError(`${path} is not an address`);
+      if (address.search || address.hash)
         throw new UserError(`${path} goes on behind its path: routes (/chat/completions) are put at its end`);
-      if (new URL(path).username || new URL(path).password)
+      if (address.username || address.password)
         throw new UserError(
           'the address holds a password: give keys of servers in PLUMB_UPSTREAM_KEYS when Plumb starts',
         );

@@ -37,6 +37,11 @@ interface Sequence {
   place: Stretch;
 }
 
+interface Shared {
+  source: Stretch | undefined;
+  taken: number;
+}
+
 /** So many requests wait; the next are refused. */
 const QUEUE = 32;
 /** Who has not begun after so long is refused, too, while a status can still say so. */
@@ -54,7 +59,6 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
   let running = false;
 
   const choicesOf = (asked: Asked) => underWay.filter((sequence) => sequence.asked === asked).length;
-  const tokensOf = ({ choice }: Sequence) => [...choice.prompt, ...choice.ids];
   const isIdle = (s: Stretch) => s.idleSince !== undefined;
   const sizes = (among: Stretch[]) => among.reduce((sum, { size }) => sum + size, 0);
   const free = () => decoder.positions - sizes(stretches);
@@ -95,7 +99,7 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
   }
 
   /** The stretch that begins like these tokens for longest, and how many of them need not run. */
-  function longest(tokens: number[]): { source: Stretch | undefined; taken: number } {
+  function longest(tokens: number[]): Shared {
     const shared = stretches.map((s) => commonPrefix(s.held, tokens));
     const most = Math.max(0, ...shared);
     // The last token runs in any case: its logits are what comes next.
@@ -103,10 +107,9 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
   }
 
   /** A place for these tokens, with what another has run of them. Undefined where there is no room. */
-  function settle(tokens: number[], asked: Asked): Stretch | undefined {
+  function settle(tokens: number[], asked: Asked, { source, taken }: Shared): Stretch | undefined {
     const size = sizeFor(tokens.length, asked);
     if (spare() < size) return undefined;
-    const { source, taken } = longest(tokens);
     giveUp(size, source);
     admissions++;
     if (free() < size) {
@@ -132,7 +135,8 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
     while (underWay.length < Math.min(decoder.slots, decoder.logitRows)) {
       const [resting] = paused;
       if (resting) {
-        const place = settle(tokensOf(resting), resting.asked);
+        const tokens = [...resting.choice.prompt, ...resting.choice.ids];
+        const place = settle(tokens, resting.asked, longest(tokens));
         if (!place) return;
         underWay.push({ ...paused.shift()!, place });
         continue;
@@ -142,17 +146,17 @@ export function batcher(decoder: Decoder, tokenizer: Tokenizer, chatTemplate: st
         .sort((a, b) => choicesOf(a) - choicesOf(b) || waiting.indexOf(a) - waiting.indexOf(b));
       if (!asked) return;
       const { prompt, request } = asked;
-      const { taken } = longest(prompt);
+      const shared = longest(prompt);
       // What another is just running is waited for: to run it too would take as long.
       const isComing = underWay.some((other) => {
         const common = Math.min(commonPrefix(other.asked.prompt, prompt), prompt.length - 1);
-        return common > Math.max(taken, other.place.held.length);
+        return common > Math.max(shared.taken, other.place.held.length);
       });
       if (isComing) {
         passedOver.add(asked);
         continue;
       }
-      const place = settle(prompt, asked);
+      const place = settle(prompt, asked, shared);
       if (!place) return; // whoever comes after does not overtake
       underWay.push({ asked, choice: startChoice(tokenizer, request, prompt, asked.begun++), place });
       asked.wake();
