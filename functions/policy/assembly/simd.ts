@@ -12,6 +12,7 @@
 @inline export function fold(a: v128, b: v128): v128 {
   return f32x4.convert_i32x4_s(i32x4.add(i32x4.shuffle(a, b, 0, 2, 4, 6), i32x4.shuffle(a, b, 1, 3, 5, 7)));
 }
+@inline export function clear8(at: usize): void { v128.store(at, f32x4.splat(0)); v128.store(at, f32x4.splat(0), 16); }
 @inline export function sum4(a: v128): f32 {
   return (f32x4.extract_lane(a, 0) + f32x4.extract_lane(a, 1)) + (f32x4.extract_lane(a, 2) + f32x4.extract_lane(a, 3));
 }
