@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import type { Run } from '../schema/wire-runs.ts';
 import { smollm2 } from '../trainer/import/smollm2.ts';
 import { random } from '../trainer/random.ts';
-import { flat, type Measured, mean, variance } from '../trainer/seed/measure.ts';
+import { flat, type Measured, mean, pooled, variance } from '../trainer/seed/measure.ts';
 import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig } from '../trainer/seed/raters.ts';
 import { type Scene, SENTENCES, SUPPORT_DESK } from '../trainer/seed/scene.ts';
 import { UserError } from '../trainer/user-error.ts';
@@ -84,10 +84,12 @@ async function play<Asked extends { text: string }>(
     const asked = scene.asked('evaluation', EVALUATION_SEED, scene.evaluations);
     const evaluate = async () => {
       const answered = await inTurn(asked, ({ text }, i) =>
-        ask(local, scene, text, 1, { seed: 1000 * seed + i, store: false }),
+        ask(local, scene, text, scene.draws, { seed: 1000 * seed + i, store: false }),
       );
-      const answers = answered.map(({ choices }) => choices[0]!.message.content);
-      return { answers, ...scene.measure(asked, answers) };
+      const draws = Array.from({ length: scene.draws }, (_, draw) =>
+        answered.map(({ choices }) => choices[draw]!.message.content),
+      );
+      return { answers: draws[0]!, ...pooled(draws.map((answers) => scene.measure(asked, answers))) };
     };
     const bestOf = async ({ of, questions }: Scene<Asked>['best']) => {
       const scores = await inTurn(asked.slice(0, questions), async (question, i) => {
@@ -98,7 +100,7 @@ async function play<Asked extends { text: string }>(
     };
 
     say(
-      `\nbefore: ${scene.evaluations} evaluation questions, and the best of ${scene.best.of} answers as the mark to aim at`,
+      `\nbefore: ${scene.evaluations} evaluation questions${scene.draws > 1 ? `, ${scene.draws} answers to each` : ''}, and the best of ${scene.best.of} answers as the mark to aim at`,
     );
     const evaluations = [await evaluate()];
     const best = await bestOf(scene.best);

@@ -4,8 +4,10 @@
 // member's own, or with LoRA its adapters. Each is brought to mean 0 and variance 1 on the same answers (reward.ts) before they are compared: a
 // head's offset and scale are chance.
 
+import type { Row } from './data.ts';
 import type { Judgement } from './judgements.ts';
 import { type Random, random } from './random.ts';
+import { type RewardCalls, type Scorer, scores } from './reward.ts';
 import { mean, variance } from './rl.ts';
 
 /** What a member is fitted to: the first one to everything, so that with one member nothing is left to chance. */
@@ -19,6 +21,18 @@ export function bootstrapped(judgements: Judgement[], rng: Random): Judgement[] 
   const byRoot = Map.groupBy(judgements, ({ root }) => root);
   const conversations = [...byRoot.values()];
   return conversations.flatMap(() => rng.pick(conversations));
+}
+
+/** @returns by member, then by answer */
+export async function scoresByMember(
+  calls: RewardCalls,
+  members: Scorer[],
+  rows: Row[],
+  pad: number,
+): Promise<number[][]> {
+  const scored: number[][] = [];
+  for (const member of members) scored.push(await scores(calls, member, rows, pad));
+  return scored;
 }
 
 /**

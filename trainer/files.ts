@@ -21,7 +21,8 @@ import {
   textsIn,
 } from './data.ts';
 import { compilations, dispose } from './engine/compile.ts';
-import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
+import { parked } from './engine/parked.ts';
+import { cautious, memberSeed, memberSees, memberStage, scoresByMember } from './ensemble.ts';
 import { evaluate } from './evaluate.ts';
 import { writeWhole } from './folder.ts';
 import { weightFiles } from './import/from-folder.ts';
@@ -35,7 +36,7 @@ import { planned } from './plan.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
 import { policyCalls, ppo } from './ppo.ts';
 import { random } from './random.ts';
-import { fitReward, type RewardModel, rewardCalls, rightShare, scores, scoresOf, tallied } from './reward.ts';
+import { fitReward, type RewardModel, rewardCalls, rightShare, scoresOf, tallied } from './reward.ts';
 import { rowsOf, startSampler } from './rollout.ts';
 import { savepoint } from './savepoint.ts';
 import { sft } from './sft.ts';
@@ -260,16 +261,14 @@ export async function ppoOnFiles(
   const work = options.plan
     ? planned(countParameters(parent), (metrics) => config.rollout * (asked + metrics['objective/length']!))
     : await savepoint('ppo', options, inputs, policy.config);
+  const byMember = (rows: Row[]) => scoresByMember(calls.reward, members, rows, policy.config.pad_token_id);
   const sampler = startSampler(policy.config);
   try {
+    using resting = parked(members.map(({ parameters }) => parameters));
     const optimised = await ppo(
       policy.config,
       calls.policy,
-      async (rows) => {
-        const scored: number[][] = [];
-        for (const member of members) scored.push(await scores(calls.reward, member, rows, policy.config.pad_token_id));
-        return cautious(scored, spreadPenalty);
-      },
+      async (rows) => cautious(await resting.use(() => byMember(rows)), spreadPenalty),
       parent,
       prompts,
       sampler.sample,

@@ -11,6 +11,8 @@ import type { ModelConfig } from '../schema/manifest.ts';
 import type { LoraConfig, PpoConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree } from './engine/compile.ts';
+import { twin } from './engine/ops.ts';
+import { parked } from './engine/parked.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { freshLora, type Lora, merged, type Trained, weightsOf } from './lora.ts';
 import { DivergedError, type Report, requireFinite } from './metrics.ts';
@@ -193,13 +195,15 @@ export async function ppo(
   const frozen = lora ? [parent] : [];
   /** A critic of its own begins as the parent does, without its output matrix. */
   const fresh = (of: Parameters, name: string): Trained =>
-    lora ? freshLora(model, lora, random(config.seed, name)) : mapTree(of, tf.clone);
+    lora ? freshLora(model, lora, random(config.seed, name)) : mapTree(of, twin);
   const critic = config.separateValue ? { critic: fresh(trunkOf(parent), 'critic lora') } : {};
   let actor: Actor = from?.actor ?? { parameters: fresh(parent, 'lora'), value, ...critic };
   /** The policy as it would be served; with LoRA a tree of its own. */
   const whole = () => (lora ? merged(parent, actor.parameters as Lora) : (actor.parameters as Parameters));
   let adam = from?.adam ?? adamState(actor);
   let beta = from?.beta ?? config.beta;
+  // Adapters lie on the parent; else it is the reference alone, and idle while the policy learns.
+  using idle = parked(lora ? [] : parent);
 
   for (let iteration = from?.iteration ?? 0; iteration < iterations; iteration++) {
     // Rollout: the answers of the policy as it would be served.
@@ -214,7 +218,7 @@ export async function ppo(
 
     // Scores, and what policy and parent think of every token.
     const now = await scoreAnswers(calls, actor, rows, config.temperature, pad, frozen);
-    const reference = await answerLogprobsOf(model, calls, parent, rows, config.temperature);
+    const reference = await idle.use(() => answerLogprobsOf(model, calls, parent, rows, config.temperature));
     const given = await score(rows);
     const ended = rows.map(({ answer }) => answer.at(-1) === eos && answer.length > config.minTokens);
     const scores = given.map((score, i) =>

@@ -7,23 +7,15 @@ import type { Side } from '../schema/snapshot.ts';
 import { calibrationOf, preferredIn, scaleOf } from './calibration.ts';
 import type { Row } from './data.ts';
 import { dispose } from './engine/compile.ts';
-import { cautious, memberSeed, memberSees, memberStage } from './ensemble.ts';
+import { parked } from './engine/parked.ts';
+import { cautious, memberSeed, memberSees, memberStage, scoresByMember } from './ensemble.ts';
 import { evaluate, type GateReport } from './evaluate.ts';
 import { type Judgement, judgedPrompts, requireRated } from './judgements.ts';
 import { DivergedError, type Report } from './metrics.ts';
 import type { Parameters } from './model.ts';
 import type { Shape } from './pack.ts';
 import { type PpoState, policyCalls, ppo } from './ppo.ts';
-import {
-  type FitState,
-  fitReward,
-  type RewardModel,
-  rewardCalls,
-  rightShare,
-  scores,
-  scoresOf,
-  tallied,
-} from './reward.ts';
+import { type FitState, fitReward, type RewardModel, rewardCalls, rightShare, scoresOf, tallied } from './reward.ts';
 import { rowsOf, type startSampler } from './rollout.ts';
 
 interface RunInput {
@@ -119,11 +111,7 @@ async function stages(
       await keep({ reward: members });
     }
     const rm = members[0]!;
-    const byMember = async (rows: Row[]) => {
-      const scored: number[][] = [];
-      for (const member of members) scored.push(await scores(calls.reward, member, rows, pad));
-      return scored;
-    };
+    const byMember = (rows: Row[]) => scoresByMember(calls.reward, members, rows, pad);
     const scored = await scoresOf(calls.reward, rm, judgements.C, pad);
     const pairs = preferredIn(judgements.C, scored, scaleOf(rm));
     if (pairs.length > 0) {
@@ -138,19 +126,22 @@ async function stages(
       };
       await report({ stage: 'reward', step: 1, steps: 1, metrics });
     }
-    candidate = await ppo(
-      model,
-      calls.policy,
-      async (rows) => cautious(await byMember(rows), config.ppo.spreadPenalty),
-      parent,
-      practised,
-      sampler.sample,
-      maxTokens,
-      { ...config.ppo, seed: config.seed },
-      report,
-      from.ppo ?? null,
-      (state) => keep({ reward: members, ppo: state }),
-    );
+    {
+      using resting = parked(members.map(({ parameters }) => parameters));
+      candidate = await ppo(
+        model,
+        calls.policy,
+        async (rows) => cautious(await resting.use(() => byMember(rows)), config.ppo.spreadPenalty),
+        parent,
+        practised,
+        sampler.sample,
+        maxTokens,
+        { ...config.ppo, seed: config.seed },
+        report,
+        from.ppo ?? null,
+        (state) => resting.use(() => keep({ reward: members, ppo: state })),
+      );
+    }
     dispose(members);
     await keep({ candidate });
   }

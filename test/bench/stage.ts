@@ -7,6 +7,7 @@ import { createInterface } from 'node:readline';
 import type { ModelConfig } from '../../schema/manifest.ts';
 import { type LoraConfig, PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import { SFT_DEFAULTS } from '../../trainer/config.ts';
+import { parked } from '../../trainer/engine/parked.ts';
 import { setUpEngine } from '../../trainer/engine/setup.ts';
 import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
@@ -103,10 +104,11 @@ const ppoStage = (separateValue: boolean) =>
     };
     const prompts = Array.from({ length: 32 * 1000 }, () => tokens(16));
     const parent = initialParameters(model, rng);
+    const resting = parked(rm.parameters);
     return ppo(
       model,
       calls,
-      (rows) => scores(reward, rm, rows, model.pad_token_id),
+      (rows) => resting.use(() => scores(reward, rm, rows, model.pad_token_id)),
       parent,
       prompts,
       startSampler(model).sample,

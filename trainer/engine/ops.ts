@@ -30,6 +30,14 @@ export const gatherRows = (table: Tensor, indices: Tensor): Tensor => {
   })(table);
 };
 
+/** The same numbers without a copy, yet another tensor to tfjs, for which a tf.clone is one with its original. */
+export const twin = (x: Tensor): Tensor =>
+  backend.executeSingleOutput(
+    'Identity',
+    [{ name: 'T', type: backend.binding.TF_ATTR_TYPE!, value: backend.getDTypeInteger(x.dtype) }],
+    [x],
+  );
+
 /**
  * f(x, weights, fixed), of whose inner tensors none is kept for the way back: there f runs once more (Chen et al. 2016, "Training Deep Nets
  * with Sublinear Memory Cost"). All that f reads comes as its arguments; what is fixed gets no gradient.

@@ -36,6 +36,8 @@ export interface OutputTensor {
 /** The part of tfjs-node's backend that tracing needs. */
 interface NodeBackend {
   binding: Binding;
+  /** What lies behind a tensor, by its dataId: which of the binding's tensors, and how many of tfjs' share it. */
+  tensorMap: { get(dataId: object): { id: number; shape: number[]; dtype: number; refCount: number } };
   getDTypeInteger(dtype: string): number;
   getInputTensorIds(tensors: Tf.Tensor[]): number[];
   createOutputTensor(output: OutputTensor): Tf.Tensor;
@@ -117,8 +119,8 @@ export const messages = stock
   : createRequire(join(engineFolder(), 'js/package.json'))('./dist/proto/api_pb.js');
 export type Tensor = Tf.Tensor;
 
-/** From so many weights on, what is freed goes back to the kernel. */
-const FRUGAL = 50e6;
+/** From so many weights on, what is freed goes back to the kernel, and what is idle leaves memory. */
+export const FRUGAL = 50e6;
 
 /**
  * To be told before the first tensor. TensorFlow's own allocator keeps all that it ever had, and a small model's training is the faster for it;

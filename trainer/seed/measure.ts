@@ -16,13 +16,21 @@ export const flat = ({ figures, each: _, ...rest }: Measured): object => ({ ...r
 
 /** Of answers and the gold of each → means, that of gold with a 95 % interval. */
 export function measured(each: number[], answers: string[], figures: Record<string, number>): Measured {
-  const half = 1.96 * Math.sqrt(variance(each) / each.length);
   return {
-    gold: { mean: mean(each), low: mean(each) - half, high: mean(each) + half },
+    gold: interval(each),
     figures,
     length: mean(answers.map((answer) => answer.split(/\s+/).filter(Boolean).length)),
     each,
   };
+}
+
+/** Of answers drawn anew to the same questions: a question's gold is the mean of its draws', so that the interval knows the questions as the sample. */
+export function pooled(draws: Measured[]): Measured {
+  const [first] = draws as [Measured];
+  const each = first.each.map((_, i) => mean(draws.map((draw) => draw.each[i]!)));
+  const names = Object.keys(first.figures);
+  const figures = Object.fromEntries(names.map((name) => [name, mean(draws.map((draw) => draw.figures[name]!))]));
+  return { gold: interval(each), figures, length: mean(draws.map(({ length }) => length)), each };
 }
 
 /** Means of the aspects that gold is the mean of. */
@@ -45,6 +53,12 @@ export function measure(
     gap: of((ticket) => ticket.dialect === 'A') - of((ticket) => ticket.dialect === 'B'),
   };
   return { ...measured(each, answers, figures), figures };
+}
+
+/** A mean and its 95 % interval. */
+function interval(each: number[]): Measured['gold'] {
+  const half = 1.96 * Math.sqrt(variance(each) / each.length);
+  return { mean: mean(each), low: mean(each) - half, high: mean(each) + half };
 }
 
 export const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;

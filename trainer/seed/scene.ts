@@ -15,6 +15,8 @@ export interface Scene<Asked extends { text: string }> {
   kinds(count: number, rng: Random): VoteKind[];
   unjudged: number;
   evaluations: number;
+  /** Answers to each question of the evaluation. */
+  draws: number;
   /** The mark to aim at: the mean of the best of so many answers, to so many of the evaluation's questions. */
   best: { of: number; questions: number };
   maxTokens: number;
@@ -39,6 +41,7 @@ export const SUPPORT_DESK: Scene<Ticket> = {
   kinds: voteKinds,
   unjudged: 500,
   evaluations: 1000,
+  draws: 1,
   best: { of: 16, questions: 100 },
   maxTokens: 40,
   config: {},
@@ -59,6 +62,8 @@ export const SENTENCES: Scene<Question> = {
   kinds: (count) => Array.from({ length: count }, () => RANKING),
   unjudged: 100,
   evaluations: 200,
+  // what a question's answers differ by is most of what all answers differ by
+  draws: 3,
   best: { of: 8, questions: 25 },
   maxTokens: 48,
   config: {
@@ -68,7 +73,7 @@ export const SENTENCES: Scene<Question> = {
     // an answer to each prompt; who speaks without filler says less, so an answer may shrink to half
     gate: { comparisons: 100, lengthRatio: 2 },
   },
-  budget: { judging: 250, training: 1900, evaluation: 200 },
+  budget: { judging: 250, training: 1900, evaluation: 400 },
   asked: sentenceQuestions,
   gold: (asked, answer) => sentenceGold(asked, answer).mean,
   judge: (rng, asked, answers, raters) => ({
