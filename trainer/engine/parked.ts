@@ -48,7 +48,7 @@ export function parked(weights: Tree): Parked {
     }
   };
   const bring = () => {
-    const bytes = new Uint8Array(Math.max(...held.map(({ bytes }) => bytes)));
+    const bytes = new Uint8Array(Math.max(0, ...held.map(({ bytes }) => bytes)));
     let place = 0;
     for (const { data, bytes: length } of held) {
       for (let at = 0; at < length; ) at += readSync(from, bytes, at, length - at, place + at);

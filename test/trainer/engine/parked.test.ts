@@ -62,11 +62,18 @@ test('who has them beside keeps them: a clone, which is the same tensor, and a t
   const told = inProcess(`${LARGE}
     const clone = tf.clone(weights.second[1]);
     const other = twin(weights.first);
+    const clones = [weights.first, weights.second[0]].map((tensor) => tf.clone(tensor));
+    {
+      using shared = parked(clones);
+      await shared.use(() => {});
+      told.shared = weights.first.slice([29_999_999]).dataSync()[0] === before[1];
+    }
+    tf.dispose(clones);
     using idle = parked(weights);
     told.clone = Array.from(clone.dataSync());
     told.twin = other.slice([29_999_999]).dataSync()[0] === before[1];
     told.refused = refused(() => weights.first.dataSync());`);
-  expect(told).toEqual({ clone: [1, 2, 3], twin: true, refused: true });
+  expect(told).toEqual({ shared: true, clone: [1, 2, 3], twin: true, refused: true });
 });
 
 test('those of a small model stay where they are, and so do all where there is no room', { timeout: 60_000 }, () => {
