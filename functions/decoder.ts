@@ -53,7 +53,10 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
   override async fetch(request: Request): Promise<Response> {
     const call = (await request.json()) as DecoderCall;
     if (owner?.object !== this || owner.image !== call.image) {
-      if (owner && owner.uses > 0) return problem(429, { type: 'busy', message: 'another policy decodes here' });
+      if (owner && owner.uses > 0) {
+        const who = owner.image === call.image ? 'another object of this policy' : 'another policy';
+        return problem(429, { type: 'busy', message: `${who} decodes here` });
+      }
       owner = { object: this, image: call.image, ready: load(this.env.BUCKET, call), uses: 0 };
     }
     const own = owner;

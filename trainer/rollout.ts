@@ -46,7 +46,10 @@ export interface RolloutJob extends SamplingOptions {
   seeds: number[];
 }
 
-/** Starts the threads. Call `close` when done, or the process stays. */
+/** From so many bytes of an image on, its threads end with what was drawn: what they hold would lie beside the training's memory (LOG.md). */
+const HEAVY = 50e6;
+
+/** Its threads start with the first prompts. Call `close` when done, or the process stays. */
 export function startSampler(model: ModelConfig): {
   sample: Sampler;
   sampleImage: (
@@ -57,10 +60,11 @@ export function startSampler(model: ModelConfig): {
   ) => Promise<Sampled[]>;
   close: () => Promise<void>;
 } {
-  const threads = Array.from(
-    { length: availableParallelism() },
-    () => new Worker(join(import.meta.dirname, 'rollout.worker.ts')),
-  );
+  let threads: Worker[] = [];
+  const close = async () => {
+    await Promise.all(threads.map((thread) => thread.terminate()));
+    threads = [];
+  };
 
   const ask = (thread: Worker, job: RolloutJob): Promise<Sampled[]> =>
     new Promise((resolve, reject) => {
@@ -77,6 +81,11 @@ export function startSampler(model: ModelConfig): {
   const sampleImage = async (image: Uint8Array, prompts: number[][], seeds: number[], options: SamplingOptions) => {
     const sharedImage = new SharedArrayBuffer(image.length);
     new Uint8Array(sharedImage).set(image);
+    if (threads.length === 0)
+      threads = Array.from(
+        { length: availableParallelism() },
+        () => new Worker(join(import.meta.dirname, 'rollout.worker.ts')),
+      );
     // Every thread takes each n-th prompt, so that long and short ones spread evenly.
     const shares = threads.map((_, t) => prompts.flatMap((_, i) => (i % threads.length === t ? [i] : [])));
     const parts = await Promise.all(
@@ -97,14 +106,13 @@ export function startSampler(model: ModelConfig): {
         out[i] = parts[t]![n]!;
       });
     });
+    if (image.length > HEAVY) await close();
     return out;
   };
   return {
     sampleImage,
     sample: (parameters, prompts, seeds, options) =>
       sampleImage(packEdge(model, toHuggingFace(model, parameters), 8), prompts, seeds, options),
-    close: async () => {
-      await Promise.all(threads.map((thread) => thread.terminate()));
-    },
+    close,
   };
 }

@@ -85,13 +85,16 @@ export function remoteDecoder(slot: DurableObjectNamespace, policy: string, file
     // Who comes again is served where what was asked before may still be held; who finds it full, by another.
     let among = objectsOf(policy);
     let response = await post(placeOf(request.session ?? '', among), call, signal);
+    let refusal: DecoderProblem | undefined; // the first one's: the others may be no more than names for the same isolate
     while (response.status === 429 && among < MOST_OBJECTS) {
-      await response.body?.cancel();
+      const next: DecoderProblem = await response.json();
+      refusal ??= next;
       response = await post(among, call, signal);
       among++;
       if (response.status === 200)
         objects.set(policy, { count: Math.max(among, objectsOf(policy)), since: Date.now() });
     }
+    if (response.status === 429 && refusal) throw thrown(refusal);
     if (response.status !== 200) throw thrown(await response.json());
     for await (const line of linesOf(response.body!)) {
       if (line.type === 'error') throw new Error(`the decoder: ${line.message}`);

@@ -1,3 +1,5 @@
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
 import { startSampler } from '../../trainer/rollout.ts';
@@ -47,4 +49,23 @@ test('an image with corrections takes the place of one without, and gives its pl
   expect(second).not.toEqual(first);
   expect(await draw(used, plain)).toEqual(first);
   await Promise.all([used.close(), fresh.close()]);
+});
+
+test('threads that drew from a large image end with it: the process needs no close', { timeout: 60_000 }, () => {
+  const root = join(import.meta.dirname, '../..');
+  const script = `
+    const { startSampler } = await import('${root}/trainer/rollout.ts');
+    const { packEdge } = await import('${root}/schema/edge.ts');
+    const { randomModel, tinyConfig } = await import('${root}/test/support/model.ts');
+    const config = tinyConfig({ vocab_size: 200_000, hidden_size: 256, num_hidden_layers: 1 });
+    const image = packEdge(config, randomModel(config, 1), 8);
+    const sampler = startSampler(config);
+    const draw = () => sampler.sampleImage(image, [[3], [4]], [1, 2], { maxTokens: 2, temperature: 1 });
+    console.log(JSON.stringify(await draw()) === JSON.stringify(await draw()));
+  `;
+  const { stdout, stderr, status } = spawnSync(process.execPath, ['-e', script], {
+    encoding: 'utf8',
+    timeout: 50_000,
+  });
+  expect({ stdout, stderr, status }).toEqual({ stdout: 'true\n', stderr: '', status: 0 });
 });

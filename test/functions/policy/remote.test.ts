@@ -1,5 +1,6 @@
 // Which of a policy's objects in the decoder script a request goes to.
 import { afterEach, expect, test, vi } from 'vitest';
+import { DecoderBusy } from '../../../functions/policy/choice.ts';
 import { remoteDecoder } from '../../../functions/policy/remote.ts';
 import type { CompletionRequest } from '../../../schema/completion.ts';
 
@@ -12,7 +13,7 @@ function slot(full: { count: number }) {
     fetch: async () => {
       asked.push(name);
       if (Number(name.split('/')[1]) < full.count)
-        return Response.json({ type: 'busy', message: 'full' }, { status: 429 });
+        return Response.json({ type: 'busy', message: `${name} is full` }, { status: 429 });
       return new Response('{"type":"end","index":0,"finishReason":"stop","completionTokens":0}\n');
     },
   });
@@ -50,4 +51,34 @@ test('a full object is passed by for the next, sessions are spread over those th
   expect(await spread()).toEqual(['pol_spread/0', 'pol_spread/1']);
   vi.advanceTimersByTime(60 * 60_000);
   expect(await spread()).toEqual(['pol_spread/0']);
+});
+
+test('where all are full, who refused first says why', async () => {
+  const { asked, namespace } = slot({ count: 100 });
+  const { complete } = remoteDecoder(namespace, 'pol_full', files);
+  const answer = async () => {
+    for await (const _ of complete(request, new AbortController().signal));
+  };
+  await expect(answer()).rejects.toThrow(new DecoderBusy('pol_full/0 is full'));
+  expect(asked).toHaveLength(8);
+});
+
+const answering = (fetch: () => Promise<Response>) =>
+  remoteDecoder({ getByName: () => ({ fetch }) } as unknown as DurableObjectNamespace, 'pol_one', files).complete;
+
+test('a script that is not there, or an object that the platform has overloaded, is a decoder that is busy', async () => {
+  const complete = answering(async () => new Response('overloaded', { status: 503 }));
+  const answer = async () => {
+    for await (const _ of complete(request, new AbortController().signal));
+  };
+  await expect(answer()).rejects.toThrow(new DecoderBusy('the decoder script is not there'));
+});
+
+test('lines that end since their reader left are no whole answer', async () => {
+  const leaving = new AbortController();
+  const complete = answering(async () => new Response('{"type":"prompt","promptTokens":3}\n'));
+  const answer = async () => {
+    for await (const chunk of complete(request, leaving.signal)) if (chunk.type === 'prompt') leaving.abort();
+  };
+  await expect(answer()).rejects.toThrow('aborted');
 });
