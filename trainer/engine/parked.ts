@@ -1,10 +1,14 @@
 // Weights that lie in a file while nobody needs them: of a large model, those that only score are needed for a moment of each iteration.
 
-import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, statfsSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { flatten, type Tree } from './compile.ts';
 import { backend, FRUGAL } from './tf.ts';
+
+/** Not /tmp, which lies in memory on many systems. */
+const FOLDER = process.env.TMPDIR || '/var/tmp';
+/** What statfs(2) says of a file system that is memory. */
+const TMPFS = 0x01021994;
 
 /** Disposed of, it brings them back for good. */
 interface Parked extends Disposable {
@@ -14,7 +18,7 @@ interface Parked extends Disposable {
 
 /**
  * Gives the memory of weights that do not change to others: they may be read within `use` alone until what is returned is disposed of. Those of a
- * small model stay where they are, and so do all if there is no room on the disk.
+ * small model stay where they are, and so do all if there is no disk with room for them (`TMPDIR`, or /var/tmp).
  */
 export function parked(weights: Tree): Parked {
   const { binding, tensorMap } = backend;
@@ -28,7 +32,8 @@ export function parked(weights: Tree): Parked {
 
   let file: number | undefined;
   try {
-    const folder = mkdtempSync(join(tmpdir(), 'plumb-parked-'));
+    if (statfsSync(FOLDER).type === TMPFS) return stay;
+    const folder = mkdtempSync(join(FOLDER, 'plumb-parked-'));
     file = openSync(join(folder, 'weights'), 'wx+');
     rmSync(folder, { recursive: true }); // however this process ends, nothing is left
     for (const { data } of held) {

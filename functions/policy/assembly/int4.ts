@@ -80,7 +80,7 @@ function quantise(from: usize, K: i32, to: usize, scale: usize): void {
  * of memory alone, and so where one place comes to the end of its page three others do not wait.
  */
 function single(w: usize, R: i32, K: i32, tile: usize, tileScales: usize, y: usize): void {
-  const end = tile + (<usize>K << 2), groups = <usize>(R >> 3), quarter = groups >> 2;
+  const end = tile + (<usize>K << 2), quarter = <usize>(R >> 5); // of groups; R is a multiple of 32 (schema/edge.ts)
   const apart = quarter * <usize>(K >> 5) * BLOCK_BYTES, rowsApart = quarter << 5;
   for (let g: usize = 0; g < quarter; g++) {
     for (let p: usize = 0; p < 4; p++) clear8(y + p * rowsApart);
@@ -91,12 +91,6 @@ function single(w: usize, R: i32, K: i32, tile: usize, tileScales: usize, y: usi
       block(w + 3 * apart, q, s, y + 3 * rowsApart);
       w += BLOCK_BYTES; s += 32;
     }
-    y += 32;
-  }
-  w += 3 * apart; y += 3 * rowsApart;
-  for (let g = quarter << 2; g < groups; g++) {
-    clear8(y);
-    for (let q = tile, s = tileScales; q < end; q += 128) { block(w, q, s, y); w += BLOCK_BYTES; s += 32; }
     y += 32;
   }
 }

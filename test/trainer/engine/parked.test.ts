@@ -1,14 +1,18 @@
 // Weights of a large model lie in a file while they are idle. In a process of its own, whose memory is counted.
 import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { expect, test } from 'vitest';
+import { afterAll, expect, test } from 'vitest';
 
+const folder = mkdtempSync('/var/tmp/plumb-test-');
+afterAll(() => rmSync(folder, { recursive: true }));
 const engine = join(import.meta.dirname, '../../../trainer/engine');
 const inProcess = (body: string, { limits = 'true', ...environment }: Record<string, string> = {}) => {
   const script = `
     const { expectWeights, tf } = await import('${engine}/tf.ts');
     const { parked } = await import('${engine}/parked.ts');
     const { twin } = await import('${engine}/ops.ts');
+    const { readdirSync } = await import('node:fs');
     const told = {};
     const megabytes = () => process.memoryUsage.rss() / 1e6;
     const settled = async () => { gc(); await new Promise((resolve) => setTimeout(resolve, 50)); gc(); };
@@ -34,8 +38,11 @@ const LARGE = `
     const before = sums();`;
 
 test('they are out of memory but in use, then as they were', { timeout: 60_000 }, () => {
-  const told = inProcess(`${LARGE}
+  const told = inProcess(
+    `${LARGE}
     const full = megabytes();
+    const open = () => readdirSync('/proc/self/fd').length;
+    const files = open();
     {
       using idle = parked(weights);
       await settled();
@@ -44,14 +51,18 @@ test('they are out of memory but in use, then as they were', { timeout: 60_000 }
       told.used = await idle.use(sums);
       await settled();
       told.freedAgain = full - megabytes();
+      told.left = readdirSync(process.env.TMPDIR).length;
       told.fails = await idle.use(() => { throw new Error('as it must') }).catch(({ message }) => message);
       told.refusedAgain = refused(() => weights.second[1].dataSync());
     }
     told.before = before;
-    told.after = sums();`);
+    told.after = sums();
+    told.stillOpen = open() - files;`,
+    { TMPDIR: folder },
+  );
   expect(told.freed).toBeGreaterThan(200);
   expect(told.freedAgain).toBeGreaterThan(200);
-  expect(told).toMatchObject({ refused: true, refusedAgain: true, fails: 'as it must' });
+  expect(told).toMatchObject({ refused: true, refusedAgain: true, fails: 'as it must', left: 0, stillOpen: 0 });
   expect(told.used).toEqual(told.before);
   expect(told.after).toEqual(told.before);
 });
@@ -82,7 +93,8 @@ test('those of a small model stay where they are, and so do all where there is n
     using idle = parked(weights);
     told.read = Array.from(weights.dataSync());`);
   expect(small.read).toEqual([1, 2, 3]);
-  for (const without of [{ limits: 'ulimit -f 150000' }, { TMPDIR: '/nowhere' }]) {
+  // no room, no folder, a folder that lies in memory
+  for (const without of [{ limits: 'ulimit -f 150000' }, { TMPDIR: '/nowhere' }, { TMPDIR: '/dev/shm' }]) {
     const told = inProcess(
       `${LARGE}
     {
