@@ -146,6 +146,9 @@ test(
       stranger: [502, 'the upstream server answered with 401'],
       breaking: [502, 'the upstream server broke off'],
     });
+    // a stream has begun by then, and says it itself
+    const streamed = await post({ model: 'canary', stream: true });
+    expect(await streamed.text()).toContain('data: {"error":{"message":"the upstream server broke off"');
     breaking.close();
   },
   2 * MINUTES,

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { openChannel, openPolicy } from '../../functions/serving.ts';
-import { importPolicy } from '../../functions/store/policies.ts';
+import { importPolicy, putManifest } from '../../functions/store/policies.ts';
 import { env } from './support.ts';
 import { tinyPolicy } from './tiny.ts';
 
@@ -69,4 +69,30 @@ test('what a channel serves is never given up', async () => {
   for (const id of [b, c, b]) await openPolicy({ ...env, BUCKET: bucket }, stable, id);
   expect((await openChannel({ ...env, BUCKET: bucket }, stable, 'stable', () => {}))!.policy).toBe(a);
   expect(read).toEqual([a, b, c, b]);
+});
+
+test('a large policy moves to the slot that stable has left', async () => {
+  const { manifest } = await tinyPolicy(10);
+  const large = {
+    ...manifest.config,
+    vocab_size: 49_152,
+    hidden_size: 576,
+    intermediate_size: 1536,
+    num_attention_heads: 9,
+  };
+  await putManifest(env.BUCKET, { ...manifest, config: large });
+  const slots: string[] = [];
+  const slot = (name: string) => {
+    const fetch = async () => {
+      slots.push(name);
+      return Response.json({ context: 128 });
+    };
+    return { getByName: () => ({ fetch }) } as unknown as DurableObjectNamespace;
+  };
+  const open = async (stableSlot: 'a' | 'b') => {
+    const channels = { stable: { policy: 'another', share: 1 }, slot: stableSlot };
+    return (await openPolicy({ ...env, DECODER_A: slot('a'), DECODER_B: slot('b') }, channels, manifest.id))!.slot;
+  };
+  expect([await open('a'), await open('a'), await open('b')]).toEqual(['b', 'b', 'a']);
+  expect(slots).toEqual(['b', 'a']);
 });

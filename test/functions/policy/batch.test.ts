@@ -247,9 +247,9 @@ test('what an answer that ended early did not need is free', async () => {
 test('who waits for long is refused, and the others go on', async () => {
   const { complete } = setUp({ slots: 1 });
   const { began, ask, until } = askers(complete);
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   const first = ask('first', request({ ...endless, maxTokens: 200 }));
   await until(() => began.length === 1);
-  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   const second = Promise.allSettled([ask('second', about('why ?'))]);
   await vi.advanceTimersByTimeAsync(20_000);
   vi.useRealTimers();

@@ -75,6 +75,7 @@ test.each<[GgufType, number]>([
     );
   expect(back.manifest.tokenizer).toEqual(manifest.tokenizer);
   const { metadata } = readGguf(readFileSync(path));
+  expect(metadata.get('tokenizer.ggml.add_bos_token')).toBe(false); // the template says what a prompt begins with
   expect([metadata.get('general.name'), metadata.get('general.file_type')]).toEqual(['seed', GGUF_TYPES[type][1]]);
   for (const [name, { shape, data }] of weightsIn(path)) {
     const given = weights.get(name)!;
@@ -97,6 +98,9 @@ test('numbers are rounded to the bits that llama.cpp’s own package rounds them
     const written = readGguf(writeGguf({}, new Map([['x', tensor]]), type)).tensors.get('x')!;
     expect(createHash('sha256').update(written.bytes).digest('hex'), type).toBe(expected[type]);
   }
+  const ties = { shape: [1, 32], data: new Float32Array(32).fill(127).fill(-2.5, 1, 2).fill(2.5, 2, 3) };
+  const inBytes = readGguf(writeGguf({}, new Map([['x', ties]]), 'q8_0')).tensors.get('x')!;
+  expect([...inBytes.format.read(inBytes.bytes).slice(0, 4)]).toEqual([127, -3, 3, 127]);
   const row = { shape: [1, 48], data: new Float32Array(48).fill(0.1) };
   expect(readGguf(writeGguf({}, new Map([['x', row]]), 'q8_0')).tensors.get('x')!.format.name).toBe('F16');
 });

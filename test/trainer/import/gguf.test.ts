@@ -175,6 +175,7 @@ test.each<[string, (bytes: Buffer) => void, RegExp]>([
     /as\.F32 goes beyond/,
   ],
   ['overlapping tensors', (b) => b.writeBigUInt64LE(0n, b.indexOf('as.F16') + 6 + 4 + 16 + 4), /overlaps/],
+  ['a tensor between two places', (b) => b.writeBigUInt64LE(33n, b.indexOf('as.F16') + 6 + 4 + 16 + 4), /lies at 33/],
   [
     'rows of a broken block',
     (b) => b.writeBigUInt64LE(511n, b.indexOf('as.Q8_0') + 7 + 4),
@@ -184,6 +185,26 @@ test.each<[string, (bytes: Buffer) => void, RegExp]>([
   const bytes = Buffer.from(golden);
   damage(bytes);
   expect(() => readGguf(bytes)).toThrow(message);
+});
+
+test('lists in lists in lists are read four deep', () => {
+  const nested = (deep: number) => {
+    const file = Buffer.alloc(24 + 8 + 1 + 4 + 12 * deep + 4);
+    file.write('GGUF');
+    file.writeUInt32LE(3, 4);
+    file.writeBigUInt64LE(1n, 16); // pairs
+    file.writeBigUInt64LE(1n, 24); // the key's length
+    file.write('k', 32);
+    file.writeUInt32LE(9, 33); // a list
+    for (let i = 0; i < deep; i++) {
+      file.writeUInt32LE(i + 1 < deep ? 9 : 4, 37 + 12 * i);
+      file.writeBigUInt64LE(1n, 41 + 12 * i);
+    }
+    file.writeUInt32LE(7, 37 + 12 * deep);
+    return file;
+  };
+  expect(readGguf(nested(4)).metadata.get('k')).toEqual([[[[7]]]]);
+  expect(() => readGguf(nested(5))).toThrow(/nests arrays more than 4 deep/);
 });
 
 test('a thousand damaged files are read or refused in words, none past its end', () => {
