@@ -237,7 +237,12 @@ plumb
       if ('upstream' in manifest)
         throw new UserError(`${id} decodes at ${manifest.upstream.url}: its weights are not here`);
       const files = new Map<string, Uint8Array>();
-      for (const { name, sha256 } of manifest.files) files.set(name, await readBlob(BUCKET, sha256));
+      for (const { name, sha256 } of manifest.files) {
+        const bytes = await readBlob(BUCKET, sha256).catch((error) => {
+          throw new UserError(`${name} of ${id} cannot be read (${error.message}): import the policy again`);
+        });
+        files.set(name, bytes);
+      }
       exportTo(to, files, manifest.name, type);
       console.log(`${id} is in ${to}`);
     });

@@ -234,16 +234,18 @@ const SETTABLE = [
 const LEAST_FREE = 64e6;
 
 /** The folder; what is ours in it is for its owner alone, and of one that was there before the rest is let be. */
-function prepareHome(home: string): void {
+/** @param bytes that are to be stored there */
+function prepareHome(home: string, bytes = 0): void {
   const isNew = !existsSync(home);
   try {
     makeFolder(home);
     if (!statSync(home).isDirectory()) throw new UserError(`${home} is a file: PLUMB_HOME wants a folder`);
     const { bavail, bsize } = statfsSync(home);
-    if (bavail * bsize < LEAST_FREE) {
+    if (bavail * bsize < LEAST_FREE + bytes) {
       if (isNew) rmdirSync(home);
+      const needed = bytes > 0 ? `, and ${Math.ceil((LEAST_FREE + bytes) / 1e6)} are needed` : '';
       throw new UserError(
-        `the disk of ${home} has ${Math.floor((bavail * bsize) / 1e6)} MB left: free some, or set PLUMB_HOME`,
+        `the disk of ${home} has ${Math.floor((bavail * bsize) / 1e6)} MB left${needed}: free some, or set PLUMB_HOME`,
       );
     }
     for (const name of ['state', 'runs', 'tensorboard']) {
@@ -280,9 +282,12 @@ interface Bindings {
   BUCKET: R2Bucket;
 }
 
-/** D1 and R2 of this machine, made and brought up to date, for as long as `use` takes. */
-export async function withStore<T>(home: string, use: (env: Bindings) => Promise<T>): Promise<T> {
-  prepareHome(home);
+/**
+ * D1 and R2 of this machine, made and brought up to date, for as long as `use` takes.
+ * @param bytes that it stores: on a full disk workerd's buckets answer nothing any more
+ */
+export async function withStore<T>(home: string, use: (env: Bindings) => Promise<T>, bytes = 0): Promise<T> {
+  prepareHome(home, bytes);
   const proxy = await getPlatformProxy<Bindings>({
     configPath: join(ROOT, 'wrangler.jsonc'),
     persist: { path: join(home, 'state/v3') },
@@ -368,7 +373,9 @@ export async function publish(
   channel?: 'stable' | 'canary',
 ): Promise<string> {
   const { manifest, files } = importFrom(path, name);
-  await withStore(home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), channel));
+  const bytes = manifest.files.reduce((sum, file) => sum + file.bytes, 0);
+  const store = ({ DB, BUCKET }: Bindings) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), channel);
+  await withStore(home, store, bytes);
   return manifest.id;
 }
 
@@ -411,7 +418,7 @@ async function isReady(answer: Response): Promise<boolean> {
   for (const [name, part] of Object.entries(parts))
     if (typeof part === 'object' && !part.ok)
       throw new UserError(
-        `the Worker is not ready: ${name}: ${part.detail}; mend the data folder, or set PLUMB_HOME to another`,
+        `the Worker is not ready: ${name}: ${part.detail}; mend the data folder${name === 'policy' ? ' (npx plumb import --release stable stores its files anew, or releases another)' : ''}, or set PLUMB_HOME to another`,
       );
   return false;
 }

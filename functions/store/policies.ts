@@ -8,7 +8,7 @@ import type { Release } from '../../schema/wire-runs.ts';
 import { sha256 } from '../crypto.ts';
 import { ApiError, at } from '../error.ts';
 import type { Remember } from '../idempotency.ts';
-import { blobKey, putBlob } from './blobs.ts';
+import { putBlob } from './blobs.ts';
 import { database, listing, now, type Paging, page, raw, seq, takeSeq } from './db.ts';
 
 const manifestKey = (id: string) => `policies/${id}/manifest.json`;
@@ -62,7 +62,7 @@ export async function importPolicy(
     const copy = data && new Uint8Array(data);
     if (!copy || copy.length !== bytes || (await sha256(copy)) !== expected)
       throw new Error(`${name} is not what the manifest says`);
-    if (!(await bucket.head(blobKey(expected)))) await putBlob(bucket, expected, copy);
+    await putBlob(bucket, expected, copy); // though it may be there: so what was damaged is mended
   }
   await putManifest(bucket, manifest);
   const db = database(d1);

@@ -1,11 +1,15 @@
 // The commands that ask a running Plumb, as its user types them.
-import { mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { blobKey } from '../../functions/store/blobs.ts';
+import { hashOf, readManifest } from '../../functions/store/policies.ts';
 import { freePort } from '../../infra/home.ts';
 import { withStore } from '../../infra/local.ts';
+import type { Manifest } from '../../schema/manifest.ts';
 import { engineFolder } from '../../trainer/engine/setup.ts';
 import { lines, plumb, started } from '../support/plumb.ts';
 
@@ -56,6 +60,38 @@ test('a folder in Hugging Face’s layout becomes a policy, released where it is
   expect([again.code, lines(again)]).toEqual([1, [expect.stringMatching(/out is there already/)]]);
   const nobody = await ask('export', 'pol_01ARZ3NDEKTSV4RRFFQ69G5FAV', '--to', join(folder, 'none'));
   expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/there is no policy pol_.*plumb policies/)]]);
+}, 300_000);
+
+test('a damaged file of a policy is told in a line, and mended by importing it again', async () => {
+  const first = lines(await ask('import', SEED, '--name', 'damaged')).at(-1)!;
+  await withStore(home, async ({ BUCKET }) => {
+    const manifest = (await readManifest(BUCKET, first)) as Manifest;
+    const bytes = readFileSync(join(SEED, 'model.safetensors'));
+    bytes[bytes.length - 1]! ^= 1;
+    await BUCKET.put(blobKey(hashOf(manifest, 'model.safetensors')), new Uint8Array(bytes));
+  });
+  const to = join(folder, 'mended');
+  const damaged = await ask('export', first, '--to', to);
+  const told = /^plumb: model\.safetensors of pol_\w+ cannot be read \(\w+ is damaged\): import the policy again$/;
+  expect([damaged.code, lines(damaged)]).toEqual([1, [expect.stringMatching(told)]]);
+  expect((await ask('import', SEED, '--name', 'damaged')).code).toBe(0);
+  expect((await ask('export', first, '--to', to)).code).toBe(0);
+}, 300_000);
+
+test('what finds no room on the disk is not begun', async (context) => {
+  const small = join(folder, 'small');
+  mkdirSync(small);
+  context.skip(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64M', 'tmpfs', small]).status !== 0, 'it may not mount');
+  try {
+    const refused = await plumb(['import', SEED], { PLUMB_HOME: join(small, 'home') }).ended;
+    expect([refused.code, lines(refused)]).toEqual([
+      1,
+      [expect.stringMatching(/has 6\d MB left, and \d\d are needed: free some, or set PLUMB_HOME$/)],
+    ]);
+    expect(readdirSync(small)).toEqual([]);
+  } finally {
+    spawnSync('umount', [small]);
+  }
 }, 300_000);
 
 test('of more than one answer holds the newest are listed, oldest first', async () => {
