@@ -17,9 +17,11 @@ let local: TestLocal;
 const ids: string[] = [];
 const images: Uint8Array[] = [];
 
-/** A policy of 18 M parameters with the seed policy's tokenizer and random weights. */
-function large(seed: number) {
+/** A policy of 18 M parameters with the seed policy's tokenizer, or one that merges nothing, and random weights. */
+function large(seed: number, merges = true) {
   const seedPolicy = readPolicy(SEED_FOLDER);
+  const { file } = seedPolicy.tokenizer;
+  if (!merges) seedPolicy.files['tokenizer.json'] = JSON.stringify({ ...file, model: { ...file.model, merges: [] } });
   const config = ModelConfig.parse({
     ...seedPolicy.config,
     hidden_size: 512,
@@ -159,6 +161,19 @@ test(
     expect(Number(refused[0]!.headers.get('retry-after'))).toBeGreaterThan(0);
     expect(await refused[0]!.json()).toMatchObject({ error: { type: 'rate_limit_error', code: 'decoder_busy' } });
     await Promise.all(answered.map((response) => response.text()));
+  },
+  MINUTES,
+);
+
+test(
+  'what takes a slot over from a policy with another tokenizer speaks its own',
+  async () => {
+    const { manifest, files } = large(4, false);
+    await withStore(local.home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
+    const tokens = async (model: string) => (await chat({ model })).usage.prompt_tokens;
+    const merged = await tokens(ids[1]!);
+    expect(await tokens(manifest.id)).toBeGreaterThan(2 * merged);
+    expect(await tokens(ids[1]!)).toBe(merged);
   },
   MINUTES,
 );
