@@ -97,8 +97,10 @@ test('those of a small model stay where they are, and so do all where there is n
   for (const without of [{ limits: 'ulimit -f 150000' }, { TMPDIR: '/nowhere' }, { TMPDIR: '/dev/shm' }]) {
     const told = inProcess(
       `${LARGE}
+    const files = readdirSync('/proc/self/fd').length;
     {
       using idle = parked(weights);
+      told.open = readdirSync('/proc/self/fd').length - files;
       told.read = Array.from(weights.second[1].dataSync());
       told.used = await idle.use(sums);
     }
@@ -106,7 +108,7 @@ test('those of a small model stay where they are, and so do all where there is n
     told.after = sums();`,
       without,
     );
-    expect(told.read).toEqual([1, 2, 3]);
+    expect([told.read, told.open]).toEqual([[1, 2, 3], 0]);
     expect(told.used).toEqual(told.before);
     expect(told.after).toEqual(told.before);
   }

@@ -127,6 +127,14 @@ test.each<[string, () => string, RegExp]>([
   ],
   ['RoPE of a part of each head', () => asFile({ 'llama.rope.dimension_count': 32 }), /turns 32 of a head's 64/],
   ['layers without number', () => asFile({ 'llama.block_count': 2 ** 31 - 1 }), /num_hidden_layers: Too big/],
+  [
+    'a token twice',
+    () => {
+      const tokens = metadata['tokenizer.ggml.tokens'] as string[];
+      return asFile({ 'tokenizer.ggml.tokens': tokens.with(9, tokens[8]!) });
+    },
+    /the vocabulary has a token twice/,
+  ],
   ['experts', () => asFile({ 'llama.expert_count': 8 }), /expert_count is 8/],
   [
     'biases',
