@@ -41,6 +41,7 @@ plumb
     const began = performance.now();
     const { startLocal } = await import('./local.ts');
     const local = await startLocal({ home: homeFolder(), port: options.port, cronSeconds: 60 });
+    stopOnSignals(local.close); // before it is said
     console.log(`
   Plumb serves ${local.policy} (ready in ${((performance.now() - began) / 1000).toFixed(1)} s)
 
@@ -52,7 +53,6 @@ plumb
 
   Ctrl-C stops it; the data stay.
 `);
-    stopOnSignals(local.close);
     if (!engineReady())
       await setUpEngine(progressLine()).then(
         () => console.log('  training engine: ready'),
