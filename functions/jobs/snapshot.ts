@@ -6,7 +6,7 @@ import { type Part, prompts, snapshots } from '../../schema/tables.ts';
 import { JUDGEMENTS } from '../../schema/wire-feedback.ts';
 import { sha256 } from '../crypto.ts';
 import type { Env } from '../env.ts';
-import { blobKey } from '../store/blobs.ts';
+import { putBlob } from '../store/blobs.ts';
 import { type Database, database, raw } from '../store/db.ts';
 import { type Asked, asMessages } from '../store/samples.ts';
 
@@ -135,7 +135,7 @@ async function writePart(bucket: R2Bucket, next: (after: number) => Promise<Page
   if (rows === 0) return { cursor };
   const bytes = new TextEncoder().encode(text);
   const part: Part = { sha256: await sha256(bytes), bytes: bytes.length, rows };
-  await bucket.put(blobKey(part.sha256), bytes, { sha256: part.sha256 });
+  await putBlob(bucket, part.sha256, bytes);
   return { cursor, part };
 }
 

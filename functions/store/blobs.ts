@@ -21,7 +21,7 @@ export async function readBlob(bucket: R2Bucket, sha: string): Promise<Uint8Arra
 const PART = 64 * 2 ** 20;
 
 /** Stores a file whose hash is known to be right. One that is large goes in parts, of which none is too long for the way there. */
-export async function putBlob(bucket: R2Bucket, sha: string, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+export async function putBlob(bucket: R2Bucket, sha: string, bytes: Uint8Array): Promise<void> {
   if (bytes.length <= PART) {
     await bucket.put(blobKey(sha), bytes, { sha256: sha });
     return;

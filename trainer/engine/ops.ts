@@ -1,6 +1,7 @@
 // Ops that tfjs-node has in a form that cannot be traced, or does not have.
 
 import { flatten, type Tree, unflatten } from './compile.ts';
+import { typeAttribute } from './graph.ts';
 import { backend, type Tensor, tf } from './tf.ts';
 
 /**
@@ -32,11 +33,7 @@ export const gatherRows = (table: Tensor, indices: Tensor): Tensor => {
 
 /** The same numbers without a copy, yet another tensor to tfjs, for which a tf.clone is one with its original. */
 export const twin = (x: Tensor): Tensor =>
-  backend.executeSingleOutput(
-    'Identity',
-    [{ name: 'T', type: backend.binding.TF_ATTR_TYPE!, value: backend.getDTypeInteger(x.dtype) }],
-    [x],
-  );
+  backend.executeSingleOutput('Identity', [typeAttribute('T', backend.getDTypeInteger(x.dtype))], [x]);
 
 /**
  * f(x, weights, fixed), of whose inner tensors none is kept for the way back: there f runs once more (Chen et al. 2016, "Training Deep Nets

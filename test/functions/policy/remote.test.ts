@@ -2,7 +2,7 @@
 import { afterEach, expect, test, vi } from 'vitest';
 import { DecoderBusy } from '../../../functions/policy/choice.ts';
 import { remoteDecoder } from '../../../functions/policy/remote.ts';
-import type { CompletionRequest } from '../../../schema/completion.ts';
+import type { Complete, CompletionRequest } from '../../../schema/completion.ts';
 
 afterEach(() => vi.useRealTimers());
 
@@ -20,6 +20,9 @@ function slot(full: { count: number }) {
   return { asked, namespace: { getByName } as unknown as DurableObjectNamespace };
 }
 
+const whole = async (complete: Complete, of = request) => {
+  for await (const _ of complete(of, new AbortController().signal));
+};
 const files = { image: 'i', tokenizer: 't', chatTemplate: '' };
 const request = { n: 1, maxTokens: 1, session: 'somebody' } as CompletionRequest;
 
@@ -30,7 +33,7 @@ test('a full object is passed by for the next, sessions are spread over those th
   const { complete } = remoteDecoder(namespace, 'pol_spread', files);
   const ask = async (session: string) => {
     asked.length = 0;
-    for await (const _ of complete({ ...request, session }, new AbortController().signal));
+    await whole(complete, { ...request, session });
     return [...asked];
   };
   expect(await ask('somebody')).toEqual(['pol_spread/0', 'pol_spread/1', 'pol_spread/2']);
@@ -56,10 +59,7 @@ test('a full object is passed by for the next, sessions are spread over those th
 test('where all are full, who refused first says why', async () => {
   const { asked, namespace } = slot({ count: 100 });
   const { complete } = remoteDecoder(namespace, 'pol_full', files);
-  const answer = async () => {
-    for await (const _ of complete(request, new AbortController().signal));
-  };
-  await expect(answer()).rejects.toThrow(new DecoderBusy('pol_full/0 is full'));
+  await expect(whole(complete)).rejects.toThrow(new DecoderBusy('pol_full/0 is full'));
   expect(asked).toHaveLength(8);
 });
 
@@ -68,10 +68,7 @@ const answering = (fetch: () => Promise<Response>) =>
 
 test('a script that is not there, or an object that the platform has overloaded, is a decoder that is busy', async () => {
   const complete = answering(async () => new Response('overloaded', { status: 503 }));
-  const answer = async () => {
-    for await (const _ of complete(request, new AbortController().signal));
-  };
-  await expect(answer()).rejects.toThrow(new DecoderBusy('the decoder script is not there'));
+  await expect(whole(complete)).rejects.toThrow(new DecoderBusy('the decoder script is not there'));
 });
 
 test('lines that end since their reader left are no whole answer', async () => {
