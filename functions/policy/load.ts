@@ -41,16 +41,17 @@ type Exports = { memory: WebAssembly.Memory } & Record<
   };
 
 /** What the decoder takes beside weights and cache for the rows of a call, some with logits (assembly/decoder.ts, `init`) … */
-export function workBytes(config: ModelConfig, rows: number, logitRows: number): number {
+export function workBytes(config: ModelConfig, bits: 4 | 8, rows: number, logitRows: number): number {
   const { hidden_size: D, num_attention_heads: A, num_key_value_heads: G, head_dim: H } = config;
   const F = paddedInner(config);
   const widest = Math.max(D, F, A * H);
   const floats = D + Math.max(D, A * H) + (A + 2 * G) * H + A * H + 2 * F; // x, normed, qkv, mixed, gateUp
-  const rounded = 2 * widest + widest / 4; // with scales
-  return rows * (4 * floats + rounded) + (logitRows + 1) * config.vocab_size * 4;
+  const rounded = Math.max(rows * widest * (bits === 4 ? 1 : 2), logitRows * D * 2) + (rows * widest) / 4; // with scales
+  const unpacked = bits === 4 ? widest * 40 : 0;
+  return rows * 4 * floats + rounded + unpacked + (logitRows + 1) * config.vocab_size * 4;
 }
-/** … and for each position of a context: RoPE's cosines and sines, and a score. */
-export const positionBytes = ({ head_dim }: ModelConfig): number => 4 * (head_dim + 1);
+/** … and for each position of a context: RoPE's cosines and sines, and a score for each of four rows. */
+export const positionBytes = ({ head_dim }: ModelConfig): number => 4 * (head_dim + 4);
 
 /** A decoder of an image that is in memory. */
 export function wasmDecoder(module: WebAssembly.Module, image: Uint8Array, options?: DecoderOptions): WasmDecoder {
@@ -118,7 +119,7 @@ function instance(
   const held = stretch(positions ?? slots * stretch(longest));
   const logitRows = Math.min(rows, slots);
   const cache = held * cacheBytes(config, bits);
-  const needed = bytes + cache + workBytes(config, rows, logitRows) + longest * positionBytes(config);
+  const needed = bytes + cache + workBytes(config, bits, rows, logitRows) + longest * positionBytes(config);
   // Past 4 GiB the module's addresses would wrap around.
   if (needed > 3.5 * 2 ** 30)
     throw new RangeError(

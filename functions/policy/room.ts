@@ -23,7 +23,7 @@ export interface Room {
 /** Throws a RangeError with the arithmetic where there is none. */
 export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
   const { max_position_embeddings } = config;
-  const work = workBytes(config, ROWS, SLOTS);
+  const work = workBytes(config, bits, ROWS, SLOTS);
   const each = cacheBytes(config, bits) + positionBytes(config);
   const positions = Math.floor(Math.min(CACHE, ISOLATE - HEAP - bytes - work) / each / 8) * 8;
   const needed = Math.min(LEAST_POSITIONS, max_position_embeddings);

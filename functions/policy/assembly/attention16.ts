@@ -85,3 +85,69 @@ export function attend16(q: usize, keyCache: usize, valueCache: usize, n: i32, t
     v128.store(o, f32x4.mul(g, share), 96); v128.store(o, f32x4.mul(h, share), 112);
   }
 }
+
+/** Scores of four rows' queries with eight positions, of every second dimension; those of the others, which come second, are added. */
+@inline function scores4(q: usize, qStride: usize, k: usize, to: usize, stride: usize, second: bool): void {
+  let a = f32x4.splat(0), b = f32x4.splat(0), c = f32x4.splat(0), d = f32x4.splat(0);
+  let e = f32x4.splat(0), f = f32x4.splat(0), g = f32x4.splat(0), h = f32x4.splat(0);
+  const q1 = q + qStride, q2 = q1 + qStride, q3 = q2 + qStride;
+  for (let i: usize = 0; i < 256; i += 8) {
+    const pair = v128.load(k), left = even(pair), right = odd(pair);
+    let x = v128.load32_splat(q + i); a = madd(x, left, a); b = madd(x, right, b);
+    x = v128.load32_splat(q1 + i); c = madd(x, left, c); d = madd(x, right, d);
+    x = v128.load32_splat(q2 + i); e = madd(x, left, e); f = madd(x, right, f);
+    x = v128.load32_splat(q3 + i); g = madd(x, left, g); h = madd(x, right, h);
+    k += 32;
+  }
+  if (second) {
+    const eighth = f32x4.splat(0.125); // 1 / √H
+    const to1 = to + stride, to2 = to1 + stride, to3 = to2 + stride;
+    a = f32x4.mul(f32x4.add(v128.load(to), a), eighth); b = f32x4.mul(f32x4.add(v128.load(to, 16), b), eighth);
+    c = f32x4.mul(f32x4.add(v128.load(to1), c), eighth); d = f32x4.mul(f32x4.add(v128.load(to1, 16), d), eighth);
+    e = f32x4.mul(f32x4.add(v128.load(to2), e), eighth); f = f32x4.mul(f32x4.add(v128.load(to2, 16), f), eighth);
+    g = f32x4.mul(f32x4.add(v128.load(to3), g), eighth); h = f32x4.mul(f32x4.add(v128.load(to3, 16), h), eighth);
+  }
+  v128.store(to, a); v128.store(to, b, 16); to += stride;
+  v128.store(to, c); v128.store(to, d, 16); to += stride;
+  v128.store(to, e); v128.store(to, f, 16); to += stride;
+  v128.store(to, g); v128.store(to, h, 16);
+}
+
+/**
+ * One head of four rows that follow each other in a sequence, the first over positions 0 … n − 1. (4, H) → (4, H)
+ * A number of the cache is read and widened once for all; each row's sums are those of attend16, in the same order.
+ */
+export function attend16of4(
+  q: usize, qStride: usize, keyCache: usize, valueCache: usize, n: i32, to: usize, toStride: usize, scores: usize, stride: usize,
+): void {
+  const bytes = <usize>n << 2, padded = <usize>((n + 10) & ~7) << 2;
+  let k = keyCache;
+  for (let p: usize = 0; p < padded; p += 32) {
+    scores4(q, qStride, k, scores + p, stride, false);
+    scores4(q + 4, qStride, k + 16, scores + p, stride, true);
+    k += HEAD * 8;
+  }
+  const share0 = f32x4.splat(<f32>1.0 / softmax(scores, bytes, padded));
+  const scores1 = scores + stride, share1 = f32x4.splat(<f32>1.0 / softmax(scores1, bytes + 4, padded));
+  const scores2 = scores1 + stride, share2 = f32x4.splat(<f32>1.0 / softmax(scores2, bytes + 8, padded));
+  const scores3 = scores2 + stride, share3 = f32x4.splat(<f32>1.0 / softmax(scores3, bytes + 12, padded));
+  for (let i: usize = 0; i < HEAD; i += 16) {
+    let a = f32x4.splat(0), b = f32x4.splat(0), c = f32x4.splat(0), d = f32x4.splat(0);
+    let e = f32x4.splat(0), f = f32x4.splat(0), g = f32x4.splat(0), h = f32x4.splat(0);
+    let v = valueCache + i;
+    // up to the last row's positions: shares of those that come after a row's own are 0
+    for (let p: usize = 0; p < bytes + 12; p += 4) {
+      const pair = v128.load(v), left = even(pair), right = odd(pair);
+      let s = v128.load32_splat(scores + p); a = madd(s, left, a); b = madd(s, right, b);
+      s = v128.load32_splat(scores1 + p); c = madd(s, left, c); d = madd(s, right, d);
+      s = v128.load32_splat(scores2 + p); e = madd(s, left, e); f = madd(s, right, f);
+      s = v128.load32_splat(scores3 + p); g = madd(s, left, g); h = madd(s, right, h);
+      v += HEAD;
+    }
+    let o = to + (i << 1);
+    v128.store(o, f32x4.mul(a, share0)); v128.store(o, f32x4.mul(b, share0), 16); o += toStride;
+    v128.store(o, f32x4.mul(c, share1)); v128.store(o, f32x4.mul(d, share1), 16); o += toStride;
+    v128.store(o, f32x4.mul(e, share2)); v128.store(o, f32x4.mul(f, share2), 16); o += toStride;
+    v128.store(o, f32x4.mul(g, share3)); v128.store(o, f32x4.mul(h, share3), 16);
+  }
+}

@@ -9,12 +9,12 @@
 // T rows in a call · D hidden · A heads · G key-value heads · H = 64 · F inner · V vocabulary, V8 padded to 8 · C context ·
 // P positions of the cache: a sequence has a stretch of them that begins at a multiple of 8
 
-import { attend16, remember16 } from './attention16';
+import { attend16, attend16of4, remember16 } from './attention16';
 import { attend32, remember32 } from './attention32';
 import { product4 } from './int4';
 import { product8 } from './int8';
 import { correct } from './low';
-import { exp4, madd, max4, sum4 } from './simd';
+import { exp4, larger, madd, max4, sum4 } from './simd';
 
 const H: i32 = 64;
 const HEAD: usize = 256; // bytes of a head in float32
@@ -39,9 +39,10 @@ let normed: usize; // (T, max(D, A·H)) f32
 let qkv: usize; // (T, (A + 2G)·H) f32
 let mixed: usize; // (T, A·H) f32
 let gateUp: usize; // (T, 2F) f32
-let quants: usize; // (T/4, K/4, 4, 4) i16 or i8
+let quants: usize; // (T/4, K/4, 4, 4) i16, or i8 beside weights of 4 bits
 let scales: usize; // (T/4, K/32, 4) f32, or (T/4, K/32, 2, 4)
-let scores: usize; // (C) f32
+let unpacked: usize; // weights of 4 bits of four groups, a byte each, with their scales and offsets in f32
+let scores: usize; // (4, C) f32
 let logits: usize; // (wanted, V8) f32
 let shares: usize; // (V8) f32
 let parts: usize; // (8) f32, of a correction
@@ -80,10 +81,12 @@ export function init(
   qkv = take(T * (A + 2 * G) * HEAD);
   mixed = take(T * A * HEAD);
   gateUp = take(T * 2 * F * 4);
-  quants = take(T * widest * 2);
+  const wantedRows = <usize>((logitRows + 3) & ~3);
+  quants = take(max(T * widest * (bits == 4 ? 1 : 2), wantedRows * D * 2)); // the logits' matrix has 8 bits in any case
   scales = take(T * (widest / 32) * 8);
-  scores = take(<usize>C * 4);
-  logits = take(<usize>((logitRows + 3) & ~3) * V8 * 4);
+  unpacked = take(bits == 4 ? <usize>widest * 40 : 0);
+  scores = take(<usize>C * 16);
+  logits = take(wantedRows * V8 * 4);
   shares = take(V8 * 4);
   parts = take(32);
 }
@@ -151,12 +154,19 @@ function embed(table: usize, token: i32, to: usize): void {
 
 /** y = W x for T rows, W of a layer. (T, K) → (T, R) */
 function product(w: usize, R: i32, K: i32, T: i32, from: usize, fromStride: usize, y: usize, yStride: usize): void {
-  if (bits == 4) product4(w, R, K, T, from, fromStride, y, yStride, quants, scales);
+  if (bits == 4) product4(w, R, K, T, from, fromStride, y, yStride, quants, scales, unpacked);
   else product8(w, R, K, T, from, fromStride, y, yStride, quants, scales);
 }
 
 @inline function tensor(i: i32): usize { return weights + load<u32>(offsets + (<usize>i << 2)); }
 @inline function input(list: usize, t: i32): i32 { return load<i32>(list + (<usize>t << 2)); }
+
+/** Whether row t and the three after it are a sequence's tokens one after another. */
+function follow(t: i32): bool {
+  for (let i = t; i < t + 3; i++)
+    if (input(starts, i) != input(starts, i + 1) || input(positions, i) + 1 != input(positions, i + 1)) return false;
+  return true;
+}
 
 /** Runs T rows; logits are made for the n rows that `wanted` names. */
 export function forward(T: i32, n: i32): void {
@@ -185,12 +195,14 @@ export function forward(T: i32, n: i32): void {
         else remember32(k, k + Kb, keys + cache, values + cache, position);
       }
     }
-    for (let t = 0; t < T; t++) {
+    for (let t = 0, rows = 1; t < T; t += rows) {
+      rows = cached == 2 && t + 3 < T && follow(t) ? 4 : 1;
       for (let a = 0; a < A; a++) {
         const cache = <usize>(l * G + a / (A / G)) * cacheHead + <usize>input(starts, t) * H * cached;
         const head = <usize>a * HEAD;
         const q = qkv + <usize>t * QKVb + head, n = input(positions, t) + 1, to = mixed + <usize>t * Qb + head;
-        if (cached == 2) attend16(q, keys + cache, values + cache, n, to, scores);
+        if (rows == 4) attend16of4(q, QKVb, keys + cache, values + cache, n, to, Qb, scores, <usize>C << 2);
+        else if (cached == 2) attend16(q, keys + cache, values + cache, n, to, scores);
         else attend32(q, keys + cache, values + cache, n, to, scores);
       }
     }
@@ -207,7 +219,7 @@ export function forward(T: i32, n: i32): void {
       const row = gateUp + <usize>t * 2 * Fb;
       for (let i: usize = 0; i < Fb; i += 16) {
         const gate = v128.load(row + i);
-        const sigmoid = f32x4.div(f32x4.splat(1), f32x4.add(f32x4.splat(1), exp4(f32x4.min(f32x4.neg(gate), f32x4.splat(87)))));
+        const sigmoid = f32x4.div(f32x4.splat(1), f32x4.add(f32x4.splat(1), exp4(f32x4.pmin(f32x4.neg(gate), f32x4.splat(87)))));
         v128.store(row + i, f32x4.mul(f32x4.mul(gate, sigmoid), v128.load(row + i + Fb)));
       }
     }
@@ -223,7 +235,7 @@ export function forward(T: i32, n: i32): void {
 export function weigh(i: i32, temperature: f32): void {
   const row = logits + ((<usize>i * V8) << 2), bytes = <usize>V << 2, whole = bytes & ~15;
   let m = f32x4.splat(-Infinity);
-  for (let p: usize = 0; p < whole; p += 16) m = f32x4.max(m, v128.load(row + p));
+  for (let p: usize = 0; p < whole; p += 16) m = larger(m, v128.load(row + p));
   let largest = max4(m);
   for (let p = whole; p < bytes; p += 4) largest = max(largest, load<f32>(row + p));
   const most = f32x4.splat(largest), cool = f32x4.splat(<f32>1.0 / temperature);

@@ -7,9 +7,10 @@
 // Activations lie in tiles of four rows, for each 4 columns the four rows' numbers side by side:
 //   quants: tile t, columns 4c … 4c + 3, row r at  t · 4K + 16c + 4r
 //   scales: tile t, block b, row r at  t · K + 32b + 4r      and 16 bytes on, the scale times the sum of the block's numbers
-import { clear8, even, madd, max4, odd } from './simd';
+import { clear8, even, madd, max4, odd, whole4 } from './simd';
 
 const BLOCK_BYTES: usize = 160; // 8 scales and 8 offsets of bfloat16, then 4 × (8 rows × 8 columns)
+const UNPACKED_BYTES: usize = 320;
 
 /** Eight sums of two products each, of int8 and numbers below 16, added to eight others: 8 · 2 · 127 · 15 fits into 16 bits. */
 @inline function dot2(x: v128, w: v128, sum: v128): v128 {
@@ -28,12 +29,12 @@ function quantise(from: usize, K: i32, to: usize, scale: usize): void {
   const end = from + (<usize>K << 2);
   while (from < end) {
     let m = f32x4.splat(0);
-    for (let i: usize = 0; i < 128; i += 16) m = f32x4.max(m, f32x4.abs(v128.load(from + i)));
+    for (let i: usize = 0; i < 128; i += 16) m = i32x4.max_s(m, f32x4.abs(v128.load(from + i))); // floats without a sign lie in the order of whole numbers
     const largest = max4(m);
     const inverse = f32x4.splat(largest == 0 ? 0 : <f32>127.0 / largest);
     let sum = i32x4.splat(0);
     for (let i: usize = 0; i < 128; i += 16) {
-      const q = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(from + i), inverse)));
+      const q = whole4(f32x4.nearest(f32x4.mul(v128.load(from + i), inverse)));
       sum = i32x4.add(sum, q);
       const halves = i16x8.narrow_i32x4_s(q, q);
       v128.store32_lane(to, i8x16.narrow_i16x8_s(halves, halves), 0);
@@ -95,6 +96,17 @@ function single(w: usize, R: i32, K: i32, tile: usize, tileScales: usize, y: usi
   }
 }
 
+/** A block as tiles read it: 4 × 4 floats (scales of even rows and of odd ones, offsets of both), then its numbers, a byte each. */
+@inline function unpack(w: usize, to: usize): void {
+  const ds = v128.load(w), ms = v128.load(w, 16);
+  v128.store(to, even(ds)); v128.store(to, odd(ds), 16); v128.store(to, even(ms), 32); v128.store(to, odd(ms), 48);
+  for (let i: usize = 0; i < 128; i += 32) {
+    const w0 = v128.load(w + i, 32), w1 = v128.load(w + i, 48);
+    v128.store(to + 2 * i, lowHalves(w0), 64); v128.store(to + 2 * i, lowHalves(w1), 80);
+    v128.store(to + 2 * i, highHalves(w0), 96); v128.store(to + 2 * i, highHalves(w1), 112);
+  }
+}
+
 /** A tile's four rows and the eight of the group at w: y[t] = W q[t]. (4, K) → (4, 8) */
 function tileOf4(w: usize, K: i32, q: usize, s: usize, y: usize, stride: usize): void {
   const end = q + (<usize>K << 2);
@@ -104,8 +116,7 @@ function tileOf4(w: usize, K: i32, q: usize, s: usize, y: usize, stride: usize):
     let a0 = i32x4.splat(0), a1 = i32x4.splat(0), a2 = i32x4.splat(0), a3 = i32x4.splat(0);
     let b0 = i32x4.splat(0), b1 = i32x4.splat(0), b2 = i32x4.splat(0), b3 = i32x4.splat(0);
     for (let v: usize = 0; v < 128; v += 32) {
-      const w0 = v128.load(w + v, 32), w1 = v128.load(w + v, 48);
-      const l0 = lowHalves(w0), h0 = highHalves(w0), l1 = lowHalves(w1), h1 = highHalves(w1);
+      const l0 = v128.load(w + 2 * v, 64), l1 = v128.load(w + 2 * v, 80), h0 = v128.load(w + 2 * v, 96), h1 = v128.load(w + 2 * v, 112);
       let x = v128.load32_splat(q + v); a0 = dot2(x, l0, a0); b0 = dot2(x, l1, b0);
       x = v128.load32_splat(q + v, 16); a0 = dot2(x, h0, a0); b0 = dot2(x, h1, b0);
       x = v128.load32_splat(q + v, 4); a1 = dot2(x, l0, a1); b1 = dot2(x, l1, b1);
@@ -115,8 +126,7 @@ function tileOf4(w: usize, K: i32, q: usize, s: usize, y: usize, stride: usize):
       x = v128.load32_splat(q + v, 12); a3 = dot2(x, l0, a3); b3 = dot2(x, l1, b3);
       x = v128.load32_splat(q + v, 28); a3 = dot2(x, h0, a3); b3 = dot2(x, h1, b3);
     }
-    const ds = v128.load(w), ms = v128.load(w, 16);
-    const d0 = even(ds), d1 = odd(ds), m0 = even(ms), m1 = odd(ms);
+    const d0 = v128.load(w), d1 = v128.load(w, 16), m0 = v128.load(w, 32), m1 = v128.load(w, 48);
     let scale = v128.load32_splat(s), total = v128.load32_splat(s, 16);
     p0 = madd(m0, total, madd(whole(a0), f32x4.mul(d0, scale), p0));
     o0 = madd(m1, total, madd(whole(b0), f32x4.mul(d1, scale), o0));
@@ -129,7 +139,7 @@ function tileOf4(w: usize, K: i32, q: usize, s: usize, y: usize, stride: usize):
     scale = v128.load32_splat(s, 12); total = v128.load32_splat(s, 28);
     p3 = madd(m0, total, madd(whole(a3), f32x4.mul(d0, scale), p3));
     o3 = madd(m1, total, madd(whole(b3), f32x4.mul(d1, scale), o3));
-    w += BLOCK_BYTES; q += 128; s += 32;
+    w += UNPACKED_BYTES; q += 128; s += 32;
   }
   v128.store(y, p0); v128.store(y, o0, 16);
   y += stride; v128.store(y, p1); v128.store(y, o1, 16);
@@ -139,7 +149,7 @@ function tileOf4(w: usize, K: i32, q: usize, s: usize, y: usize, stride: usize):
 
 /** y = W x for T rows. (T, K) → (T, R); x and y may have wider rows */
 export function product4(
-  w: usize, R: i32, K: i32, T: i32, from: usize, fromStride: usize, y: usize, yStride: usize, quants: usize, scales: usize,
+  w: usize, R: i32, K: i32, T: i32, from: usize, fromStride: usize, y: usize, yStride: usize, quants: usize, scales: usize, unpacked: usize,
 ): void {
   const tile = <usize>K << 2, tileScales = <usize>K; // bytes
   for (let t: usize = 0; t < <usize>T; t++)
@@ -148,11 +158,18 @@ export function product4(
   const tiles = (<usize>T + 3 - left) >> 2;
   const group = <usize>(K >> 5) * BLOCK_BYTES;
   if (tiles > 0) {
+    const quarter = <usize>(R >> 5) * group, far = <usize>(R >> 2), bytes = <usize>(K >> 5) * UNPACKED_BYTES;
     let at = w;
-    for (let r: usize = 0; r < <usize>R; r += 8) {
-      for (let t: usize = 0; t < tiles; t++)
-        tileOf4(at, K, quants + t * tile, scales + t * tileScales, y + (t << 2) * yStride + (r << 2), yStride);
-      at += group;
+    for (let r: usize = 0; r < far; r += 8) {
+      const end = at + group;
+      for (let to = unpacked; at < end; to += UNPACKED_BYTES) {
+        for (let p: usize = 0; p < 4; p++) unpack(at + p * quarter, to + p * bytes);
+        at += BLOCK_BYTES;
+      }
+      for (let p: usize = 0; p < 4; p++) {
+        for (let t: usize = 0; t < tiles; t++)
+          tileOf4(unpacked + p * bytes, K, quants + t * tile, scales + t * tileScales, y + (t << 2) * yStride + ((r + p * far) << 2), yStride);
+      }
     }
   }
   for (let t: usize = 0; t < left; t++)

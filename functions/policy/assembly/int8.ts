@@ -1,5 +1,5 @@
 // Products with a matrix of 8 bits. The weights' layout is drawn in schema/edge.ts.
-import { clear8, dot, fold, madd, max4 } from './simd';
+import { clear8, dot, fold, madd, max4, whole4 } from './simd';
 
 const BLOCK_BYTES: usize = 288; // 8 scales, then 8 × (8 rows × 4 columns) of int8
 
@@ -12,13 +12,13 @@ function quantise(from: usize, K: i32, to: usize, scale: usize): void {
   const end = from + (<usize>K << 2);
   while (from < end) {
     let m = f32x4.splat(0);
-    for (let i: usize = 0; i < 128; i += 16) m = f32x4.max(m, f32x4.abs(v128.load(from + i)));
+    for (let i: usize = 0; i < 128; i += 16) m = i32x4.max_s(m, f32x4.abs(v128.load(from + i))); // floats without a sign lie in the order of whole numbers
     const largest = max4(m);
     const inverse = f32x4.splat(largest == 0 ? 0 : <f32>32767.0 / largest);
     store<f32>(scale, largest / 32767.0);
     for (let i: usize = 0; i < 128; i += 32) {
-      const low = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(from + i), inverse)));
-      const high = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.mul(v128.load(from + i, 16), inverse)));
+      const low = whole4(f32x4.nearest(f32x4.mul(v128.load(from + i), inverse)));
+      const high = whole4(f32x4.nearest(f32x4.mul(v128.load(from + i, 16), inverse)));
       const both = i16x8.narrow_i32x4_s(low, high);
       v128.store64_lane(to, both, 0);
       v128.store64_lane(to, both, 1, 32);

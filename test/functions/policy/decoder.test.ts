@@ -242,6 +242,31 @@ describe.each(kinds)('many sequences (%s, %i bits)', (build, bits) => {
     expect([decoder.positions, decoder.slots]).toEqual([56, 3]);
   });
 
+  test('four rows run as one only where they are one sequence’s tokens in a row', () => {
+    const decoder = loadDecoder(image, { build, slots: 8, positions: 64 });
+    const one = [3, 9, 27, 81, 40, 120, 7, 21, 63, 2, 11, 5];
+    const sequences = { 0: one, 32: [...one].reverse() };
+    for (const [start, ids] of Object.entries(sequences))
+      decoder.forward(ids, [...ids.keys()], Array(ids.length).fill(Number(start)), []);
+    for (const rows of [
+      [3, 4, 6, 7, 8, 9, 10, 11].map((position): [0 | 32, number] => [0, position]),
+      [1, 2, 3, 4, 5, 6, 7, 8].map((position, i): [0 | 32, number] => [i < 2 || i > 4 ? 0 : 32, position]),
+    ]) {
+      decoder.forward(
+        rows.map(([start, position]) => sequences[start][position]!),
+        rows.map(([, position]) => position),
+        rows.map(([start]) => start),
+        [...rows.keys()],
+      );
+      for (const [i, [start, position]] of rows.entries()) {
+        const own = loadDecoder(image, { build });
+        const ids = sequences[start].slice(0, position + 1);
+        own.forward(ids, [...ids.keys()], Array(ids.length).fill(0), [position]);
+        expect(decoder.logits(i)).toEqual(own.logits(0));
+      }
+    }
+  });
+
   test('another image loaded in place is that policy; one of another shape is refused', () => {
     const other = packEdge(config, randomModel(config, 4), bits);
     const decoder = loadDecoder(image, { build, slots: 4 });
