@@ -13,6 +13,8 @@
 // State, such as weights and moments, is the first argument of a function compiled with `state`, and comes back changed as `state`.
 // While a call runs it lies in resource variables that nobody else holds, and XLA writes the new values over the old: there is no second copy.
 
+import { getHeapStatistics, setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { inBfloat16 } from './bf16.ts';
 import { boolAttribute, graphDef, nodeOf, reachable, shapeAttribute, stringAttribute, typeAttribute } from './graph.ts';
 import { backend, type OutputTensor, type Tensor, tf } from './tf.ts';
@@ -67,7 +69,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
     const key = inputs.map((tensor) => `${tensor.dtype}[${tensor.shape}]`).join();
     const known = traces.get(key);
     const started = performance.now();
-    const traced = known ?? trace(name, fn, args, inputs, kept, precision);
+    const traced = known ?? tidied(() => trace(name, fn, args, inputs, kept, precision));
     used.delete(traced);
     used.add(traced);
 
@@ -128,11 +130,7 @@ function trace<Arguments extends Tree[]>(
           [typeAttribute('dtype', typeOf(referenceOf(tensor))), boolAttribute('validate_shape', false)],
         ),
       );
-      const rebuild: Traced['rebuild'] = (own, changed) => {
-        const tree = unflatten(others, own);
-        return kept > 0 ? { ...(tree as { [key: string]: Tree }), state: unflatten(state, changed) } : tree;
-      };
-      return { outputs, writes, rebuild, handles };
+      return { outputs, writes, rebuild: rebuilder(others, state, kept > 0), handles };
     },
   );
   const { outputs, writes, rebuild, handles } = result;
@@ -152,6 +150,31 @@ function trace<Arguments extends Tree[]>(
     from.join(),
     outputs.join(),
   );
+  return traced;
+}
+
+/** Apart from where a trace is made, so that it does not keep all of that in memory. */
+function rebuilder(others: Tree, state: Tree, stateful: boolean): Traced['rebuild'] {
+  return (own, changed) => {
+    const tree = unflatten(others, own);
+    return stateful ? { ...(tree as { [key: string]: Tree }), state: unflatten(state, changed) } : tree;
+  };
+}
+
+/** Where tracing has made the heap grow by more, what it left is handed back at once (LOG.md). */
+const LITTER = 50e6;
+let collect: ((how: { type: 'major'; execution: 'sync'; flavor: 'last-resort' }) => void) | undefined;
+
+/** V8 would keep a large trace's litter for minutes: while TensorFlow trains, JavaScript makes little that would have it collected. */
+function tidied(made: () => Traced): Traced {
+  const before = getHeapStatistics().total_heap_size;
+  const traced = made();
+  if (getHeapStatistics().total_heap_size < before + LITTER) return traced;
+  if (!collect) {
+    setFlagsFromString('--expose-gc');
+    collect = runInNewContext('gc') as NonNullable<typeof collect>;
+  }
+  collect({ type: 'major', execution: 'sync', flavor: 'last-resort' });
   return traced;
 }
 

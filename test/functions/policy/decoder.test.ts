@@ -2,11 +2,11 @@
 import { describe, expect, test } from 'vitest';
 import type { Decoder } from '../../../functions/policy/decoder.ts';
 import { generate, generateBatch } from '../../../functions/policy/generate.ts';
-import { streamedDecoder } from '../../../functions/policy/load.ts';
+import { positionBytes, streamedDecoder, workBytes } from '../../../functions/policy/load.ts';
 import { decoderModule, loadDecoder } from '../../../functions/policy/node.ts';
 import { referenceDecoder } from '../../../functions/policy/reference.ts';
 import { argmax, logSumExp } from '../../../functions/policy/sample.ts';
-import { headerBytes, packEdge, readEdge, unpackEdge } from '../../../schema/edge.ts';
+import { cacheBytes, headerBytes, packEdge, readEdge, unpackEdge } from '../../../schema/edge.ts';
 import type { ModelConfig } from '../../../schema/manifest.ts';
 import { randomModel, randomNumbers, tinyConfig } from '../../support/model.ts';
 
@@ -339,6 +339,20 @@ test('memory is weights, cache and little else, and does not grow', () => {
   decoder.forward([1], [0], [0], [0]);
   expect(argmax(decoder.logits(0))).toBeLessThan(1024);
   expect(decoder.memoryBytes).toBeLessThan(image.length + cache + 2 ** 20);
+});
+
+test.each([8, 4] as const)('memory is what it was counted to be, within two pages (%i bits)', (bits) => {
+  const config = tinyConfig({
+    vocab_size: 1024,
+    hidden_size: 192,
+    intermediate_size: 4096,
+    max_position_embeddings: 2048,
+  });
+  const image = packEdge(config, randomModel(config, 1), bits);
+  const { bytes } = readEdge(image);
+  const counted = bytes + workBytes(config, bits, 32, 8) + 2048 * (cacheBytes(config, bits) + positionBytes(config));
+  const taken = loadDecoder(image, { slots: 8, rows: 32, positions: 2048 }).memoryBytes;
+  expect(Math.abs(taken - counted)).toBeLessThan(2 ** 17);
 });
 
 test.each([0, 0.7, 1])(
