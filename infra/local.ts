@@ -128,6 +128,8 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
     ),
     ...variables,
   };
+  // What a start that was killed left there are addresses that lead nowhere, and would be asked before ours are known.
+  rmSync(registryOf(home), { recursive: true, force: true });
   const worker = await startWorker(home, port, bindings);
   const decoders = Promise.all(SLOTS.map((slot) => startDecoder(home, slot))).catch((error: Error) => {
     console.error(`large policies cannot be served: ${error.message}`);
@@ -174,11 +176,12 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
 }
 
 type WorkerOptions = Parameters<typeof unstable_startWorker>[0];
+/** Where the scripts of a home find one another. */
+const registryOf = (home: string) => join(home, 'state/registry');
 const workerd = (home: string, port: number) => ({
   server: { hostname: '127.0.0.1', port },
   persist: join(home, 'state'),
-  // where the scripts of this home find one another
-  registry: join(home, 'state/registry'),
+  registry: registryOf(home),
   watch: false,
   inspector: false,
   logLevel: 'warn',

@@ -153,7 +153,8 @@ function theirs(train: string, test: string): Side {
   }
   const { epochs, learningRate, rank, batch, seed } = SETTINGS;
   const script = join(import.meta.dirname, 'peers', 'trl_hh.py');
-  const args = [script, folder, train, test, ...[epochs, learningRate, rank, batch, seed, LONGEST].map(String)];
+  const numbers = [epochs, learningRate, rank, batch, seed, LONGEST].map(String);
+  const args = [script, folder, train, test, ...numbers, precisionFor(model)];
   const env = { ...process.env, OMP_NUM_THREADS: '2', CUDA_VISIBLE_DEVICES: '', HF_HUB_OFFLINE: '1' };
   const { status, stdout } = spawnSync(python, args, { env, stdio: ['ignore', 'pipe', 'inherit'], maxBuffer: 2 ** 26 });
   if (status !== 0) throw new UserError(`${script} ended with ${status}`);
@@ -192,7 +193,7 @@ function summary(folds: Fold[]): void {
     };
   });
   console.log(
-    `${folds.length} of ${FOLDS} folds, ${sides[0]!.right.length} held-out pairs, products in ${precisionFor(model)} (TRL: bfloat16)`,
+    `${folds.length} of ${FOLDS} folds, ${sides[0]!.right.length} held-out pairs, products in ${precisionFor(model)}`,
   );
   for (const { name, accuracy, logLoss, brier, ece, seconds, peak } of sides)
     console.log(

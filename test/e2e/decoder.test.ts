@@ -1,8 +1,12 @@
 // A policy that is too large for the api's isolate: imported, released, decoded in the decoder script's slots, and swapped under load.
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { blobKey } from '../../functions/store/blobs.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
-import { withStore } from '../../infra/local.ts';
+import { freePort } from '../../infra/home.ts';
+import { startLocal, withStore } from '../../infra/local.ts';
 import { isLarge, unpackEdge } from '../../schema/edge.ts';
 import { ModelConfig } from '../../schema/manifest.ts';
 import { writeSafetensors } from '../../schema/safetensors.ts';
@@ -15,6 +19,7 @@ import { SEED_FOLDER } from '../support/seed.ts';
 const MINUTES = 60_000;
 let local: TestLocal;
 const ids: string[] = [];
+let third: string; // with another tokenizer
 const images: Uint8Array[] = [];
 
 /** A policy of 18 M parameters with the seed policy's tokenizer, or one that merges nothing, and random weights. */
@@ -170,10 +175,27 @@ test(
   async () => {
     const { manifest, files } = large(4, false);
     await withStore(local.home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
+    third = manifest.id;
     const tokens = async (model: string) => (await chat({ model })).usage.prompt_tokens;
     const merged = await tokens(ids[1]!);
     expect(await tokens(manifest.id)).toBeGreaterThan(2 * merged);
     expect(await tokens(ids[1]!)).toBe(merged);
+  },
+  MINUTES,
+);
+
+test(
+  'a slot is not taken over while an answer is under way there',
+  async () => {
+    const long = { model: ids[1], max_tokens: 200, seed: 3 };
+    const whole = (await chat(long)).choices[0]!.message.content;
+    const stream = (await post({ ...long, stream: true })).body!.pipeThrough(new TextDecoderStream()).getReader();
+    const pieces = [(await stream.read()).value!];
+    expect([429, 503]).toContain((await post({ model: third })).status);
+    for (let piece = await stream.read(); !piece.done; piece = await stream.read()) pieces.push(piece.value);
+    const chunks = pieces.join('').match(/(?<=^data: )\{.*/gm)!;
+    const texts = chunks.map((chunk) => JSON.parse(chunk).choices[0]?.delta.content ?? '');
+    expect(texts.join('')).toBe(whole);
   },
   MINUTES,
 );
@@ -220,6 +242,35 @@ test(
     expect(new Set(models)).toEqual(new Set(ids));
     const { data } = await local.api<{ data: { policy: string }[] }>('GET', '/v1/releases?channel=stable&order=desc');
     expect(data[0]!.policy).toBe(ids[1]);
+  },
+  MINUTES,
+);
+
+test(
+  'where a start was killed, the next one asks its own decoders, not those that are gone',
+  async () => {
+    const home = mkdtempSync(join(tmpdir(), 'plumb-killed-'));
+    const { manifest, files } = large(4);
+    await withStore(home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable'));
+    // what a process leaves that is given no time to
+    const registry = join(home, 'state/registry');
+    cpSync(join(local.home, 'state/registry'), registry, { recursive: true });
+    for (const name of readdirSync(registry)) {
+      const path = join(registry, name);
+      writeFileSync(path, readFileSync(path, 'utf8').replace(/127\.0\.0\.1:\d+/, `127.0.0.1:${await freePort()}`));
+    }
+    const again = await startLocal({ home, port: await freePort(), cronSeconds: 86_400 });
+    try {
+      const response = await fetch(`${again.url}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${again.keys.secret}`, 'content-type': 'application/json' },
+        body: JSON.stringify(asked()),
+      });
+      expect([response.status, ((await response.json()) as Answer).model]).toEqual([200, manifest.id]);
+    } finally {
+      await again.close();
+      rmSync(home, { recursive: true });
+    }
   },
   MINUTES,
 );

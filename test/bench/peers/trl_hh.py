@@ -1,6 +1,6 @@
 """TRL's RewardTrainer with LoRA on judgements in a file: prints the margins on others, its seconds and its peak of memory. The other side of hh.ts.
 
-usage: trl_hh.py <model> <train.jsonl> <test.jsonl> <epochs> <learning rate> <rank> <batch> <seed> <longest>
+usage: trl_hh.py <model> <train.jsonl> <test.jsonl> <epochs> <learning rate> <rank> <batch> <seed> <longest> <precision>
 """
 
 import json
@@ -20,8 +20,9 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-folder, train, test, *numbers = sys.argv[1:]
+folder, train, test, *numbers, precision = sys.argv[1:]
 epochs, rate, rank, batch, seed, longest = map(float, numbers)
+bf16 = precision == "bfloat16"
 answers, sys.stdout = sys.stdout, sys.stderr
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(2)
@@ -43,7 +44,7 @@ trainer = RewardTrainer(
         report_to=[],
         save_strategy="no",
         use_cpu=True,
-        bf16=True,
+        bf16=bf16,
         gradient_checkpointing=False,
         num_train_epochs=epochs,
         per_device_train_batch_size=2,  # more do not fit into 24 GB
@@ -76,7 +77,7 @@ model = trainer.model.eval()
 @torch.no_grad()
 def score(messages):
     ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         return model(**ids).logits.float().item()
 
 
