@@ -267,6 +267,15 @@ describe.each(kinds)('many sequences (%s, %i bits)', (build, bits) => {
     }
   });
 
+  test('a token that may not come has no weight at all', () => {
+    const decoder = loadDecoder(image, { build });
+    decoder.forward([3], [0], [0], [0]);
+    decoder.logits(0)[5] = Number.NEGATIVE_INFINITY;
+    const weights = decoder.weights(0, 0.5);
+    expect(weights[5]).toBe(0);
+    expect(weights.filter((weight) => weight === 0).length).toBe(1);
+  });
+
   test('another image loaded in place is that policy; one of another shape is refused', () => {
     const other = packEdge(config, randomModel(config, 4), bits);
     const decoder = loadDecoder(image, { build, slots: 4 });

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import type { ModelConfig } from '../../../schema/manifest.ts';
 import { type FloatTensor, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
+import { loadTokenizer } from '../../../schema/tokenizer.ts';
 import { exportTo, requireFree } from '../../../trainer/export/export.ts';
 import { GGUF_TYPES, type GgufType, writeGguf } from '../../../trainer/export/gguf.ts';
 import { readGguf } from '../../../trainer/import/gguf.ts';
@@ -59,6 +60,23 @@ test.each([
   refused({ use_sliding_window: true }).toThrow(/a sliding window is not supported/);
   refused({ architectures: ['LlamaForCausalLM'] }).toThrow(`a ${type} is no LlamaForCausalLM`);
   refused({ model_type: 'llama', architectures: ['LlamaForCausalLM'] }).toThrow(/self_attn/);
+});
+
+test('a token that was added comes back out of a .gguf file as special as it was', () => {
+  const path = join(tinyFolder(at('added')), 'tokenizer.json');
+  const file = JSON.parse(readFileSync(path, 'utf8'));
+  file.added_tokens.push({ ...file.added_tokens[0], id: 7, content: '<tool>', special: false });
+  const [own] = Object.entries(file.model.vocab).find(([, id]) => id === 7)!;
+  delete file.model.vocab[own];
+  file.model.vocab['<tool>'] = 7;
+  file.model.merges = [];
+  writeFileSync(path, JSON.stringify(file));
+  exportTo(at('added.gguf'), importFrom(at('added'), 'x').files, 'x', 'f32');
+  const { added } = loadTokenizer(
+    JSON.parse(new TextDecoder().decode(importFrom(at('added.gguf'), 'x').files.get('tokenizer.json')!)),
+  );
+  expect(added.get('<tool>')).toEqual({ id: 7, special: false });
+  expect(added.get('<|user|>')).toEqual({ id: 3, special: true });
 });
 
 test.each<[GgufType, number]>([
