@@ -15,7 +15,7 @@ import { streamedDecoder } from './policy/load.ts';
 import { remoteDecoder } from './policy/remote.ts';
 import { upstream } from './policy/upstream.ts';
 import { readBlob, streamBlob } from './store/blobs.ts';
-import type { Channels, Slot } from './store/keys.ts';
+import { type Channels, lookup, type Slot } from './store/keys.ts';
 import { type Channel, hashOf, readManifest } from './store/policies.ts';
 
 export interface Loaded {
@@ -151,4 +151,14 @@ export async function openChannel(
   }
   if (last) return last;
   throw busy('the policy cannot be loaded', 2);
+}
+
+/** What was just released begins to load before anybody asks for it; a fault is told to who does. */
+export async function preload(
+  env: Env,
+  channel: Channel,
+  waitUntil: (loading: Promise<unknown>) => void,
+): Promise<void> {
+  const { channels } = await lookup(env.DB, undefined, true);
+  await openChannel(env, channels, channel, waitUntil).catch(() => {});
 }

@@ -208,6 +208,9 @@ plumb
     const { publish } = await import('./local.ts');
     const from = resolve(path);
     console.log(await publish(homeFolder(), from, options.name ?? basename(from, '.gguf'), options.release));
+    // who serves this data begins to load it before it is asked for
+    const dev = devFile();
+    if (dev && options.release === 'stable') await fetch(`${dev.url}/readyz`).catch(() => {});
   });
 
 plumb

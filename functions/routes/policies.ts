@@ -4,6 +4,7 @@ import { listOf, listQuery } from '../../schema/wire.ts';
 import { NewRelease, Policy, Release, Rollback } from '../../schema/wire-runs.ts';
 import { notFound } from '../error.ts';
 import { route } from '../route.ts';
+import { preload } from '../serving.ts';
 import { type Channels, forget } from '../store/keys.ts';
 import { listPolicies, listReleases, makeRelease, readPolicy, rollBack, wireRelease } from '../store/policies.ts';
 
@@ -63,6 +64,8 @@ export const policyRoutes = [
     async handle({ c, env, caller, body, remember }) {
       const release = await makeRelease(env.DB, caller.id, body, remember);
       forget(env.DB);
+      const waitUntil = (loading: Promise<unknown>) => c.executionCtx.waitUntil(loading);
+      waitUntil(preload(env, body.channel, waitUntil));
       return c.json(release, 201);
     },
   }),

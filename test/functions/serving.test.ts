@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { openChannel, openPolicy } from '../../functions/serving.ts';
 import { importPolicy, putManifest } from '../../functions/store/policies.ts';
-import { env } from './support.ts';
+import { ask, env, keyOf } from './support.ts';
 import { tinyPolicy } from './tiny.ts';
 
 /** The policies of these seeds, and a bucket that notes whose image is read. */
@@ -95,4 +95,12 @@ test('a large policy moves to the slot that stable has left', async () => {
   };
   expect([await open('a'), await open('a'), await open('b')]).toEqual(['b', 'b', 'a']);
   expect(slots).toEqual(['b', 'a']);
+});
+
+test('what is released begins to load before anybody asks for it', async () => {
+  const { ids, read, bucket } = await policies(21);
+  const body = { channel: 'stable', policy: ids[0] };
+  const key = await keyOf('sk');
+  expect((await ask('POST', '/v1/releases', { key, body, env: { ...env, BUCKET: bucket } })).status).toBe(201);
+  await expect.poll(() => read).toEqual(ids);
 });
