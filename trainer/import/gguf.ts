@@ -123,7 +123,12 @@ export function readGguf(file: Uint8Array): Gguf {
     const type = u32(name);
     const offset = u64(name);
     const format =
-      BLOCKS[type] ?? fail(`${name} is ${nameOfType(type)}; supported are ${BLOCKS.map((b) => b.name).join(', ')}`);
+      BLOCKS[type] ??
+      fail(
+        `${name} is ${nameOfType(type)}; supported are ${Object.values(BLOCKS)
+          .map(({ name }) => name)
+          .join(', ')}`,
+      );
     const count = shape.reduce((product, n) => product * n, 1);
     if (count === 0 || count > Number.MAX_SAFE_INTEGER) fail(`${name} has the shape [${shape}]`);
     if (shape.at(-1)! % format.size !== 0)
