@@ -155,12 +155,14 @@ export function upstream({ url, model }: Upstream, key: string | undefined): Com
       yield { type: 'prompt', promptTokens: 0 }; // it is on its way; how many they are may follow
       let finishReason: string | undefined;
       let completionTokens = 0;
+      let said = false;
       const events = response
         .body!.pipeThrough(new TextDecoderStream() as TransformStream<Uint8Array, string>)
         .pipeThrough(new EventSourceParserStream());
       for await (const { data } of events) {
         heard();
         if (data === '[DONE]') break;
+        said = true;
         const chunk = Chunk.parse(JSON.parse(data));
         if (chunk.error) throw new UpstreamFailure(`the upstream server failed: ${chunk.error.slice(0, 500)}`);
         const [part] = chunk.choices ?? [];
@@ -175,6 +177,11 @@ export function upstream({ url, model }: Upstream, key: string | undefined): Com
         completionTokens = chunk.usage.completion_tokens;
         if (index === 0) yield { type: 'prompt', promptTokens: chunk.usage.prompt_tokens };
       }
+      // llama-cpp-python's streams nothing at all where a prompt is too long
+      if (!said)
+        throw new UpstreamFailure(
+          'the upstream server ended without a word: does it stream, and is the prompt within its context?',
+        );
       if (!finishReason) throw new UpstreamFailure('the upstream server broke off');
       yield { type: 'end', index, finishReason: finishReason === 'length' ? 'length' : 'stop', completionTokens };
     } catch (error) {

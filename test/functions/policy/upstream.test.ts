@@ -158,7 +158,8 @@ test('one that breaks off, fails half way or talks nonsense has failed; no half 
     [said('a') + event({ error: { message: 'out of memory' } }), 'failed: out of memory'],
     [event('{"choices": '), 'answered with what is no completion'],
     [event({ choices: 'none' }), 'answered with what is no completion'],
-    ['<html>', 'broke off'],
+    ['<html>', 'ended without a word'],
+    ['', 'ended without a word: does it stream, and is the prompt within its context?'],
   ];
   for (const [stream, message, cut] of endings) {
     handle = (response) => {
