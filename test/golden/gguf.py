@@ -11,7 +11,7 @@ from gguf.quants import dequantize, quantize
 here = os.path.dirname(os.path.abspath(__file__))
 random = np.random.default_rng(1)
 # Where each block has its halves: any bits but those of infinities and NaN.
-HALVES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_1: [0, 2], T.Q4_K: [0, 2], T.Q6_K: [208]}
+HALVES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_1: [0, 2], T.Q4_K: [0, 2], T.Q6_K: [208], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q5_K: [0, 2]}
 
 writer = GGUFWriter(os.path.join(here, 'blocks.gguf'), 'llama')
 writer.add_string('a.text', 'grün\n')
@@ -21,7 +21,7 @@ writer.add_bool('yes', True)
 writer.add_uint64('large', 2**40)
 writer.add_int16('small', -300)
 writer.add_float64('half', 0.5)
-for kind in [T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q4_K, T.Q6_K]:
+for kind in [T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q4_K, T.Q6_K, T.Q5_0, T.Q5_1, T.Q5_K]:
     size, width = GGML_QUANT_SIZES[kind]
     count = 2 * 512 // size
     if kind == T.F32:

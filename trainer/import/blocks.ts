@@ -65,8 +65,38 @@ const Q4_1 = blocks('Q4_1', 32, 20, (data, at, f16, out, to) => {
   }
 });
 
+// d · the fifth bits of 32 numbers · their other four: d q, q being 0 at 16
+const Q5_0 = blocks('Q5_0', 32, 22, (data, at, f16, out, to) => {
+  const d = f16(at);
+  for (let i = 0; i < 32; i++) out[to + i] = d * (ofFive(data, at + 2, i) - 16);
+});
+
+// d, m · the same: d q + m
+const Q5_1 = blocks('Q5_1', 32, 24, (data, at, f16, out, to) => {
+  const d = f16(at);
+  const m = f16(at + 2);
+  for (let i = 0; i < 32; i++) out[to + i] = d * ofFive(data, at + 4, i) + m;
+});
+
+/** The i-th of 32 numbers whose fifth bits are four bytes, before the others in halves of sixteen. */
+function ofFive(data: Uint8Array, at: number, i: number): number {
+  const byte = data[at + 4 + (i & 15)]!;
+  return (i < 16 ? byte & 15 : byte >> 4) | (((data[at + (i >> 3)]! >> (i & 7)) & 1) << 4);
+}
+
 // d, dmin · 8 scales and 8 minima of 6 bits in 12 bytes · 8 × 32 numbers of 4 bits: d s q − dmin m
-const Q4_K = blocks('Q4_K', 256, 144, (data, at, f16, out, to) => {
+const Q4_K = blocks('Q4_K', 256, 144, groupsOf32);
+// the same, with the numbers' fifth bits before the others: of the n-th group those are the n-th of 32 bytes each
+const Q5_K = blocks('Q5_K', 256, 176, (...given) => groupsOf32(...given, 16));
+
+function groupsOf32(
+  data: Uint8Array,
+  at: number,
+  f16: (at: number) => number,
+  out: Float32Array,
+  to: number,
+  fifth?: number,
+): void {
   const d = f16(at);
   const least = f16(at + 2);
   const packed = at + 4;
@@ -76,13 +106,14 @@ const Q4_K = blocks('Q4_K', 256, 144, (data, at, f16, out, to) => {
     const top = data[packed + group - 4]!; // of groups 4 to 7: their upper two bits
     const scale = d * (group < 4 ? low & 63 : (high & 15) | ((top >> 6) << 4));
     const offset = least * (group < 4 ? high & 63 : (high >> 4) | ((low >> 6) << 4));
-    const numbers = at + 16 + 32 * (group >> 1);
+    const numbers = at + (fifth === undefined ? 16 : fifth + 32) + 32 * (group >> 1);
     for (let i = 0; i < 32; i++) {
       const byte = data[numbers + i]!;
-      out[to + 32 * group + i] = scale * (group & 1 ? byte >> 4 : byte & 15) - offset;
+      const above = fifth === undefined ? 0 : ((data[at + fifth + i]! >> group) & 1) << 4;
+      out[to + 32 * group + i] = scale * ((group & 1 ? byte >> 4 : byte & 15) | above) - offset;
     }
   }
-});
+}
 
 // 256 low nibbles · 256 upper pairs of bits · 16 scales of 8 bits · d: d s (q − 32)
 const Q6_K = blocks('Q6_K', 256, 210, (data, at, f16, out, to) => {
@@ -108,19 +139,19 @@ BLOCKS[0] = plain('F32', 4);
 BLOCKS[1] = plain('F16', 2);
 BLOCKS[2] = Q4_0;
 BLOCKS[3] = Q4_1;
+BLOCKS[6] = Q5_0;
+BLOCKS[7] = Q5_1;
 BLOCKS[8] = Q8_0;
 BLOCKS[12] = Q4_K;
+BLOCKS[13] = Q5_K;
 BLOCKS[14] = Q6_K;
 BLOCKS[30] = plain('BF16', 2);
 
 /** The names of those that are not read, as people know them. */
 const OTHERS = new Map([
-  [6, 'Q5_0'],
-  [7, 'Q5_1'],
   [9, 'Q8_1'],
   [10, 'Q2_K'],
   [11, 'Q3_K'],
-  [13, 'Q5_K'],
   [15, 'Q8_K'],
   [16, 'IQ2_XXS'],
   [17, 'IQ2_XS'],

@@ -163,8 +163,10 @@ test.each<[string, () => string, RegExp]>([
 
 test('a format that is not read is refused by its name', () => {
   const file = Buffer.from(writeGguf({}, new Map([['x', { shape: [256], data: new Float32Array(256) }]])));
-  file.writeUInt32LE(13, file.indexOf('x') + 1 + 4 + 8);
-  expect(() => readGguf(file)).toThrow('x is Q5_K; supported are F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, BF16');
+  file.writeUInt32LE(11, file.indexOf('x') + 1 + 4 + 8);
+  expect(() => readGguf(file)).toThrow(
+    'x is Q3_K; supported are F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16',
+  );
 });
 
 test.each<[string, (bytes: Buffer) => void, RegExp]>([
