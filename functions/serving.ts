@@ -154,11 +154,11 @@ export async function openChannel(
 }
 
 /** What was just released begins to load before anybody asks for it; a fault is told to who does. */
-export async function preload(
-  env: Env,
-  channel: Channel,
-  waitUntil: (loading: Promise<unknown>) => void,
-): Promise<void> {
-  const { channels } = await lookup(env.DB, undefined, true);
-  await openChannel(env, channels, channel, waitUntil).catch(() => {});
+export function preload(env: Env, channel: Channel, context: Pick<ExecutionContext, 'waitUntil'>): void {
+  const waitUntil = (loading: Promise<unknown>) => context.waitUntil(loading);
+  const load = async () => {
+    const { channels } = await lookup(env.DB, undefined, true);
+    await openChannel(env, channels, channel, waitUntil);
+  };
+  waitUntil(load().catch(() => {}));
 }

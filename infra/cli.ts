@@ -210,7 +210,8 @@ plumb
     console.log(await publish(homeFolder(), from, options.name ?? basename(from, '.gguf'), options.release));
     // who serves this data begins to load it before it is asked for
     const dev = devFile();
-    if (dev && options.release === 'stable') await fetch(`${dev.url}/readyz`).catch(() => {});
+    if (dev && options.release === 'stable')
+      await fetch(`${dev.url}/readyz`, { signal: AbortSignal.timeout(5_000) }).catch(() => {});
   });
 
 plumb

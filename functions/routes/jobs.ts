@@ -16,6 +16,7 @@ import {
 import { ApiError, at, notFound } from '../error.ts';
 import { publish } from '../jobs/release.ts';
 import { type AnyRoute, type Call, type Definition, route } from '../route.ts';
+import { preload } from '../serving.ts';
 import { blobKey } from '../store/blobs.ts';
 import { activeJob, beat, failRun, readSnapshot, saveCheckpoint, sweep } from '../store/jobs.ts';
 import { readManifest } from '../store/policies.ts';
@@ -180,7 +181,9 @@ export const jobRoutes = [
     answers: { 200: Published },
     errors: [409],
     async handle({ c, env, body, param }) {
-      return c.json(await publish(env, param('run'), body));
+      const published = await publish(env, param('run'), body);
+      preload(env, 'stable', c.executionCtx);
+      return c.json(published);
     },
   }),
   job({

@@ -64,8 +64,7 @@ export const policyRoutes = [
     async handle({ c, env, caller, body, remember }) {
       const release = await makeRelease(env.DB, caller.id, body, remember);
       forget(env.DB);
-      const waitUntil = (loading: Promise<unknown>) => c.executionCtx.waitUntil(loading);
-      waitUntil(preload(env, body.channel, waitUntil));
+      preload(env, body.channel, c.executionCtx);
       return c.json(release, 201);
     },
   }),
@@ -80,6 +79,7 @@ export const policyRoutes = [
     async handle({ c, env, caller, body, remember }) {
       const release = await rollBack(env.DB, caller.id, body.channel, remember);
       forget(env.DB);
+      preload(env, body.channel, c.executionCtx);
       return c.json(release, 201);
     },
   }),

@@ -1,7 +1,8 @@
 // The commands that ask a running Plumb, as its user types them.
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -61,6 +62,18 @@ test('a folder in Hugging Face’s layout becomes a policy, released where it is
   const nobody = await ask('export', 'pol_01ARZ3NDEKTSV4RRFFQ69G5FAV', '--to', join(folder, 'none'));
   expect([nobody.code, lines(nobody)]).toEqual([1, [expect.stringMatching(/there is no policy pol_.*plumb policies/)]]);
 }, 300_000);
+
+test('a policy is imported though what is said to serve this data says nothing', async () => {
+  const elsewhere = join(folder, 'mute');
+  const mute = createServer(() => {});
+  await new Promise<void>((resolve) => mute.listen(0, '127.0.0.1', resolve));
+  const url = `http://127.0.0.1:${(mute.address() as AddressInfo).port}`;
+  mkdirSync(elsewhere);
+  writeFileSync(join(elsewhere, 'dev.json'), JSON.stringify({ ...system.dev, url }));
+  const imported = await plumb(['import', SEED, '--release', 'stable'], { PLUMB_HOME: elsewhere }).ended;
+  mute.close();
+  expect([imported.code, lines(imported).at(-1)]).toEqual([0, expect.stringMatching(/^pol_/)]);
+}, 60_000);
 
 test('a damaged file of a policy is told in a line, and mended by importing it again', async () => {
   const first = lines(await ask('import', SEED, '--name', 'damaged')).at(-1)!;

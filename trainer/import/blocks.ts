@@ -86,7 +86,7 @@ function ofFive(data: Uint8Array, at: number, i: number): number {
 
 // d, dmin · 8 scales and 8 minima of 6 bits in 12 bytes · 8 × 32 numbers of 4 bits: d s q − dmin m
 const Q4_K = blocks('Q4_K', 256, 144, groupsOf32);
-// the same, with the numbers' fifth bits before the others: of the n-th group those are the n-th of 32 bytes each
+// the same, with 32 bytes of fifth bits before the numbers: the n-th bit of the i-th is that of the n-th group's i-th number
 const Q5_K = blocks('Q5_K', 256, 176, (...given) => groupsOf32(...given, 16));
 
 function groupsOf32(

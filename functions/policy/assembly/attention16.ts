@@ -86,7 +86,7 @@ export function attend16(q: usize, keyCache: usize, valueCache: usize, n: i32, t
   }
 }
 
-/** Scores of four rows' queries with eight positions, of every second dimension; those of the others, which come second, are added. */
+/** Scores of four rows' queries with eight positions, first over every second dimension; `second` adds the others, and divides by √H. */
 @inline function scores4(q: usize, qStride: usize, k: usize, to: usize, stride: usize, second: bool): void {
   let a = f32x4.splat(0), b = f32x4.splat(0), c = f32x4.splat(0), d = f32x4.splat(0);
   let e = f32x4.splat(0), f = f32x4.splat(0), g = f32x4.splat(0), h = f32x4.splat(0);

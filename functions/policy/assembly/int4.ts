@@ -4,10 +4,14 @@
 // activations' scale are multiplied in once a block. Sums are kept in 16 bits within a block: a dot product of two is one
 // instruction on any x64, one of four on processors with avx_vnni alone, and three on the others.
 //
+// Where many rows are multiplied, blocks are unpacked before, to 320 bytes each:
+//   4 × 4 × f32      the scales of rows 0 … 3 and of 4 … 7, then their offsets
+//   8 × 8 × 4 × u8   for each 4 columns, each row's four numbers
+//
 // Activations lie in tiles of four rows, for each 4 columns the four rows' numbers side by side:
 //   quants: tile t, columns 4c … 4c + 3, row r at  t · 4K + 16c + 4r
 //   scales: tile t, block b, row r at  t · K + 32b + 4r      and 16 bytes on, the scale times the sum of the block's numbers
-import { clear8, even, madd, max4, odd, whole4 } from './simd';
+import { clear8, even, farther, madd, max4, odd, whole4 } from './simd';
 
 const BLOCK_BYTES: usize = 160; // 8 scales and 8 offsets of bfloat16, then 4 × (8 rows × 8 columns)
 const UNPACKED_BYTES: usize = 320;
@@ -29,7 +33,7 @@ function quantise(from: usize, K: i32, to: usize, scale: usize): void {
   const end = from + (<usize>K << 2);
   while (from < end) {
     let m = f32x4.splat(0);
-    for (let i: usize = 0; i < 128; i += 16) m = i32x4.max_s(m, f32x4.abs(v128.load(from + i))); // floats without a sign lie in the order of whole numbers
+    for (let i: usize = 0; i < 128; i += 16) m = farther(m, v128.load(from + i));
     const largest = max4(m);
     const inverse = f32x4.splat(largest == 0 ? 0 : <f32>127.0 / largest);
     let sum = i32x4.splat(0);
@@ -96,7 +100,7 @@ function single(w: usize, R: i32, K: i32, tile: usize, tileScales: usize, y: usi
   }
 }
 
-/** A block as tiles read it: 4 × 4 floats (scales of even rows and of odd ones, offsets of both), then its numbers, a byte each. */
+/** A block, as tiles read it. */
 @inline function unpack(w: usize, to: usize): void {
   const ds = v128.load(w), ms = v128.load(w, 16);
   v128.store(to, even(ds)); v128.store(to, odd(ds), 16); v128.store(to, even(ms), 32); v128.store(to, odd(ms), 48);

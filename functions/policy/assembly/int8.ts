@@ -1,5 +1,5 @@
 // Products with a matrix of 8 bits. The weights' layout is drawn in schema/edge.ts.
-import { clear8, dot, fold, madd, max4, whole4 } from './simd';
+import { clear8, dot, farther, fold, madd, max4, whole4 } from './simd';
 
 const BLOCK_BYTES: usize = 288; // 8 scales, then 8 × (8 rows × 4 columns) of int8
 
@@ -12,7 +12,7 @@ function quantise(from: usize, K: i32, to: usize, scale: usize): void {
   const end = from + (<usize>K << 2);
   while (from < end) {
     let m = f32x4.splat(0);
-    for (let i: usize = 0; i < 128; i += 16) m = i32x4.max_s(m, f32x4.abs(v128.load(from + i))); // floats without a sign lie in the order of whole numbers
+    for (let i: usize = 0; i < 128; i += 16) m = farther(m, v128.load(from + i));
     const largest = max4(m);
     const inverse = f32x4.splat(largest == 0 ? 0 : <f32>32767.0 / largest);
     store<f32>(scale, largest / 32767.0);

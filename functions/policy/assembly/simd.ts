@@ -7,6 +7,8 @@
 }
 /** The larger of each two numbers, of NaN and a number either: one instruction, of which f32x4.max, which hands NaN on, takes seven. */
 @inline export function larger(a: v128, b: v128): v128 { return f32x4.pmax(a, b); }
+/** The farther from zero of m, which has no sign, and x: without one, floats lie in the order of whole numbers, NaN above all. */
+@inline export function farther(m: v128, x: v128): v128 { return i32x4.max_s(m, f32x4.abs(x)); }
 /** To whole numbers, of those that fit in 32 bits. */
 @inline export function whole4(a: v128): v128 {
   if (ASC_FEATURE_RELAXED_SIMD) return i32x4.relaxed_trunc_f32x4_s(a);
