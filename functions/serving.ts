@@ -37,6 +37,8 @@ const held = new Map<string, Loaded>(); // least recently used first
 const loading = new Map<string, number>();
 const failed = new Map<string, number>();
 const lastGood = new Map<Channel, Loaded>();
+/** What each channel was last asked to serve: one that is loaded too late, after a rollback, is not its last good one. */
+const wanted = new Map<Channel, string>();
 
 /** As many slots as the caches' share of memory holds, of the model's own context; where it does not hold one, of a shorter one. */
 function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
@@ -133,12 +135,13 @@ export async function openChannel(
     lastGood.delete(channel);
     return undefined;
   }
+  wanted.set(channel, policy);
   const last = lastGood.get(channel);
   if (!(Date.now() - (failed.get(policy) ?? 0) < 2000)) {
     const opening = openPolicy(env, channels, policy).then(
       (loaded) => {
-        if (loaded) lastGood.set(channel, loaded);
-        else failed.set(policy, Date.now());
+        if (loaded && wanted.get(channel) === policy) lastGood.set(channel, loaded);
+        if (!loaded) failed.set(policy, Date.now());
         return loaded;
       },
       () => {

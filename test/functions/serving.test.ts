@@ -34,19 +34,23 @@ test('an isolate holds two policies; for a third, the one that was not used for 
   expect(read).toEqual([a, b, c, b]);
 });
 
-test('a release that takes its time goes on loading while the last good one answers', async () => {
-  const { ids, bucket } = await policies(7, 8);
-  const [old, fresh] = ids as [string, string];
-  const held = Promise.withResolvers<void>();
-  const slow = new Proxy(bucket, {
+/** The bucket, whose blobs take until then. */
+const slowed = (bucket: R2Bucket, until: Promise<void>): R2Bucket =>
+  new Proxy(bucket, {
     get: (target, name) =>
       name === 'get'
         ? async (key: string) => {
-            if (key.startsWith('blobs/')) await held.promise;
+            if (key.startsWith('blobs/')) await until;
             return target.get(key);
           }
         : Reflect.get(target, name).bind(target),
   });
+
+test('a release that takes its time goes on loading while the last good one answers', async () => {
+  const { ids, bucket } = await policies(7, 8);
+  const [old, fresh] = ids as [string, string];
+  const held = Promise.withResolvers<void>();
+  const slow = slowed(bucket, held.promise);
   const kept: Promise<unknown>[] = [];
   const open = (BUCKET: R2Bucket, policy: string) =>
     openChannel({ ...env, BUCKET }, { stable: { policy, share: 1 } }, 'stable', (loading) => void kept.push(loading));
@@ -59,6 +63,21 @@ test('a release that takes its time goes on loading while the last good one answ
   held.resolve();
   await kept[0]; // what waitUntil keeps the isolate for
   expect((await open(slow, fresh))!.policy).toBe(fresh);
+});
+
+test('what is loaded only after it was rolled back does not serve', async () => {
+  const { ids, bucket } = await policies(31, 32);
+  const [old, fresh] = ids as [string, string];
+  const held = Promise.withResolvers<void>();
+  const kept: Promise<unknown>[] = [];
+  const open = (BUCKET: R2Bucket, policy: string) =>
+    openChannel({ ...env, BUCKET }, { stable: { policy, share: 1 } }, 'stable', (loading) => void kept.push(loading));
+  await open(bucket, old);
+  await open(slowed(bucket, held.promise), fresh);
+  await open(bucket, old);
+  held.resolve();
+  await Promise.all(kept);
+  expect((await open(bucket, 'pol_that_is_not_there'))!.policy).toBe(old);
 });
 
 test('what a channel serves is never given up', async () => {
