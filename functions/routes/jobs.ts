@@ -181,9 +181,9 @@ export const jobRoutes = [
     answers: { 200: Published },
     errors: [409],
     async handle({ c, env, body, param }) {
-      const published = await publish(env, param('run'), body);
-      preload(env, 'stable', c.executionCtx);
-      return c.json(published);
+      const release = await publish(env, param('run'), body);
+      if (release) preload(env, release.channel, c.executionCtx);
+      return c.json(release);
     },
   }),
   job({
