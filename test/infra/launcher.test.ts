@@ -65,7 +65,8 @@ test('starts one trainer a run, the old one ended by the new, and ends with it',
   const second = launcher.children.get(launch.run)!;
   expect(second.pid).not.toBe(first.pid);
   expect(readFileSync(log, 'utf8')).toMatch(/^what an earlier trainer said\n/);
-  process.kill(second.pid!, 'SIGSTOP'); // hears no SIGTERM
+  process.kill(second.pid!, 'SIGSTOP'); // hears no SIGTERM, once it has stopped
+  await expect.poll(() => readFileSync(`/proc/${second.pid}/stat`, 'utf8')).toContain(') T ');
   await launcher.close();
   expect(second.signalCode).toBe('SIGKILL');
 });
