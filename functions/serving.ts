@@ -3,16 +3,16 @@
 // asked of the database (store/keys.ts).
 
 import type { Complete } from '../schema/completion.ts';
-import { cacheBytes, type EdgeHeader, isLarge } from '../schema/edge.ts';
+import { isLarge } from '../schema/edge.ts';
 import type { AnyManifest } from '../schema/manifest.ts';
 import { loadTokenizer } from '../schema/tokenizer.ts';
 import { type Env, settings } from './env.ts';
 import { busy } from './error.ts';
 import { completer } from './policy/complete.ts';
 import module from './policy/decoder.relaxed.wasm';
-import type { DecoderOptions } from './policy/decoder.ts';
 import { streamedDecoder } from './policy/load.ts';
 import { remoteDecoder } from './policy/remote.ts';
+import { roomInApi } from './policy/room.ts';
 import { upstream } from './policy/upstream.ts';
 import { readBlob, streamBlob } from './store/blobs.ts';
 import { type Channels, lookup, type Slot } from './store/keys.ts';
@@ -29,9 +29,6 @@ export interface Loaded {
 }
 
 const MOST = 2;
-/** Caches of keys and values, all slots together. */
-const CACHE_BYTES = 32 * 2 ** 20;
-const SLOTS = 16;
 
 const held = new Map<string, Loaded>(); // least recently used first
 const loading = new Map<string, number>();
@@ -39,13 +36,6 @@ const failed = new Map<string, number>();
 const lastGood = new Map<Channel, Loaded>();
 /** What each channel was last asked to serve: one that is loaded too late, after a rollback, is not its last good one. */
 const wanted = new Map<Channel, string>();
-
-/** As many slots as the caches' share of memory holds, of the model's own context; where it does not hold one, of a shorter one. */
-function roomFor({ config, bits }: EdgeHeader): DecoderOptions {
-  const positions = Math.floor(CACHE_BYTES / cacheBytes(config, bits));
-  const context = Math.min(config.max_position_embeddings, positions);
-  return { context, slots: Math.min(SLOTS, Math.floor(positions / context)) };
-}
 
 async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded> {
   const policy = manifest.id;
@@ -68,7 +58,7 @@ async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded
   }
   const source = JSON.parse(new TextDecoder().decode(await readBlob(BUCKET, tokenizer)));
   const { file: _, ...encoding } = loadTokenizer(source);
-  const decoder = await streamedDecoder(module, streamBlob(BUCKET, image), roomFor);
+  const decoder = await streamedDecoder(module, streamBlob(BUCKET, image), roomInApi);
   const complete = completer(decoder, encoding, template);
   return { policy, complete, context: decoder.context, vocabulary: config.vocab_size };
 }

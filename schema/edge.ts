@@ -503,12 +503,16 @@ export function readHeader(head: Uint8Array): EdgeHeader {
   if (!Number.isSafeInteger(config.eos_token_id)) fail('has a wrong header: eos_token_id is no id');
   if (config.num_hidden_layers > tensors.length) fail('has fewer tensors than its config says');
   const has = (kind: EdgeTensor['kind']) => tensors.some((tensor) => tensor?.kind === kind);
-  const bits = has('q4') ? 4 : 8;
-  const corrected = has('low');
-  const expected = layout(config, bits, corrected);
-  if (JSON.stringify(tensors) !== JSON.stringify(expected.map(stored)))
+  const header = headerOf(config, has('q4') ? 4 : 8, has('low'));
+  if (JSON.stringify(tensors) !== JSON.stringify(header.tensors))
     fail('has its tensors in other places than its config says');
-  return { config, bits, corrected, tensors, bytes: sizeOf(expected) };
+  return header;
+}
+
+/** What an image of a policy says of itself; unless told otherwise of the one that is served, before it is packed and perhaps corrected. */
+export function headerOf(config: ModelConfig, bits = servedBits(config), corrected = false): EdgeHeader {
+  const parts = layout(config, bits, corrected);
+  return { config, bits, corrected, tensors: parts.map(stored), bytes: sizeOf(parts) };
 }
 
 /** Checks an image and says where its tensors lie; nothing is copied. */

@@ -1,9 +1,13 @@
-// What fits into an isolate's 128 MB beside an image: the pool of the cache's positions. The same arithmetic loads a large policy
-// (../decoder.ts) and refuses, when it is imported, one that cannot be served.
-import { cacheBytes, type EdgeHeader } from '../../schema/edge.ts';
+// What fits into an isolate's 128 MB beside an image: the pool of the cache's positions. The same arithmetic loads a policy
+// (../decoder.ts a large one, ../serving.ts a small one) and refuses, when it is imported, one that cannot be served.
+import { cacheBytes, type EdgeHeader, isLarge } from '../../schema/edge.ts';
 import { positionBytes, workBytes } from './load.ts';
 
 export const ISOLATE = 128e6;
+const LEAST_POSITIONS = 256;
+
+// in a slot of the decoder script
+
 /** Script, tokenizer and what a request needs, in JavaScript's heap. */
 export const HEAP = 6e6;
 /** Choices under way at once, and rows of a call of the decoder: what a prompt may hold up the others by. */
@@ -11,7 +15,11 @@ const SLOTS = 8;
 const ROWS = 32;
 /** More positions than this many bytes hold are not needed for so many choices. */
 const CACHE = 32e6;
-const LEAST_POSITIONS = 256;
+
+// in the api's own isolate: two policies, and all else that it does
+
+const API_CACHE = 32 * 2 ** 20;
+const API_SLOTS = 16;
 
 export interface Room {
   context: number;
@@ -20,18 +28,37 @@ export interface Room {
   positions: number;
 }
 
-/** Throws a RangeError with the arithmetic where there is none. */
+const mb = (n: number) => `${(n / 1e6).toFixed(1)} MB`;
+const leastOf = ({ max_position_embeddings }: EdgeHeader['config']) =>
+  Math.min(LEAST_POSITIONS, max_position_embeddings);
+
+/** Throws a RangeError with the arithmetic where a policy has no room. */
+export const requireRoom = (header: EdgeHeader): unknown => (isLarge(header.config) ? roomInSlot : roomInApi)(header);
+
+/** Of a large policy. Throws a RangeError with the arithmetic where there is none. */
 export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
   const { max_position_embeddings } = config;
   const work = workBytes(config, bits, ROWS, SLOTS);
   const each = cacheBytes(config, bits) + positionBytes(config);
   const positions = Math.floor(Math.min(CACHE, ISOLATE - HEAP - bytes - work) / each / 8) * 8;
-  const needed = Math.min(LEAST_POSITIONS, max_position_embeddings);
+  const needed = leastOf(config);
   if (positions < needed) {
-    const mb = (n: number) => `${(n / 1e6).toFixed(1)} MB`;
     throw new RangeError(
       `is too large to be served in a Worker: its ${bits}-bit image of ${mb(bytes)}, ${mb(HEAP)} of script and tokenizer, ${mb(work)} to work in and ${mb(needed * each)} for ${needed} positions make ${mb(bytes + HEAP + work + needed * each)}, and a Worker has ${mb(ISOLATE)}`,
     );
   }
   return { context: Math.min(max_position_embeddings, positions), slots: SLOTS, rows: ROWS, positions };
+}
+
+/** Of a small policy: as many slots as its share of memory holds, of the model's own context; where it does not hold one, one of a shorter. */
+export function roomInApi({ config, bits }: EdgeHeader): Pick<Room, 'context' | 'slots'> {
+  const each = cacheBytes(config, bits);
+  const positions = Math.floor(API_CACHE / each);
+  const needed = leastOf(config);
+  if (positions < needed)
+    throw new RangeError(
+      `is too large to be served in a Worker: ${needed} positions need a cache of ${mb(needed * each)}, and ${mb(API_CACHE)} are for it`,
+    );
+  const context = Math.min(config.max_position_embeddings, positions);
+  return { context, slots: Math.min(API_SLOTS, Math.floor(positions / context)) };
 }

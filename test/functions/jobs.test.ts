@@ -12,7 +12,7 @@ import { newId } from '../../schema/ids.ts';
 import type { Manifest } from '../../schema/manifest.ts';
 import { PromptRow, SnapshotRow } from '../../schema/snapshot.ts';
 import { Job } from '../../schema/wire-runs.ts';
-import { ask, keyOf, env as plain } from './support.ts';
+import { ask, keyOf, env as plain, watchedBucket } from './support.ts';
 import { type Tiny, tinyPolicy } from './tiny.ts';
 
 const env: Env = {
@@ -718,6 +718,18 @@ describe('publishing', () => {
     const next = (await runs()).find(({ id }: { id: string }) => id !== run.id);
     const job = (await (await trainer(next.id)).send('GET', '')).json;
     expect([job.base.policy, job.root.policy]).toEqual([manifest.id, base]);
+  });
+
+  test('what a run releases begins to load before anybody asks for it', async () => {
+    const run = await started();
+    await run.beat();
+    const read: string[] = [];
+    const watched = { ...env, BUCKET: watchedBucket((key) => read.push(key)) };
+    const body = { fence: 1, report: {}, verdict: 'promote', manifest: await run.manifest() };
+    const key = await jobToken(settings(env), run.id);
+    expect((await ask('POST', `/v1/jobs/${run.id}/publish`, { key, env: watched, body })).status).toBe(200);
+    const image = tiny.manifest.files.find(({ name }) => name === 'edge.bin')!;
+    await expect.poll(() => read).toContain(`blobs/sha256/${image.sha256}`);
   });
 
   test('without the fence or the lease nothing is written', async () => {

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { openChannel, openPolicy } from '../../functions/serving.ts';
 import { importPolicy, putManifest } from '../../functions/store/policies.ts';
-import { ask, env, keyOf } from './support.ts';
+import { ask, env, keyOf, watchedBucket } from './support.ts';
 import { tinyPolicy } from './tiny.ts';
 
 /** The policies of these seeds, and a bucket that notes whose image is read. */
@@ -15,14 +15,8 @@ async function policies(...seeds: number[]) {
     ids.push(manifest.id);
   }
   const read: string[] = [];
-  const bucket = new Proxy(env.BUCKET, {
-    get(target, name) {
-      if (name !== 'get') return Reflect.get(target, name).bind(target);
-      return (key: string) => {
-        if (images.has(key)) read.push(images.get(key)!);
-        return target.get(key);
-      };
-    },
+  const bucket = watchedBucket((key) => {
+    if (images.has(key)) read.push(images.get(key)!);
   });
   return { ids, read, bucket };
 }
@@ -116,10 +110,18 @@ test('a large policy moves to the slot that stable has left', async () => {
   expect(slots).toEqual(['b', 'a']);
 });
 
-test('what is released begins to load before anybody asks for it', async () => {
-  const { ids, read, bucket } = await policies(21);
-  const body = { channel: 'stable', policy: ids[0] };
+test('what is released, or gone back to, begins to load before anybody asks for it', async () => {
+  const { ids, read, bucket } = await policies(21, 22, 23);
+  const [a, b, c] = ids as [string, string, string];
+  const watched = { ...env, BUCKET: bucket };
   const key = await keyOf('sk');
-  expect((await ask('POST', '/v1/releases', { key, body, env: { ...env, BUCKET: bucket } })).status).toBe(201);
-  await expect.poll(() => read).toEqual(ids);
+  const post = async (path: string, body: object) =>
+    expect((await ask('POST', path, { key, env: watched, body: { channel: 'stable', ...body } })).status).toBe(201);
+  await post('/v1/releases', { policy: a });
+  await expect.poll(() => read).toEqual([a]);
+  await post('/v1/releases', { policy: b });
+  await expect.poll(() => read).toEqual([a, b]);
+  await openPolicy(watched, { stable: { policy: b, share: 1 } }, c); // in the place of the first
+  await post('/v1/releases/rollback', {});
+  await expect.poll(() => read).toEqual([a, b, c, a]);
 });

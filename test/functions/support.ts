@@ -60,3 +60,15 @@ export async function ask(method: string, path: string, asked: Ask = {}): Promis
   }
   return { status: response.status, headers: response.headers, text, json };
 }
+
+/** The bucket, and what is told of each object that is read from it. */
+export const watchedBucket = (tell: (key: string) => void): R2Bucket =>
+  new Proxy(env.BUCKET, {
+    get(target, name) {
+      if (name !== 'get') return Reflect.get(target, name).bind(target);
+      return (key: string) => {
+        tell(key);
+        return target.get(key);
+      };
+    },
+  });

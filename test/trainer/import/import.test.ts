@@ -1,25 +1,12 @@
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
-import { afterAll, expect, test, vi } from 'vitest';
+import { afterAll, expect, test } from 'vitest';
 import { type Dtype, readSafetensors, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
 import { weightFiles } from '../../../trainer/import/from-folder.ts';
 import { importFrom } from '../../../trainer/import/import.ts';
 import { UserError } from '../../../trainer/user-error.ts';
 import { SEED_FOLDER } from '../../support/seed.ts';
-
-/** Where it is set, images have this length, whatever is in them. */
-let imageBytes: number | undefined;
-vi.mock(import('../../../trainer/manifest.ts'), async (original) => {
-  const real = await original();
-  return {
-    ...real,
-    filesOf: (...args) => {
-      const files = real.filesOf(...args);
-      return imageBytes === undefined ? files : files.set('edge.bin', new Uint8Array(imageBytes));
-    },
-  };
-});
 
 const folder = mkdtempSync(join(tmpdir(), 'plumb-import-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -192,7 +179,6 @@ test.each<[string, () => string, RegExp]>([
       changed('config.json', (b) => `${b}`.replace('{', '{"rope_parameters": {"rope_type": "linear", "factor": 4},')),
     /rope_parameters: scaled RoPE is not supported/,
   ],
-  ['more positions than fit', () => config('max_position_embeddings', 1_000_000), /lower max_position_embeddings/],
   ['no tokenizer', () => changed('tokenizer.json', () => '{}'), /tokenizer\.json: version/],
   ['a generation configuration that is not JSON', () => changed('generation_config.json', () => '{'), /n is not JSON/],
   [
@@ -210,19 +196,26 @@ test.each<[string, () => string, RegExp]>([
   expect(refused).not.toThrow(/\n/);
 });
 
-test('a cache that takes image and itself beyond 115 MB is refused', () => {
-  // a position takes 6144 bytes
-  const fits = config('max_position_embeddings', 16_276);
-  const more = config('max_position_embeddings', 16_277);
-  try {
-    imageBytes = 15e6;
-    expect(importFrom(fits, 'x').files.get('edge.bin')!.length).toBe(15e6);
-    const refused = () => importFrom(more, 'x');
+test('a long context is no fault: the cache is of as many positions as it has room for', () => {
+  expect(importFrom(config('max_position_embeddings', 131_072), 'x').manifest.config.max_position_embeddings).toBe(
+    131_072,
+  );
+});
+
+test('what cannot be served is refused by its config, before its weights are read, with the arithmetic and the way out', () => {
+  const shape = (changes: object) =>
+    changed('config.json', (bytes) => JSON.stringify({ ...JSON.parse(`${bytes}`), ...changes }));
+  const large = shape({ hidden_size: 2048, intermediate_size: 5632, num_hidden_layers: 22 });
+  const small = shape({ hidden_size: 32, intermediate_size: 32, num_hidden_layers: 90 });
+  for (const [path, why] of [
+    [large, /its 4-bit image of \d{3}\.\d MB, .* make \d{3}\.\d MB, and a Worker has 128\.0 MB/],
+    [small, /256 positions need a cache of \d+\.\d MB, and 33\.6 MB are for it/],
+  ] as const) {
+    rmSync(join(path, 'model.safetensors'));
+    const refused = () => importFrom(path, 'x');
     expect(refused).toThrow(UserError);
-    expect(refused).toThrow(
-      `${more} asks for a cache of 101 MB at 16277 positions; with its image it has 115 MB: lower max_position_embeddings`,
-    );
-  } finally {
-    imageBytes = undefined;
+    expect(refused).toThrow(`${path} is too large to be served in a Worker: `);
+    expect(refused).toThrow(why);
+    expect(refused).toThrow('plumb import https://');
   }
 });
