@@ -3,8 +3,8 @@
 //
 //   node test/bench/hh.ts --out <folder> [--data <file>] [--folds 0,1,2,3,4] [--rows n]
 //
-// The data stay outside of the project: one {prompt, chosen, rejected} a line, gzipped. What a fold gave is kept in the folder, so that the
-// folds may be run one by one; what there is is summed up at the end. Pairs of more than 512 tokens are left out on both sides.
+// The data stay outside of the project: one {prompt, chosen, rejected} a line, gzipped. What a side gave on a fold is kept in the folder, so
+// that they may be run one by one; the folds that both have are summed up at the end. Pairs of more than 512 tokens are left out on both sides.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -64,6 +64,7 @@ interface Fold {
   ours: Side;
   trl: Side;
 }
+const SIDES = { ours, trl: theirs };
 
 const python = peersPython();
 const base = await smollm2();
@@ -85,27 +86,34 @@ const roots = random(SETTINGS.seed, 'folds').shuffle([...new Set(pairs.map(rootO
 const foldOf = new Map(roots.map((root, i) => [root, i % FOLDS]));
 console.error(`${pairs.length} pairs of ${LONGEST} tokens at most, ${roots.length} conversations`);
 
+const heldOf = (fold: number) => pairs.filter((pair) => foldOf.get(rootOf(pair)) === fold);
+const resultOf = (fold: number, side: string) => join(out, `fold-${fold}-${side}.json`);
+
 await setUpEngine();
 for (const fold of options.folds.split(',').map(Number)) {
-  const result = join(out, `fold-${fold}.json`);
-  if (existsSync(result)) continue;
   const file = (name: string, rows: Pair[]) => {
     const path = join(out, `${name}-${fold}.jsonl`);
     writeFileSync(path, rows.map((row) => `${JSON.stringify(row)}\n`).join(''));
     return path;
   };
-  const held = pairs.filter((pair) => foldOf.get(rootOf(pair)) === fold);
   const train = file(
     'train',
     pairs.filter((pair) => foldOf.get(rootOf(pair)) !== fold),
   );
-  const test = file('test', held);
-  const trl = theirs(train, test);
-  writeFileSync(result, JSON.stringify({ roots: held.map(rootOf), ours: await ours(train, test), trl } satisfies Fold));
+  const test = file('test', heldOf(fold));
+  for (const [name, side] of Object.entries(SIDES))
+    if (!existsSync(resultOf(fold, name)))
+      writeFileSync(resultOf(fold, name), JSON.stringify((await side(train, test)) satisfies Side));
 }
 
-const done = Array.from({ length: FOLDS }, (_, fold) => join(out, `fold-${fold}.json`)).filter(existsSync);
-summary(done.map((path) => JSON.parse(readFileSync(path, 'utf8')) as Fold));
+summary(
+  Array.from({ length: FOLDS }, (_, fold) => fold)
+    .filter((fold) => Object.keys(SIDES).every((name) => existsSync(resultOf(fold, name))))
+    .map((fold): Fold => {
+      const side = (name: string) => JSON.parse(readFileSync(resultOf(fold, name), 'utf8')) as Side;
+      return { roots: heldOf(fold).map(rootOf), ours: side('ours'), trl: side('trl') };
+    }),
+);
 
 async function ours(train: string, test: string): Promise<Side> {
   const [fitted, held] = [train, test].map((path) => readJudgements(policy, path)) as [
