@@ -107,6 +107,7 @@ export async function openPolicy(env: Env, channels: Channels, policy: string): 
   }
 }
 
+type Waiting = Pick<ExecutionContext, 'waitUntil'>;
 /** So long a request waits for what was just released before it is answered by what served until then. */
 const SWAP_MS = 100;
 
@@ -118,7 +119,7 @@ export async function openChannel(
   env: Env,
   channels: Channels,
   channel: Channel,
-  waitUntil: (loading: Promise<unknown>) => void,
+  context: Waiting,
 ): Promise<Loaded | undefined> {
   const policy = channels[channel]?.policy;
   if (!policy) {
@@ -138,7 +139,7 @@ export async function openChannel(
         failed.set(policy, Date.now());
       },
     );
-    if (last) waitUntil(opening);
+    if (last) context.waitUntil(opening);
     const loaded = await (last ? Promise.race([opening, scheduler.wait(SWAP_MS)]) : opening);
     if (loaded) return loaded;
   }
@@ -147,11 +148,10 @@ export async function openChannel(
 }
 
 /** What was just released begins to load before anybody asks for it; a fault is told to who does. */
-export function preload(env: Env, channel: Channel, context: Pick<ExecutionContext, 'waitUntil'>): void {
-  const waitUntil = (loading: Promise<unknown>) => context.waitUntil(loading);
+export function preload(env: Env, channel: Channel, context: Waiting): void {
   const load = async () => {
     const { channels } = await lookup(env.DB, undefined, true);
-    await openChannel(env, channels, channel, waitUntil);
+    await openChannel(env, channels, channel, context);
   };
-  waitUntil(load().catch(() => {}));
+  context.waitUntil(load().catch(() => {}));
 }

@@ -509,8 +509,8 @@ export function readHeader(head: Uint8Array): EdgeHeader {
   return header;
 }
 
-/** What an image of a policy says of itself; unless told otherwise of the one that is served, before it is packed and perhaps corrected. */
-export function headerOf(config: ModelConfig, bits = servedBits(config), corrected = false): EdgeHeader {
+/** What an image of a policy says of itself. */
+export function headerOf(config: ModelConfig, bits: Bits, corrected: boolean): EdgeHeader {
   const parts = layout(config, bits, corrected);
   return { config, bits, corrected, tensors: parts.map(stored), bytes: sizeOf(parts) };
 }

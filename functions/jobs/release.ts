@@ -2,6 +2,7 @@
 import type { Publish, Release } from '../../schema/wire-runs.ts';
 import type { Env } from '../env.ts';
 import { ApiError, at } from '../error.ts';
+import { requireWorkerRoom } from '../policy/room.ts';
 import { blobKey } from '../store/blobs.ts';
 import { checkManifest, endedBefore, endRun, gone } from '../store/jobs.ts';
 import { forget } from '../store/keys.ts';
@@ -24,6 +25,11 @@ export async function publish(env: Env, id: string, body: Publish): Promise<Rele
     const base = await readManifest(env.BUCKET, run.base_policy);
     const wrong = base && 'config' in base ? checkManifest(run, base, manifest) : 'has no base';
     if (wrong) throw at(422, 'manifest', wrong);
+    try {
+      requireWorkerRoom(manifest.config);
+    } catch (error) {
+      throw at(422, 'manifest.config', (error as Error).message);
+    }
     for (const [i, file] of manifest.files.entries()) {
       const head = await env.BUCKET.head(blobKey(file.sha256));
       if (head?.size !== file.bytes) throw at(422, `manifest.files[${i}]`, 'was not uploaded');

@@ -1,6 +1,7 @@
 // What fits into an isolate's 128 MB beside an image: the pool of the cache's positions. The same arithmetic loads a policy
-// (../decoder.ts a large one, ../serving.ts a small one) and refuses, when it is imported, one that cannot be served.
-import { cacheBytes, type EdgeHeader, isLarge } from '../../schema/edge.ts';
+// (../decoder.ts a large one, ../serving.ts a small one) and refuses, when it is imported or published, one that cannot be served.
+import { cacheBytes, type EdgeHeader, headerOf, isLarge } from '../../schema/edge.ts';
+import type { ModelConfig } from '../../schema/manifest.ts';
 import { positionBytes, workBytes } from './load.ts';
 
 export const ISOLATE = 128e6;
@@ -32,8 +33,11 @@ const mb = (n: number) => `${(n / 1e6).toFixed(1)} MB`;
 const leastOf = ({ max_position_embeddings }: EdgeHeader['config']) =>
   Math.min(LEAST_POSITIONS, max_position_embeddings);
 
-/** Throws a RangeError with the arithmetic where a policy has no room. */
-export const requireRoom = (header: EdgeHeader): unknown => (isLarge(header.config) ? roomInSlot : roomInApi)(header);
+/** Throws a RangeError with the arithmetic where a policy has no room, or would have none when training has changed it. */
+export function requireWorkerRoom(config: ModelConfig): void {
+  if (isLarge(config)) roomInSlot(headerOf(config, 4, true));
+  else roomInApi(headerOf(config, 8, false));
+}
 
 /** Of a large policy. Throws a RangeError with the arithmetic where there is none. */
 export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
@@ -52,7 +56,7 @@ export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
 
 /** Of a small policy: as many slots as its share of memory holds, of the model's own context; where it does not hold one, one of a shorter. */
 export function roomInApi({ config, bits }: EdgeHeader): Pick<Room, 'context' | 'slots'> {
-  const each = cacheBytes(config, bits);
+  const each = cacheBytes(config, bits) + positionBytes(config);
   const positions = Math.floor(API_CACHE / each);
   const needed = leastOf(config);
   if (positions < needed)

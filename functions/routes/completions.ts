@@ -67,7 +67,7 @@ async function resolveModel(
   { c, env, channels, body: { model } }: Call<unknown, Body>,
   session: string,
 ): Promise<Loaded> {
-  const channel = (name: Channel) => openChannel(env, channels, name, (loading) => c.executionCtx.waitUntil(loading));
+  const channel = (name: Channel) => openChannel(env, channels, name, c.executionCtx);
   const open = async () => {
     if (model.startsWith('pol_')) return openPolicy(env, channels, model);
     if (model === 'stable' || model === 'canary') return channel(model);

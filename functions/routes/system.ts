@@ -51,8 +51,7 @@ export const systemRoutes = (all: () => AnyRoute[]): AnyRoute[] => [
         policy: await part(async () => {
           forget(env.DB);
           const { channels } = await lookup(env.DB, undefined, true);
-          const waitUntil = (loading: Promise<unknown>) => c.executionCtx.waitUntil(loading);
-          const loaded = await openChannel(env, channels, 'stable', waitUntil);
+          const loaded = await openChannel(env, channels, 'stable', c.executionCtx);
           if (!loaded) throw new Error('no policy is released');
           return loaded.policy;
         }),

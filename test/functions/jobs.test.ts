@@ -720,16 +720,36 @@ describe('publishing', () => {
     expect([job.base.policy, job.root.policy]).toEqual([manifest.id, base]);
   });
 
-  test('what a run releases begins to load before anybody asks for it', async () => {
+  test.each(['promote', 'canary'])(
+    'what a run releases (%s) begins to load before anybody asks for it',
+    async (verdict) => {
+      const run = await started();
+      await run.beat();
+      const read: string[] = [];
+      const watched = { ...env, BUCKET: watchedBucket((key) => read.push(key)) };
+      const manifest = await run.manifest();
+      const body = { fence: 1, report: {}, verdict, manifest };
+      const key = await jobToken(settings(env), run.id);
+      expect((await ask('POST', `/v1/jobs/${run.id}/publish`, { key, env: watched, body })).status).toBe(200);
+      const image = tiny.manifest.files.find(({ name }) => name === 'edge.bin')!;
+      await expect.poll(() => read.at(-1)).toBe(`blobs/sha256/${image.sha256}`);
+      // once to see that it is not there yet, once to load it
+      expect(read.filter((key) => key.includes(manifest.id))).toHaveLength(2);
+    },
+  );
+
+  test('what no Worker has room for is refused with the arithmetic', async () => {
     const run = await started();
     await run.beat();
-    const read: string[] = [];
-    const watched = { ...env, BUCKET: watchedBucket((key) => read.push(key)) };
-    const body = { fence: 1, report: {}, verdict: 'promote', manifest: await run.manifest() };
-    const key = await jobToken(settings(env), run.id);
-    expect((await ask('POST', `/v1/jobs/${run.id}/publish`, { key, env: watched, body })).status).toBe(200);
-    const image = tiny.manifest.files.find(({ name }) => name === 'edge.bin')!;
-    await expect.poll(() => read).toContain(`blobs/sha256/${image.sha256}`);
+    const manifest = await run.manifest();
+    const large = { hidden_size: 2048, intermediate_size: 5632, num_hidden_layers: 22, num_attention_heads: 32 };
+    const { status, json } = await publish(run, {
+      manifest: { ...manifest, config: { ...manifest.config, ...large } },
+    });
+    expect(status).toBe(422);
+    expect(json.errors[0]).toMatchObject({ path: 'manifest.config' });
+    expect(json.errors[0].message).toMatch(/its 4-bit image of \d+\.\d MB, .* and a Worker has 128\.0 MB/);
+    expect((await publish(run, { manifest })).status).toBe(200);
   });
 
   test('without the fence or the lease nothing is written', async () => {

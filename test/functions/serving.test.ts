@@ -47,7 +47,9 @@ test('a release that takes its time goes on loading while the last good one answ
   const slow = slowed(bucket, held.promise);
   const kept: Promise<unknown>[] = [];
   const open = (BUCKET: R2Bucket, policy: string) =>
-    openChannel({ ...env, BUCKET }, { stable: { policy, share: 1 } }, 'stable', (loading) => void kept.push(loading));
+    openChannel({ ...env, BUCKET }, { stable: { policy, share: 1 } }, 'stable', {
+      waitUntil: (loading) => void kept.push(loading),
+    });
   expect((await open(bucket, old))!.policy).toBe(old);
   expect(kept).toEqual([]);
   const began = Date.now();
@@ -65,7 +67,9 @@ test('what is loaded only after it was rolled back does not serve', async () => 
   const held = Promise.withResolvers<void>();
   const kept: Promise<unknown>[] = [];
   const open = (BUCKET: R2Bucket, policy: string) =>
-    openChannel({ ...env, BUCKET }, { stable: { policy, share: 1 } }, 'stable', (loading) => void kept.push(loading));
+    openChannel({ ...env, BUCKET }, { stable: { policy, share: 1 } }, 'stable', {
+      waitUntil: (loading) => void kept.push(loading),
+    });
   await open(bucket, old);
   await open(slowed(bucket, held.promise), fresh);
   await open(bucket, old);
@@ -78,9 +82,9 @@ test('what a channel serves is never given up', async () => {
   const { ids, read, bucket } = await policies(4, 5, 6);
   const [a, b, c] = ids as [string, string, string];
   const stable = { stable: { policy: a, share: 1 } };
-  await openChannel({ ...env, BUCKET: bucket }, stable, 'stable', () => {});
+  await openChannel({ ...env, BUCKET: bucket }, stable, 'stable', { waitUntil() {} });
   for (const id of [b, c, b]) await openPolicy({ ...env, BUCKET: bucket }, stable, id);
-  expect((await openChannel({ ...env, BUCKET: bucket }, stable, 'stable', () => {}))!.policy).toBe(a);
+  expect((await openChannel({ ...env, BUCKET: bucket }, stable, 'stable', { waitUntil() {} }))!.policy).toBe(a);
   expect(read).toEqual([a, b, c, b]);
 });
 

@@ -2,8 +2,7 @@
 // image that the edge maps.
 // Needs no training engine.
 
-import { requireRoom } from '../../functions/policy/room.ts';
-import { type EdgeHeader, headerOf, readEdge } from '../../schema/edge.ts';
+import { requireWorkerRoom } from '../../functions/policy/room.ts';
 import type { Manifest } from '../../schema/manifest.ts';
 import { writeSafetensors } from '../../schema/safetensors.ts';
 import { filesOf, manifestOf } from '../manifest.ts';
@@ -14,7 +13,14 @@ import { dtypeOf, isGguf, openGguf, tensorsOf } from './from-gguf.ts';
 
 export function importFrom(path: string, name: string): { manifest: Manifest; files: Map<string, Uint8Array> } {
   const policy = readPolicy(path);
-  mustFit(path, () => headerOf(policy.config)); // before gigabytes are read that could not be served
+  try {
+    reading(path, () => requireWorkerRoom(policy.config)); // before gigabytes are read that could not be served
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new UserError(
+      `${path} ${error.message}; where another server answers with it, plumb import https://… --model <its name> serves that`,
+    );
+  }
   const files = reading(path, () => {
     if (!isGguf(path)) {
       const { tensors, file } = folderWeights(path);
@@ -24,17 +30,5 @@ export function importFrom(path: string, name: string): { manifest: Manifest; fi
     const tensors = tensorsOf(gguf);
     return filesOf(policy, writeSafetensors(tensors, dtypeOf(gguf)), tensors);
   });
-  mustFit(path, () => readEdge(files.get('edge.bin')!)); // what it was corrected by takes room, too
   return { manifest: manifestOf(policy, files, name), files };
-}
-
-function mustFit(path: string, header: () => EdgeHeader) {
-  try {
-    requireRoom(reading(path, header));
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-    throw new UserError(
-      `${path} ${error.message}; where another server answers with it, plumb import https://… --model <its name> serves that`,
-    );
-  }
 }

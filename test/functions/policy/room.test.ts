@@ -1,6 +1,7 @@
 // Which policies fit into a Worker of the decoder script, and what room they have there.
 import { expect, test } from 'vitest';
-import { ISOLATE, roomInSlot } from '../../../functions/policy/room.ts';
+import { ISOLATE, requireWorkerRoom, roomInApi, roomInSlot } from '../../../functions/policy/room.ts';
+import { headerOf } from '../../../schema/edge.ts';
 import { tinyConfig } from '../../support/model.ts';
 
 /** SmolLM2-135M's shape. */
@@ -32,4 +33,40 @@ test('what cannot be served is refused with the arithmetic', () => {
   expect(() => roomInSlot(header(114e6))).toThrow(
     /its 4-bit image of 114\.0 MB, 6\.0 MB of script and tokenizer, 2\.6 MB to work in and 6\.0 MB for 256 positions make 128\.6 MB, and a Worker has 128\.0 MB/,
   );
+});
+
+test('that training will add what rounding loses is counted from the start', () => {
+  // 111.6 MB before it is trained, 114.6 after
+  const deeper = { ...config, num_hidden_layers: 36 };
+  expect(() => roomInSlot(headerOf(deeper, 4, false))).not.toThrow();
+  expect(() => requireWorkerRoom(deeper)).toThrow(/its 4-bit image of 114\.6 MB/);
+  expect(() => requireWorkerRoom(config)).not.toThrow();
+});
+
+/** The seed policy's shape but for what is changed. */
+const small = (changes: object) =>
+  headerOf(
+    tinyConfig({
+      vocab_size: 1024,
+      hidden_size: 192,
+      intermediate_size: 512,
+      num_hidden_layers: 4,
+      num_attention_heads: 3,
+      num_key_value_heads: 3,
+      max_position_embeddings: 256,
+      ...changes,
+    }),
+    8,
+    false,
+  );
+
+test('a small policy’s answers share 33.6 MB: sixteen of its own context at most, or one of a shorter', () => {
+  expect(roomInApi(small({}))).toEqual({ context: 256, slots: 16 });
+  expect(roomInApi(small({ max_position_embeddings: 1024 }))).toEqual({ context: 1024, slots: 5 });
+  const each = 2 * 4 * 3 * 64 * 4 + 4 * 68;
+  const longest = Math.floor((32 * 2 ** 20) / each);
+  expect(roomInApi(small({ max_position_embeddings: 131_072 }))).toEqual({ context: longest, slots: 1 });
+  const none = small({ num_hidden_layers: 90, hidden_size: 32, intermediate_size: 32 });
+  expect(() => roomInApi(none)).toThrow(/: 256 positions need a cache of 35\.5 MB, and 33\.6 MB are for it/);
+  expect(roomInApi({ ...none, config: { ...none.config, max_position_embeddings: 200 } }).context).toBe(200);
 });
