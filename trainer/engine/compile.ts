@@ -162,7 +162,7 @@ function rebuilder(others: Tree, state: Tree, stateful: boolean): Traced['rebuil
 }
 
 /** Where tracing has made the heap grow by more, what it left is handed back at once (LOG.md). */
-const LITTER = 50e6;
+const LITTER = 32e6;
 let collect: ((how: { type: 'major'; execution: 'sync'; flavor: 'last-resort' }) => void) | undefined;
 
 /** V8 would keep a large trace's litter for minutes: while TensorFlow trains, JavaScript makes little that would have it collected. */

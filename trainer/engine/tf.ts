@@ -36,6 +36,7 @@ export interface OutputTensor {
 /** The part of tfjs-node's backend that tracing needs. */
 interface NodeBackend {
   binding: Binding;
+  isUsingGpuDevice: boolean;
   /** What lies behind a tensor, by its dataId: which of the binding's tensors, and how many of tfjs' share it. */
   tensorMap: { get(dataId: object): { id: number; shape: number[]; dtype: number; refCount: number } };
   getDTypeInteger(dtype: string): number;
@@ -127,7 +128,29 @@ export const FRUGAL = 50e6;
  * a large one's calls take so long that clearing pages is nothing beside them, and so much that what is kept would count (LOG.md).
  */
 export function expectWeights(count: number): void {
-  if (count < FRUGAL) return;
-  process.env.TF_ONEDNN_USE_SYSTEM_ALLOCATOR ??= '1'; // is read at the first tensor
-  backend.binding.returnFreedMemory?.();
+  if (count < FRUGAL) takeRegion();
+  else {
+    process.env.TF_ONEDNN_USE_SYSTEM_ALLOCATOR ??= '1'; // is read at the first tensor
+    backend.binding.returnFreedMemory?.();
+  }
+}
+
+const REGION = 512 * 2 ** 20;
+let taken = false;
+/**
+ * That allocator takes memory in regions, each twice the last, and what lies in two of them is never one piece: a step's intermediate
+ * tensors, which XLA wants in one, would find no place where tracing's have been. In a region that is large from the start they do. Its
+ * pages count once they are written to.
+ */
+function takeRegion(): void {
+  if (taken || backend.isUsingGpuDevice) return;
+  taken = true;
+  const { binding } = backend;
+  const size = binding.createTensor([1], binding.TF_INT32!, Int32Array.of(REGION / 4));
+  const attributes = [
+    { name: 'dtype', type: binding.TF_ATTR_TYPE!, value: binding.TF_FLOAT },
+    { name: 'init', type: binding.TF_ATTR_BOOL!, value: false },
+  ];
+  const [region] = binding.executeOp('Empty', attributes, [size], 1);
+  for (const id of [size, region!.id]) binding.deleteTensor(id);
 }
