@@ -16,7 +16,7 @@ export interface Decoder {
   /**
    * Runs rows through the model: row i is token `tokens[i]` at `positions[i]` of the sequence whose stretch of the cache
    * begins at `starts[i]`, a multiple of 8, and sees all earlier positions of its sequence, those of this call included.
-   * `wanted` names the rows whose logits are to be made. What comes out for a row does not depend on which rows run beside it.
+   * `wanted` names the rows whose logits are to be made, in rising order. What comes out for a row does not depend on which rows run beside it.
    */
   forward(tokens: number[], positions: number[], starts: number[], wanted: number[]): void;
   /** Logits of the i-th wanted row, a view that holds until the next `forward`; writing to it biases what is sampled. */

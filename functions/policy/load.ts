@@ -191,6 +191,7 @@ function instance(
       }
       for (const [i, row] of wanted.entries()) {
         if (!(row >= 0 && row < count)) throw new RangeError(`row ${row} of ${count}`);
+        if (row <= wanted[i - 1]!) throw new RangeError(`row ${row} after row ${wanted[i - 1]}: not in rising order`);
         wantedRow[i] = row;
       }
       wasm.forward(count, wanted.length);

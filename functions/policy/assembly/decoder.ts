@@ -168,7 +168,16 @@ function follow(t: i32): bool {
   return true;
 }
 
-/** Runs T rows; logits are made for the n rows that `wanted` names. */
+/** Row i becomes what row t ≥ i is, as attention and what follows see it. */
+function moveRow(t: i32, i: i32): void {
+  const row = <usize>D << 2, queries = <usize>(A * H) << 2, all = <usize>((A + 2 * G) * H) << 2;
+  memory.copy(x + <usize>i * row, x + <usize>t * row, row);
+  memory.copy(qkv + <usize>i * all, qkv + <usize>t * all, queries);
+  store<i32>(positions + (<usize>i << 2), input(positions, t));
+  store<i32>(starts + (<usize>i << 2), input(starts, t));
+}
+
+/** Runs T rows; logits are made for the n rows that `wanted` names, in rising order. */
 export function forward(T: i32, n: i32): void {
   const Db = <usize>D << 2, Fb = <usize>F << 2, Qb = <usize>(A * H) << 2, Kb = <usize>(G * H) << 2, QKVb = Qb + 2 * Kb;
   const cacheHead = <usize>P * H * cached;
@@ -194,6 +203,11 @@ export function forward(T: i32, n: i32): void {
         if (cached == 2) remember16(k, k + Kb, keys + cache, values + cache, position);
         else remember32(k, k + Kb, keys + cache, values + cache, position);
       }
+    }
+    if (l == L - 1) {
+      // of the others keys and values are all that is ever asked for
+      for (let i = 0; i < n; i++) moveRow(input(wanted, i), i);
+      T = n;
     }
     for (let t = 0, rows = 1; t < T; t += rows) {
       rows = cached == 2 && t + 3 < T && follow(t) ? 4 : 1;
@@ -227,7 +241,7 @@ export function forward(T: i32, n: i32): void {
     if (corrected) correct(tensor(low + 3), D, F, T, gateUp, 2 * Fb, normed, Db, parts);
     addTo(x, normed, <usize>T * Db);
   }
-  for (let i = 0; i < n; i++) rmsNorm(x + <usize>input(wanted, i) * Db, tensor(S * L), normed + <usize>i * Db);
+  for (let i = 0; i < n; i++) rmsNorm(x + <usize>i * Db, tensor(S * L), normed + <usize>i * Db);
   if (n > 0) product8(tensor(tied ? S * L + 1 : S * L + 2), V8, D, n, normed, Db, logits, <usize>V8 << 2, quants, scales); // (n, D) → (n, V8)
 }
 

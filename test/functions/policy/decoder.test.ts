@@ -315,6 +315,7 @@ describe.each(kinds)('many sequences (%s, %i bits)', (build, bits) => {
     expect(() => decoder.forward([1], [0], [4], [])).toThrow('begins at 4');
     expect(() => decoder.forward([1], [0], [-8], [])).toThrow('begins at -8');
     expect(() => decoder.forward([1], [0], [0], [1])).toThrow('row 1 of 1');
+    expect(() => decoder.forward([1, 2], [0, 1], [0, 0], [1, 0])).toThrow('row 0 after row 1: not in rising order');
     expect(() => decoder.forward([1, 1, 1, 1, 1], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [])).toThrow(
       '5 rows, of at most 4',
     );
