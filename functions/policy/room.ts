@@ -54,15 +54,15 @@ export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
   return { context: Math.min(max_position_embeddings, positions), slots: SLOTS, rows: ROWS, positions };
 }
 
-/** Of a small policy: as many slots as its share of memory holds, of the model's own context; where it does not hold one, one of a shorter. */
+/** Of a small policy: as many slots as its share of memory holds, of the model's own context; where it does not hold two, two of a shorter. */
 export function roomInApi({ config, bits }: EdgeHeader): Pick<Room, 'context' | 'slots'> {
   const each = cacheBytes(config, bits) + positionBytes(config);
   const positions = Math.floor(API_CACHE / each);
-  const needed = leastOf(config);
+  const needed = 2 * leastOf(config);
   if (positions < needed)
     throw new RangeError(
       `is too large to be served in a Worker: ${needed} positions need a cache of ${mb(needed * each)}, and ${mb(API_CACHE)} are for it`,
     );
-  const context = Math.min(config.max_position_embeddings, positions);
+  const context = Math.min(config.max_position_embeddings, positions >> 1); // one alone, and whoever reads slowly keeps out all others
   return { context, slots: Math.min(API_SLOTS, Math.floor(positions / context)) };
 }

@@ -53,10 +53,12 @@ function textLogprobs(logprobs: TokenLogprob[] | undefined, offset: number) {
   return {
     tokens: logprobs.map(({ token }) => token),
     token_logprobs: logprobs.map(({ logprob }) => logprob),
-    // the token that was drawn is always among them, so that there may be one more than was asked for
-    top_logprobs: logprobs.map(({ top, token, logprob }) =>
-      Object.fromEntries([...top, { token, logprob }].map((one) => [one.token, one.logprob])),
-    ),
+    // the token that was drawn is always among them, so that there may be one more than was asked for; of tokens that are spelled alike
+    // (parts of characters) the likeliest is
+    top_logprobs: logprobs.map(({ top, token, logprob }) => {
+      const likeliest = top.filter((one, i) => top.findIndex((other) => other.token === one.token) === i);
+      return Object.fromEntries([...likeliest, { token, logprob }].map((one) => [one.token, one.logprob]));
+    }),
     text_offset: logprobs.map(({ token }) => {
       at += token.length;
       return at - token.length;

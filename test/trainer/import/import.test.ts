@@ -209,7 +209,7 @@ test('what cannot be served is refused by its config, before its weights are rea
   const small = shape({ hidden_size: 32, intermediate_size: 32, num_hidden_layers: 90 });
   for (const [path, why] of [
     [large, /its 4-bit image of \d{3}\.\d MB, .* make \d{3}\.\d MB, and a Worker has 128\.0 MB/],
-    [small, /256 positions need a cache of \d+\.\d MB, and 33\.6 MB are for it/],
+    [small, /512 positions need a cache of \d+\.\d MB, and 33\.6 MB are for it/],
   ] as const) {
     rmSync(join(path, 'model.safetensors'));
     const refused = () => importFrom(path, 'x');
