@@ -9,16 +9,19 @@ import { batcher } from './policy/batch.ts';
 import { ContextOverflow, DecoderBusy } from './policy/choice.ts';
 import module from './policy/decoder.relaxed.wasm';
 import { streamedDecoder, type WasmDecoder } from './policy/load.ts';
-import type { DecoderCall, DecoderLine, DecoderProblem } from './policy/remote.ts';
+import { type DecoderCall, type DecoderLine, type DecoderProblem, ISOLATE_HEADER } from './policy/remote.ts';
 import { roomInSlot } from './policy/room.ts';
 import { readBlob, streamBlob } from './store/blobs.ts';
 
 /**
  * The one decoder of this isolate, and which object's it is: several objects may live in an isolate, which has no memory
- * for a second. Who comes while another's is in use is told so, and finds an object elsewhere; one that is idle is taken over.
+ * for a second. Who comes while another's is in use is told so, and finds an object elsewhere, or the other, where that is of the same
+ * policy; one that is idle is taken over, with its weights where they are the same.
  */
 let decoder: WasmDecoder | undefined;
-let owner: { object: object; image: string; ready: Promise<Complete>; uses: number } | undefined;
+let owner: { object: Decoding; call: DecoderCall; ready: Promise<Complete>; uses: number } | undefined;
+/** This isolate's name. */
+let isolate: string | undefined;
 
 /** A policy that was trained from the one before has its tokenizer: reading that takes time, and memory that is not there beside a decoder. */
 let read: { tokenizer: string; encoding: Tokenizer } | undefined;
@@ -47,24 +50,32 @@ async function encodingOf(bucket: R2Bucket, sha: string): Promise<Tokenizer> {
   return encoding;
 }
 
-const problem = (status: number, body: DecoderProblem) => Response.json(body, { status });
+function problem(status: number, body: DecoderProblem): Response {
+  return Response.json(body, { status, headers: { [ISOLATE_HEADER]: isolate! } });
+}
 
 export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
   override async fetch(request: Request): Promise<Response> {
+    isolate ??= crypto.randomUUID();
     const call = (await request.json()) as DecoderCall;
-    if (owner?.object !== this || owner.image !== call.image) {
+    if (owner?.object !== this) {
       if (owner && owner.uses > 0) {
-        const who = owner.image === call.image ? 'another object of this policy' : 'another policy';
-        return problem(429, { type: 'busy', message: `${who} decodes here` });
+        const { policy, object } = owner.call;
+        if (policy !== call.policy) return problem(429, { type: 'busy', message: 'another policy decodes here' });
+        return problem(429, { type: 'busy', message: 'another object of this policy decodes here', owner: object });
       }
-      owner = { object: this, image: call.image, ready: load(this.env.BUCKET, call), uses: 0 };
+      const held = owner && decoder && owner.call.image === call.image && read?.tokenizer === call.tokenizer;
+      // a batch of its own: the other's may still have a turn before it is at rest
+      const ready = held ? batcher(decoder!, read!.encoding, call.chatTemplate) : load(this.env.BUCKET, call);
+      owner = { object: this, call, ready: Promise.resolve(ready), uses: 0 };
     }
     const own = owner;
     own.uses++;
     let streaming = false;
     try {
       const complete = await own.ready;
-      if (!call.request) return Response.json({ context: decoder!.context });
+      if (!call.request)
+        return Response.json({ context: decoder!.context }, { headers: { [ISOLATE_HEADER]: isolate } });
       const { logitBias, ...rest } = call.request;
       const leaving = new AbortController();
       request.signal.addEventListener('abort', () => leaving.abort());
@@ -74,13 +85,14 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
       streaming = true;
       return new Response(this.#lines(first, chunks, leaving, own), {
         // what lies between may hold back or compress what does not look like a stream
-        headers: { 'Content-Type': 'text/event-stream', 'Content-Encoding': 'identity' },
+        headers: { 'Content-Type': 'text/event-stream', 'Content-Encoding': 'identity', [ISOLATE_HEADER]: isolate },
       });
     } catch (error) {
       if (error instanceof ContextOverflow)
         return problem(400, { type: 'context', promptTokens: error.promptTokens, context: error.context });
       if (error instanceof ChatTemplateError) return problem(400, { type: 'template', message: error.message });
-      if (error instanceof DecoderBusy) return problem(429, { type: 'busy', message: error.message });
+      if (error instanceof DecoderBusy)
+        return problem(429, { type: 'busy', message: error.message, owner: call.object });
       if (owner === own) owner = undefined; // what could not be loaded is tried again
       throw error;
     } finally {

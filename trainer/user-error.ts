@@ -18,6 +18,8 @@ export function reading<T>(path: string, read: () => T): T {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'EISDIR')
       throw new UserError(`${path} has a folder where a file is wanted`);
+    if ((error as NodeJS.ErrnoException).code === 'ERR_FS_FILE_TOO_LARGE')
+      throw new UserError(`${path} is larger than the 2 GiB that are read of one file`);
     throw error instanceof MalformedFile ? new UserError(`${path}: ${error.message}`) : error;
   }
 }

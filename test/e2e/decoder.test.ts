@@ -3,10 +3,11 @@ import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync }
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { ISOLATE_HEADER } from '../../functions/policy/remote.ts';
 import { blobKey } from '../../functions/store/blobs.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
 import { freePort } from '../../infra/home.ts';
-import { startLocal, withStore } from '../../infra/local.ts';
+import { startDecoder, startLocal, withStore } from '../../infra/local.ts';
 import { isLarge, unpackEdge } from '../../schema/edge.ts';
 import { ModelConfig } from '../../schema/manifest.ts';
 import { writeSafetensors } from '../../schema/safetensors.ts';
@@ -154,6 +155,20 @@ test(
 );
 
 test(
+  'after a burst, those who come at once are answered at once',
+  async () => {
+    for (let round = 0; round < 3; round++) {
+      const burst = Array.from({ length: 60 }, (_, i) => post({ user: `of a burst ${i}`, max_tokens: 1 }));
+      for (const response of await Promise.all(burst)) await response.text();
+      const few = Array.from({ length: 4 }, (_, i) => post({ user: `later ${round} ${i}` }));
+      const statuses = (await Promise.all(few)).map(({ status }) => status);
+      expect(statuses).toEqual([200, 200, 200, 200]);
+    }
+  },
+  MINUTES,
+);
+
+test(
   'beyond what it has room for it says when to come back, as OpenAI’s clients expect it',
   async () => {
     const crowd = Array.from({ length: 120 }, (_, i) => post({ user: `one of many ${i}`, max_tokens: 100, seed: i }));
@@ -180,6 +195,52 @@ test(
     const merged = await tokens(ids[1]!);
     expect(await tokens(manifest.id)).toBeGreaterThan(2 * merged);
     expect(await tokens(ids[1]!)).toBe(merged);
+  },
+  MINUTES,
+);
+
+test(
+  'of two objects in an isolate one decodes: the other names it, or goes on with its weights where it is idle',
+  async () => {
+    const home = mkdtempSync(join(tmpdir(), 'plumb-objects-'));
+    const { manifest, files } = large(5);
+    const hash = (name: string) => manifest.files.find((file) => file.name === name)!.sha256;
+    await withStore(home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
+    const decoder = await startDecoder(home, 'a', {
+      entrypoint: join(import.meta.dirname, '../support/objects.ts'),
+    });
+    const request = {
+      ...{ input: { prompt: 'Where is my order?' }, n: 1, maxTokens: 12, temperature: 0, topP: 1, seed: 1, stop: [] },
+      logitBias: [[1, -100]],
+    };
+    const call = async (object: number, over: object = {}) =>
+      fetch(await decoder.url, {
+        method: 'POST',
+        body: JSON.stringify({
+          ...{ policy: manifest.id, object, image: hash('edge.bin'), tokenizer: hash('tokenizer.json') },
+          ...{ chatTemplate: manifest.tokenizer.chat_template, request: { ...request, ...over } },
+        }),
+      });
+    const isolateOf = (response: Response) => response.headers.get(ISOLATE_HEADER);
+    try {
+      const first = await call(0);
+      const text = await first.text();
+      expect(text).toMatch(/"completionTokens":12\}\n$/);
+      // from here on nothing can be loaded
+      await withStore(home, ({ BUCKET }) => BUCKET.delete(blobKey(hash('edge.bin'))));
+      const second = await call(1);
+      expect([isolateOf(second), await second.text()]).toEqual([isolateOf(first), text]);
+
+      const long = await call(1, { maxTokens: 200 });
+      const refused = await call(0);
+      expect([refused.status, isolateOf(refused)]).toEqual([429, isolateOf(first)]);
+      expect(await refused.json()).toMatchObject({ type: 'busy', owner: 1 });
+      expect(await long.text()).toMatch(/"completionTokens":200\}\n$/);
+      expect(await (await call(0)).text()).toBe(text);
+    } finally {
+      await decoder.dispose();
+      rmSync(home, { recursive: true });
+    }
   },
   MINUTES,
 );

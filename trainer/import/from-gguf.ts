@@ -17,9 +17,6 @@ export const isGguf = (path: string): boolean =>
 
 export function openGguf(path: string): Gguf {
   if (!existsSync(path)) throw new UserError(`there is no file ${path}`);
-  const stat = statSync(path);
-  if (stat.size >= 2 ** 31)
-    throw new UserError(`${path} has ${(stat.size / 1e9).toFixed(1)} GB; supported are files below 2 GiB`);
   return reading(path, () => readGguf(readFileSync(path)));
 }
 

@@ -1,20 +1,28 @@
 // Which of a policy's objects in the decoder script a request goes to.
 import { afterEach, expect, test, vi } from 'vitest';
 import { DecoderBusy } from '../../../functions/policy/choice.ts';
-import { remoteDecoder } from '../../../functions/policy/remote.ts';
+import { ISOLATE_HEADER, remoteDecoder } from '../../../functions/policy/remote.ts';
 import type { Complete, CompletionRequest } from '../../../schema/completion.ts';
 
 afterEach(() => vi.useRealTimers());
 
-/** A slot whose first `full` objects have no room; it keeps the names of those that were asked. */
-function slot(full: { count: number }) {
+/**
+ * A slot whose first `full` objects have no room; it keeps the names of those that were asked. Each object is in an isolate of its own,
+ * or in the one that `isolateOf` says: there the one that `owners` names decodes, and the others say so.
+ */
+function slot(full: { count: number }, isolateOf = (object: number) => object, owners = new Map<number, number>()) {
   const asked: string[] = [];
   const getByName = (name: string) => ({
     fetch: async () => {
       asked.push(name);
-      if (Number(name.split('/')[1]) < full.count)
-        return Response.json({ type: 'busy', message: `${name} is full` }, { status: 429 });
-      return new Response('{"type":"end","index":0,"finishReason":"stop","completionTokens":0}\n');
+      const object = Number(name.split('/')[1]);
+      const isolate = isolateOf(object);
+      const headers = { [ISOLATE_HEADER]: `isolate ${isolate}` };
+      const refusal = (more: object) => Response.json({ type: 'busy', ...more }, { status: 429, headers });
+      const owner = owners.get(isolate) ?? object;
+      if (owner !== object) return refusal({ message: 'another decodes here', owner });
+      if (object < full.count) return refusal({ message: `${name} is full`, owner });
+      return new Response('{"type":"end","index":0,"finishReason":"stop","completionTokens":0}\n', { headers });
     },
   });
   return { asked, namespace: { getByName } as unknown as DurableObjectNamespace };
@@ -54,6 +62,33 @@ test('a full object is passed by for the next, sessions are spread over those th
   expect(await spread()).toEqual(['pol_spread/0', 'pol_spread/1']);
   vi.advanceTimersByTime(60 * 60_000);
   expect(await spread()).toEqual(['pol_spread/0']);
+});
+
+test('objects that share an isolate count as one: a session goes to the one that decodes there', async () => {
+  const full = { count: 1 };
+  const owners = new Map([[0, 0]]);
+  const { asked, namespace } = slot(full, (object) => (object < 3 ? 0 : 1), owners);
+  const { complete } = remoteDecoder(namespace, 'pol_shared', files);
+  const ask = async (session: string) => {
+    asked.length = 0;
+    await whole(complete, { ...request, session }).catch(() => asked.push('refused'));
+    return asked.map((name) => name.replace('pol_shared/', ''));
+  };
+  // full in the isolate of 0 … 2; the next is in another
+  expect(await ask('somebody')).toEqual(['0', '1', '2', '3']);
+  const sessions = Array.from({ length: 40 }, (_, i) => `session ${i}`);
+  full.count = 0;
+  const paths = async () => {
+    const all: string[] = [];
+    for (const session of sessions) all.push((await ask(session)).join(' '));
+    return all;
+  };
+  expect([...new Set(await paths())].sort()).toEqual(['0', '3']);
+  // one of the first isolate's objects took an idle decoder over: it is asked after the one it took it from, and then in its place
+  owners.set(0, 2);
+  const then = await paths();
+  expect(then.filter((path) => path === '0 2')).toHaveLength(1);
+  expect([...new Set(then)].sort()).toEqual(['0 2', '2', '3']);
 });
 
 test('where all are full, who refused first says why', async () => {
