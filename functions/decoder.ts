@@ -73,7 +73,10 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
     own.uses++;
     let streaming = false;
     try {
-      const complete = await own.ready;
+      const complete = await own.ready.catch((error) => {
+        if (owner === own) owner = undefined; // is tried again
+        throw error;
+      });
       if (!call.request)
         return Response.json({ context: decoder!.context }, { headers: { [ISOLATE_HEADER]: isolate } });
       const { logitBias, ...rest } = call.request;
@@ -93,7 +96,6 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
       if (error instanceof ChatTemplateError) return problem(400, { type: 'template', message: error.message });
       if (error instanceof DecoderBusy)
         return problem(429, { type: 'busy', message: error.message, owner: call.object });
-      if (owner === own) owner = undefined; // what could not be loaded is tried again
       throw error;
     } finally {
       if (!streaming) own.uses--;

@@ -199,47 +199,80 @@ test(
   MINUTES,
 );
 
+/** The decoder script by itself over these policies, its objects open to who calls one. */
+async function openDecoder(made: ReturnType<typeof large>[]) {
+  const home = mkdtempSync(join(tmpdir(), 'plumb-objects-'));
+  for (const { manifest, files } of made)
+    await withStore(home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
+  const decoder = await startDecoder(home, 'a', { entrypoint: join(import.meta.dirname, '../support/objects.ts') });
+  const url = await decoder.url;
+  return {
+    home,
+    async call(of: (typeof made)[0], object: number, over: object = {}, patience = 60_000) {
+      const hash = (name: string) => of.manifest.files.find((file) => file.name === name)!.sha256;
+      const input = { prompt: 'Where is my order?' };
+      const request = { input, n: 1, maxTokens: 12, temperature: 0, topP: 1, seed: 1, stop: [], ...over };
+      const response = await fetch(url, {
+        method: 'POST',
+        headers: { patience: `${patience}` },
+        body: JSON.stringify({
+          ...{ policy: of.manifest.id, object, image: hash('edge.bin'), tokenizer: hash('tokenizer.json') },
+          ...{ chatTemplate: of.manifest.tokenizer.chat_template, request: { ...request, logitBias: [[1, -100]] } },
+        }),
+      });
+      return { status: response.status, isolate: response.headers.get(ISOLATE_HEADER), text: await response.text() };
+    },
+    async close() {
+      await decoder.dispose();
+      rmSync(home, { recursive: true });
+    },
+  };
+}
+
 test(
   'of two objects in an isolate one decodes: the other names it, or goes on with its weights where it is idle',
   async () => {
-    const home = mkdtempSync(join(tmpdir(), 'plumb-objects-'));
-    const { manifest, files } = large(5);
-    const hash = (name: string) => manifest.files.find((file) => file.name === name)!.sha256;
-    await withStore(home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
-    const decoder = await startDecoder(home, 'a', {
-      entrypoint: join(import.meta.dirname, '../support/objects.ts'),
-    });
-    const request = {
-      ...{ input: { prompt: 'Where is my order?' }, n: 1, maxTokens: 12, temperature: 0, topP: 1, seed: 1, stop: [] },
-      logitBias: [[1, -100]],
-    };
-    const call = async (object: number, over: object = {}) =>
-      fetch(await decoder.url, {
-        method: 'POST',
-        body: JSON.stringify({
-          ...{ policy: manifest.id, object, image: hash('edge.bin'), tokenizer: hash('tokenizer.json') },
-          ...{ chatTemplate: manifest.tokenizer.chat_template, request: { ...request, ...over } },
-        }),
-      });
-    const isolateOf = (response: Response) => response.headers.get(ISOLATE_HEADER);
+    const policy = large(5);
+    const { home, call, close } = await openDecoder([policy]);
     try {
-      const first = await call(0);
-      const text = await first.text();
-      expect(text).toMatch(/"completionTokens":12\}\n$/);
+      const first = await call(policy, 0);
+      expect(first.text).toMatch(/"completionTokens":12\}\n$/);
       // from here on nothing can be loaded
-      await withStore(home, ({ BUCKET }) => BUCKET.delete(blobKey(hash('edge.bin'))));
-      const second = await call(1);
-      expect([isolateOf(second), await second.text()]).toEqual([isolateOf(first), text]);
-
-      const long = await call(1, { maxTokens: 200 });
-      const refused = await call(0);
-      expect([refused.status, isolateOf(refused)]).toEqual([429, isolateOf(first)]);
-      expect(await refused.json()).toMatchObject({ type: 'busy', owner: 1 });
-      expect(await long.text()).toMatch(/"completionTokens":200\}\n$/);
-      expect(await (await call(0)).text()).toBe(text);
+      const image = policy.manifest.files.find(({ name }) => name === 'edge.bin')!;
+      await withStore(home, ({ BUCKET }) => BUCKET.delete(blobKey(image.sha256)));
+      expect(await call(policy, 1)).toEqual(first);
+      const long = call(policy, 1, { maxTokens: 200, n: 8 });
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      const { text: refusal, ...refused } = await call(policy, 0);
+      expect(refused).toEqual({ status: 429, isolate: first.isolate });
+      expect(JSON.parse(refusal)).toMatchObject({ type: 'busy', owner: 1 });
+      expect((await long).text).toMatch(/"completionTokens":200\}\n$/);
+      expect(await call(policy, 0)).toEqual(first);
     } finally {
-      await decoder.dispose();
-      rmSync(home, { recursive: true });
+      await close();
+    }
+  },
+  MINUTES,
+);
+
+test(
+  'who leaves while it waits for its turn takes nothing from those that are answered',
+  async () => {
+    const [policy, other] = [large(5), large(6)];
+    const { call, close } = await openDecoder([policy, other]);
+    try {
+      const long = { maxTokens: 200, n: 16 }; // twice as many as there is room for at once
+      const alone = await call(policy, 0, long);
+      const answer = call(policy, 0, long);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      expect((await call(policy, 0, { input: { prompt: 'What is this?' } }, 100)).status).toBe(499);
+      const { status, text } = await call(other, 0);
+      expect([status, JSON.parse(text).message]).toEqual([429, 'another policy decodes here']);
+      const said = ({ text }: typeof alone) => text.split('\n').sort(); // whose piece comes first is chance
+      expect(said(await answer)).toEqual(said(alone));
+      expect((await call(other, 0)).status).toBe(200);
+    } finally {
+      await close();
     }
   },
   MINUTES,
