@@ -44,6 +44,10 @@ test('a full object is passed by for the next, sessions are spread over those th
     await whole(complete, { ...request, session });
     return [...asked];
   };
+  full.count = 0;
+  expect(await ask('somebody')).toEqual(['pol_spread/0']);
+  vi.advanceTimersByTime(9 * 60_000);
+  full.count = 2;
   expect(await ask('somebody')).toEqual(['pol_spread/0', 'pol_spread/1', 'pol_spread/2']);
 
   full.count = 0;
@@ -67,11 +71,12 @@ test('a full object is passed by for the next, sessions are spread over those th
 test('objects that share an isolate count as one: a session goes to the one that decodes there', async () => {
   const full = { count: 1 };
   const owners = new Map([[0, 0]]);
-  const { asked, namespace } = slot(full, (object) => (object < 3 ? 0 : 1), owners);
+  const isolates = [0, 0, 0, 1, 1, 1, 1, 1];
+  const { asked, namespace } = slot(full, (object) => isolates[object]!, owners);
   const { complete } = remoteDecoder(namespace, 'pol_shared', files);
   const ask = async (session: string) => {
     asked.length = 0;
-    await whole(complete, { ...request, session }).catch(() => asked.push('refused'));
+    await whole(complete, { ...request, session }).catch(({ message }) => asked.push(message));
     return asked.map((name) => name.replace('pol_shared/', ''));
   };
   // full in the isolate of 0 … 2; the next is in another
@@ -83,12 +88,22 @@ test('objects that share an isolate count as one: a session goes to the one that
     for (const session of sessions) all.push((await ask(session)).join(' '));
     return all;
   };
-  expect([...new Set(await paths())].sort()).toEqual(['0', '3']);
+  const apart = await paths();
+  expect([...new Set(apart)].sort()).toEqual(['0', '3']);
+  full.count = 1;
+  expect([...new Set(await paths())].sort()).toEqual(['0 3', '3']); // those that are known before others
+  full.count = 0;
+  // one that moves to another isolate is still one
+  for (isolates[3] = 2; isolates[3] < 6; isolates[3]++) expect(await paths()).toEqual(apart);
   // one of the first isolate's objects took an idle decoder over: it is asked after the one it took it from, and then in its place
   owners.set(0, 2);
   const then = await paths();
   expect(then.filter((path) => path === '0 2')).toHaveLength(1);
   expect([...new Set(then)].sort()).toEqual(['0 2', '2', '3']);
+  // that it is another's turn is no reason why there is no room
+  owners.set(0, 1);
+  full.count = 8;
+  for (const path of await paths()) expect(path).toMatch(/ is full$/);
 });
 
 test('where all are full, who refused first says why', async () => {

@@ -67,6 +67,8 @@ test('a small policy’s answers share 33.6 MB: sixteen of its own context at mo
   const longest = Math.floor((32 * 2 ** 20) / each / 2);
   expect(roomInApi(small({ max_position_embeddings: 131_072 }))).toEqual({ context: longest, slots: 2 });
   const none = small({ num_hidden_layers: 45, hidden_size: 32, intermediate_size: 32 });
-  expect(() => roomInApi(none)).toThrow(/: 512 positions need a cache of 35\.5 MB, and 33\.6 MB are for it/);
+  expect(() => requireWorkerRoom(none.config)).toThrow(
+    /: 512 positions need a cache of 35\.5 MB, and 33\.6 MB are for it/,
+  );
   expect(roomInApi({ ...none, config: { ...none.config, max_position_embeddings: 200 } }).context).toBe(200);
 });
