@@ -55,26 +55,26 @@ function quantise(from: usize, K: i32, to: usize, scale: usize): void {
 /** Adds a block's part of eight rows to their sums at y, for the one row of a tile at q. */
 @inline function block(w: usize, q: usize, s: usize, y: usize): void {
   let sum0 = v128.load(y), sum1 = v128.load(y, 16);
-  let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0);
+  let a = i32x4.splat(0), b = i32x4.splat(0);
   let left = v128.load32_splat(q), right = v128.load32_splat(q, 16);
   let w0 = v128.load(w, 32), w1 = v128.load(w, 48);
   a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
-  c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
+  a = dot2(right, highHalves(w0), a); b = dot2(right, highHalves(w1), b);
   left = v128.load32_splat(q, 32); right = v128.load32_splat(q, 48);
   w0 = v128.load(w, 64); w1 = v128.load(w, 80);
   a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
-  c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
+  a = dot2(right, highHalves(w0), a); b = dot2(right, highHalves(w1), b);
   left = v128.load32_splat(q, 64); right = v128.load32_splat(q, 80);
   w0 = v128.load(w, 96); w1 = v128.load(w, 112);
   a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
-  c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
+  a = dot2(right, highHalves(w0), a); b = dot2(right, highHalves(w1), b);
   left = v128.load32_splat(q, 96); right = v128.load32_splat(q, 112);
   w0 = v128.load(w, 128); w1 = v128.load(w, 144);
   a = dot2(left, lowHalves(w0), a); b = dot2(left, lowHalves(w1), b);
-  c = dot2(right, highHalves(w0), c); d = dot2(right, highHalves(w1), d);
+  a = dot2(right, highHalves(w0), a); b = dot2(right, highHalves(w1), b);
   const ds = v128.load(w), ms = v128.load(w, 16), scale = v128.load32_splat(s), total = v128.load32_splat(s, 16);
-  sum0 = madd(f32x4.add(whole(a), whole(c)), f32x4.mul(even(ds), scale), sum0);
-  sum1 = madd(f32x4.add(whole(b), whole(d)), f32x4.mul(odd(ds), scale), sum1);
+  sum0 = madd(whole(a), f32x4.mul(even(ds), scale), sum0);
+  sum1 = madd(whole(b), f32x4.mul(odd(ds), scale), sum1);
   sum0 = madd(even(ms), total, sum0);
   sum1 = madd(odd(ms), total, sum1);
   v128.store(y, sum0); v128.store(y, sum1, 16);
