@@ -71,6 +71,14 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
     }
     const own = owner;
     own.uses++;
+    let used = true;
+    const end = () => {
+      if (used) own.uses--;
+      used = false;
+    };
+    // before anything is waited for: of a client that leaves before the head is out nothing else is heard, and its stream is neither read nor cancelled
+    const leaving = new AbortController();
+    request.signal.addEventListener('abort', () => leaving.abort());
     let streaming = false;
     try {
       const complete = await own.ready.catch((error) => {
@@ -80,13 +88,15 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
       if (!call.request)
         return Response.json({ context: decoder!.context }, { headers: { [ISOLATE_HEADER]: isolate } });
       const { logitBias, ...rest } = call.request;
-      const leaving = new AbortController();
-      request.signal.addEventListener('abort', () => leaving.abort());
       const asked = { ...rest, ...(logitBias && { logitBias: new Map(logitBias) }) };
       const chunks = complete(asked, leaving.signal)[Symbol.asyncIterator]();
+      leaving.signal.addEventListener('abort', async () => {
+        await chunks.return?.();
+        end();
+      });
       const first = await chunks.next();
       streaming = true;
-      return new Response(this.#lines(first, chunks, leaving, own), {
+      return new Response(lines(first, chunks, leaving, end), {
         // what lies between may hold back or compress what does not look like a stream
         headers: { 'Content-Type': 'text/event-stream', 'Content-Encoding': 'identity', [ISOLATE_HEADER]: isolate },
       });
@@ -98,43 +108,35 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
         return problem(429, { type: 'busy', message: error.message, owner: call.object });
       throw error;
     } finally {
-      if (!streaming) own.uses--;
+      if (!streaming) end();
     }
   }
+}
 
-  #lines(
-    first: IteratorResult<DecoderLine>,
-    chunks: AsyncIterator<DecoderLine>,
-    leaving: AbortController,
-    own: { uses: number },
-  ): ReadableStream<Uint8Array> {
-    const utf8 = new TextEncoder();
-    let done = false;
-    const end = () => {
-      if (!done) own.uses--;
-      done = true;
-    };
-    let step: IteratorResult<DecoderLine> | undefined = first;
-    return new ReadableStream<Uint8Array>({
-      async pull(controller) {
-        const write = (line: DecoderLine) => controller.enqueue(utf8.encode(`${JSON.stringify(line)}\n`));
-        try {
-          const { value, done: over } = step ?? (await chunks.next());
-          step = undefined;
-          if (!over) return write(value);
-        } catch (error) {
-          if (!leaving.signal.aborted) write({ type: 'error', message: error instanceof Error ? error.message : '' });
-        }
-        end();
-        controller.close();
-      },
-      async cancel() {
-        leaving.abort();
-        await chunks.return?.();
-        end();
-      },
-    });
-  }
+/** A chunk a line; `end` when there are no more. */
+function lines(
+  first: IteratorResult<DecoderLine>,
+  chunks: AsyncIterator<DecoderLine>,
+  leaving: AbortController,
+  end: () => void,
+): ReadableStream<Uint8Array> {
+  const utf8 = new TextEncoder();
+  let step: IteratorResult<DecoderLine> | undefined = first;
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      const write = (line: DecoderLine) => controller.enqueue(utf8.encode(`${JSON.stringify(line)}\n`));
+      try {
+        const { value, done: over } = step ?? (await chunks.next());
+        step = undefined;
+        if (!over) return write(value);
+      } catch (error) {
+        if (!leaving.signal.aborted) write({ type: 'error', message: error instanceof Error ? error.message : '' });
+      }
+      end();
+      controller.close();
+    },
+    cancel: () => leaving.abort(),
+  });
 }
 
 export default {

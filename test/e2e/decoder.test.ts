@@ -285,6 +285,26 @@ test(
 );
 
 test(
+  'who leaves at once, or while the policy loads, does not keep the decoder',
+  async () => {
+    const made = [large(5), large(6)];
+    const { call, close } = await openDecoder(made);
+    try {
+      for (const patience of [0, 5, 30]) {
+        const [policy, other] = made as [(typeof made)[0], (typeof made)[0]];
+        await call(policy, 0, {}, patience); // loads
+        await expect.poll(async () => (await call(policy, 1)).status, { timeout: 10_000 }).toBe(200);
+        await call(policy, 1, { maxTokens: 200, n: 16 }, patience);
+        await expect.poll(async () => (await call(other, 0)).status, { timeout: 10_000 }).toBe(200);
+      }
+    } finally {
+      await close();
+    }
+  },
+  MINUTES,
+);
+
+test(
   'a slot is not taken over while an answer is under way there',
   async () => {
     const long = { model: ids[1], max_tokens: 200, seed: 3 };
