@@ -264,7 +264,9 @@ export async function streamed(answering: Answering): Promise<Response> {
     for (const choice of choices) choice.finishReason = null;
     await store(answering, begun, sent);
   }
-  leaving.signal.addEventListener('abort', () => call.c.executionCtx.waitUntil(abandon()));
+  const abort = () => call.c.executionCtx.waitUntil(abandon());
+  if (leaving.signal.aborted) abort();
+  else leaving.signal.addEventListener('abort', abort);
 
   const source = events();
   let coming: ReturnType<typeof source.next> | undefined;

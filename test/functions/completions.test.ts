@@ -1,5 +1,5 @@
 import { createExecutionContext, waitOnExecutionContext } from 'cloudflare:test';
-import { beforeAll, describe, expect, test } from 'vitest';
+import { beforeAll, describe, expect, test, vi } from 'vitest';
 import { app } from '../../functions/app.ts';
 import { forget } from '../../functions/store/keys.ts';
 import { importPolicy, makeRelease } from '../../functions/store/policies.ts';
@@ -239,6 +239,36 @@ describe('completions', () => {
       expect(text).not.toMatch(/sample_id|feedback_token/);
     }
     expect(await count()).toBe(was);
+  });
+
+  test('who leaves before a stream has begun keeps none of the places', async () => {
+    const real = crypto.subtle.sign.bind(crypto.subtle);
+    let signed = 0;
+    let leave = { at: 0, controller: new AbortController() };
+    const spy = vi.spyOn(crypto.subtle, 'sign').mockImplementation((...given) => {
+      if (++signed === leave.at) leave.controller.abort();
+      return real(...given);
+    });
+    try {
+      const body = { model: stable, messages, max_tokens: 100, stream: true };
+      const stream = (signal: AbortSignal) => respond('POST', '/v1/chat/completions', { key: sk, body, signal });
+      let last = 0; // of the feedback's token: the decoder has begun, and nothing of the answer is out
+      for (const _ of ['whatever is signed once alone', 'the others']) {
+        signed = 0;
+        const response = await stream(leave.controller.signal);
+        last = signed;
+        await response.text();
+      }
+      for (let i = 0; i < 20; i++) {
+        signed = 0;
+        leave = { at: last, controller: new AbortController() };
+        await stream(leave.controller.signal).catch(() => {});
+        expect(leave.controller.signal.aborted).toBe(true);
+      }
+    } finally {
+      spy.mockRestore();
+    }
+    expect((await chat()).status).toBe(200);
   });
 
   test('plain completions, their log-probabilities and stop strings', async () => {
