@@ -133,13 +133,13 @@ test(
     };
     const alone = await seconds();
     const leaving = new AbortController();
-    const left = [2, 3, 4, 5, 6, 7, 8, 9].map((seed) =>
+    const left = [2, 3, 4, 5].map((seed) =>
       post({ ...long, seed }, leaving.signal).then((response) => response.text()),
     );
     await new Promise((resolve) => setTimeout(resolve, 3000));
     leaving.abort();
     expect(new Set((await Promise.allSettled(left)).map(({ status }) => status))).toEqual(new Set(['rejected']));
-    expect(await seconds()).toBeLessThan(4 * alone); // all of them together take nine times as long
+    expect(await seconds()).toBeLessThan(2 * alone); // all of them together take five times as long
   },
   MINUTES,
 );
@@ -287,11 +287,10 @@ test(
 test(
   'who leaves at once, or while the policy loads, does not keep the decoder',
   async () => {
-    const made = [large(5), large(6)];
-    const { call, close } = await openDecoder(made);
+    const [policy, other] = [large(5), large(6)];
+    const { call, close } = await openDecoder([policy, other]);
     try {
       for (const patience of [0, 5, 30]) {
-        const [policy, other] = made as [(typeof made)[0], (typeof made)[0]];
         await call(policy, 0, {}, patience); // loads
         await expect.poll(async () => (await call(policy, 1)).status, { timeout: 10_000 }).toBe(200);
         await call(policy, 1, { maxTokens: 200, n: 16 }, patience);

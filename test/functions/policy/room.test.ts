@@ -2,7 +2,9 @@
 import { expect, test } from 'vitest';
 import { ISOLATE, requireWorkerRoom, roomInApi, roomInSlot } from '../../../functions/policy/room.ts';
 import { headerOf } from '../../../schema/edge.ts';
+import { readPolicy } from '../../../trainer/policy.ts';
 import { tinyConfig } from '../../support/model.ts';
+import { SEED_FOLDER } from '../../support/seed.ts';
 
 /** SmolLM2-135M's shape. */
 const config = tinyConfig({
@@ -44,21 +46,7 @@ test('that training will add what rounding loses is counted from the start', () 
 });
 
 /** The seed policy's shape but for what is changed. */
-const small = (changes: object) =>
-  headerOf(
-    tinyConfig({
-      vocab_size: 1024,
-      hidden_size: 192,
-      intermediate_size: 512,
-      num_hidden_layers: 4,
-      num_attention_heads: 3,
-      num_key_value_heads: 3,
-      max_position_embeddings: 256,
-      ...changes,
-    }),
-    8,
-    false,
-  );
+const small = (changes: object) => headerOf({ ...readPolicy(SEED_FOLDER).config, ...changes }, 8, false);
 
 test('a small policy’s answers share 33.6 MB: sixteen of its own context at most, or two of a shorter', () => {
   expect(roomInApi(small({}))).toEqual({ context: 256, slots: 16 });
