@@ -28,7 +28,8 @@ export async function publish(env: Env, id: string, body: Publish): Promise<Rele
     try {
       requireWorkerRoom(manifest.config);
     } catch (error) {
-      throw at(422, 'manifest.config', (error as Error).message);
+      if (error instanceof RangeError) throw at(422, 'manifest.config', error.message);
+      throw error;
     }
     for (const [i, file] of manifest.files.entries()) {
       const head = await env.BUCKET.head(blobKey(file.sha256));
