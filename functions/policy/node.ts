@@ -3,16 +3,22 @@ import { readFileSync } from 'node:fs';
 import type { DecoderOptions } from './decoder.ts';
 import { type WasmDecoder, wasmDecoder } from './load.ts';
 
-// The types are workerd's, where a module cannot be made from bytes.
-const Module = WebAssembly.Module as unknown as new (bytes: Uint8Array) => WebAssembly.Module;
+// The types are workerd's, where a module cannot be made from bytes. There every module of a script is compiled as it starts, so none can be chosen
+// for its engine: the Worker's has relaxed SIMD.
+type Engine = { Module: new (bytes: Uint8Array) => WebAssembly.Module; validate(bytes: Uint8Array): boolean };
+const engine = WebAssembly as unknown as Engine;
 const modules = new Map<string, WebAssembly.Module>();
+let fastest: 'relaxed' | 'plain' | undefined;
+const bytesOf = (build: 'relaxed' | 'plain') => readFileSync(`${import.meta.dirname}/decoder.${build}.wasm`);
 
-/** Compiled once a thread. */
-export function decoderModule(build: 'relaxed' | 'plain'): WebAssembly.Module {
-  let module = modules.get(build);
+/** Compiled once a thread. Without a build, the one for this engine: with relaxed SIMD, where it has that. */
+export function decoderModule(build?: 'relaxed' | 'plain'): WebAssembly.Module {
+  fastest ??= engine.validate(bytesOf('relaxed')) ? 'relaxed' : 'plain';
+  const chosen = build ?? fastest;
+  let module = modules.get(chosen);
   if (!module) {
-    module = new Module(readFileSync(`${import.meta.dirname}/decoder.${build}.wasm`));
-    modules.set(build, module);
+    module = new engine.Module(bytesOf(chosen));
+    modules.set(chosen, module);
   }
   return module;
 }
@@ -20,4 +26,4 @@ export function decoderModule(build: 'relaxed' | 'plain'): WebAssembly.Module {
 export const loadDecoder = (
   image: Uint8Array,
   options?: DecoderOptions & { build?: 'relaxed' | 'plain' },
-): WasmDecoder => wasmDecoder(decoderModule(options?.build ?? 'relaxed'), image, options);
+): WasmDecoder => wasmDecoder(decoderModule(options?.build), image, options);

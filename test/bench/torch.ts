@@ -1,26 +1,26 @@
 // A training step of 5.8 million weights on 2,048 tokens, beside the same model in PyTorch, plain and compiled, in float32 and bfloat16. Two
 // threads each.
-import { compile, dispose, mapTree, type Precision } from '../../trainer/engine/compile.ts';
-import { hasBfloat16, type Tensor, tf } from '../../trainer/engine/tf.ts';
+import { mapTree } from '../../trainer/engine/compile.ts';
+import { hasBfloat16, tf } from '../../trainer/engine/tf.ts';
 import { hiddenStates, initialParameters, type Parameters, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
 import { adamState, trainer } from '../../trainer/optimizer.ts';
 import { type Batch, batchOf, type Predictions, pack, predictionsOf } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
+import { forwardFlop, peakOf, shareOf } from './flop.ts';
 import { TIED as MODEL } from './models.ts';
-import { type Pair, pair, ROUNDS } from './pair.ts';
+import { type Pair, pair } from './pair.ts';
 import { startPeer } from './peers.ts';
 
 const [ROWS, COLUMNS] = [16, 128];
 const ADAM = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, clipNorm: 1 };
-/** Multiplications and additions a token: six for each weight of a product, and attention's scores and mixtures over T places. */
-const { hidden_size: D, num_hidden_layers: L, intermediate_size: F, vocab_size: V } = MODEL;
-export const flopOf = (T: number): number => 6 * (L * (4 * D * D + 3 * D * F) + V * D) + 12 * L * T * D;
+/** Multiplications and additions of a token's step, in rows of T. */
+export const flopOf = (T: number): number => 3 * forwardFlop(MODEL, 1, T, 1);
 
 /** Steps of ours on B rows of T tokens: how many tokens a second. */
 export function ours(precision: 'float32' | 'bfloat16', B = ROWS, T = COLUMNS): (steps: number) => number {
   const rng = random(1);
   const rows = Array.from({ length: B }, () => {
-    const tokens = Array.from({ length: T }, () => rng.int(2, V));
+    const tokens = Array.from({ length: T }, () => rng.int(2, MODEL.vocab_size));
     return { prompt: tokens.slice(0, 1), answer: tokens.slice(1) };
   });
   const shape = { rows: B, columns: T };
@@ -48,26 +48,8 @@ export function ours(precision: 'float32' | 'bfloat16', B = ROWS, T = COLUMNS): 
   return run;
 }
 
-/** What a product that is large enough to need nothing else runs at, at best. GFLOP/s */
-function peak(precision: Precision): number {
-  const N = 4096;
-  const product = compile(`product in ${precision}`, (a: Tensor, b: Tensor) => tf.matMul(a, b), { precision });
-  const [a, b] = [tf.randomNormal([N, N]) as Tensor, tf.randomNormal([N, N]) as Tensor];
-  const once = () => {
-    const started = performance.now();
-    const result = product(a, b);
-    result.dataSync();
-    dispose(result);
-    return performance.now() - started;
-  };
-  once();
-  const times = Array.from({ length: ROUNDS }, once);
-  dispose(a, b);
-  return (2 * N ** 3) / 1e6 / Math.min(...times);
-}
-
 export async function* torch(): AsyncGenerator<Pair> {
-  const most = { float32: peak('float32'), bfloat16: hasBfloat16 ? peak('bfloat16') : 0 };
+  const most = { float32: peakOf('float32'), bfloat16: hasBfloat16 ? peakOf('bfloat16') : 0 };
   const fast = hasBfloat16 ? ours('bfloat16') : null;
   const plain = ours('float32');
   const contests = [
@@ -88,8 +70,6 @@ export async function* torch(): AsyncGenerator<Pair> {
     });
     peer.close();
     const speed = (row.ours * flopOf(COLUMNS)) / 1e9;
-    const best = most[precision];
-    const share = `${((100 * speed) / best).toFixed(0)} % of the ${best.toFixed(0)} of products alone in ${precision}`;
-    yield { ...row, note: `${speed.toFixed(0)} GFLOP/s, ${share}` };
+    yield { ...row, note: shareOf(speed, most[precision], precision) };
   }
 }

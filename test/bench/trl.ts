@@ -1,13 +1,34 @@
 // The stages beside TRL's on random weights and tokens, two threads each: whole steps as the stages make them, and PPO's iterations with their
 // rollouts. TRL's better precision counts. Of two sizes: 6.84 million weights, and SmolLM2's 135 million, whose memory is compared, too.
 
+import type { ModelConfig } from '../../schema/manifest.ts';
 import { precisionFor } from '../../trainer/model.ts';
+import { forwardFlop, peakOf, shareOf } from './flop.ts';
 import { LARGE, SMALL } from './models.ts';
 import { compared, type Pair, pair } from './pair.ts';
 import { type Peer, startOurs, startPeer } from './peers.ts';
 
 /** Name, our stage, TRL's, goal, steps a round. */
-type Row = [string, string, string, number, number];
+type Row = [string, Stage, string, number, number];
+type Stage = keyof typeof FLOP;
+
+/** Arithmetic that a step of stage.ts can't do without. A pass forward and back is three forward; of one that trains adapters alone no product of gradient and input is wanted. */
+const FLOP = {
+  sft: (model: ModelConfig) => 3 * forwardFlop(model, 16 * 128, 128, 16 * 127),
+  'sft-lora': (model: ModelConfig) => 2 * forwardFlop(model, 16 * 128, 128, 16 * 127),
+  reward: (model: ModelConfig) => 3 * forwardFlop(model, 16 * 2 * 64, 64, 0),
+  'reward-shared': (model: ModelConfig) => 3 * forwardFlop(model, 16 * (32 + 2 * 32), 64, 0),
+  ppo: (model: ModelConfig) => ppoFlop(model, false),
+  'ppo-separate': (model: ModelConfig) => ppoFlop(model, true),
+};
+
+/** 32 answers of 48 tokens to 16 are drawn, scored by policy, reference and reward model, and stepped on four times; beside it the same with a value model. */
+function ppoFlop(model: ModelConfig, separateValue: boolean): number {
+  const [tokens, T] = [32 * 64, 64];
+  const trunk = forwardFlop(model, tokens, T, 0);
+  const policy = forwardFlop(model, tokens, T, 32 * 48);
+  return (3 + 4 * 3) * policy + trunk + (separateValue ? (1 + 4 * 3) * trunk : 0);
+}
 
 export const trl = (): AsyncGenerator<Pair> =>
   beside('small', [
@@ -27,13 +48,15 @@ export const trlLarge = (): AsyncGenerator<Pair> =>
   ]);
 
 async function* beside(size: 'small' | 'large', rows: Row[]): AsyncGenerator<Pair> {
-  const precision = precisionFor(size === 'large' ? LARGE : SMALL);
+  const model = size === 'large' ? LARGE : SMALL;
+  const precision = precisionFor(model);
+  const peak = peakOf(precision);
   for (const [name, stage, theirStage, goal, steps] of rows) {
     const ours = await startOurs('stage.ts', stage, size);
     const peers: Peer[] = [];
     for (const dtype of ['float32', 'bfloat16']) peers.push(await startPeer('trl_stage.py', theirStage, dtype, size));
-    const note = `products in ${precision}; TRL in float32 and bfloat16, the better of the two`;
-    yield await pair({
+    const note = 'TRL in float32 and bfloat16, the better of the two';
+    const row = await pair({
       name: `trl/${name}`,
       unit: 'steps/s',
       more: true,
@@ -44,8 +67,9 @@ async function* beside(size: 'small' | 'large', rows: Row[]): AsyncGenerator<Pai
         for (const peer of peers) rates.push(await peer.rate(steps));
         return Math.max(...rates);
       },
-      note,
     });
+    const speed = (row.ours * FLOP[stage](model)) / 1e9;
+    yield { ...row, note: `${shareOf(speed, peak, precision)}; ${note}` };
     if (size === 'large')
       yield compared({
         name: `trl/memory ${name}`,

@@ -1,5 +1,5 @@
 // The wasm decoder beside its oracle, both builds, on models of odd shapes; and what a batch must not change.
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import type { Decoder } from '../../../functions/policy/decoder.ts';
 import { generate, generateBatch } from '../../../functions/policy/generate.ts';
 import { positionBytes, streamedDecoder, workBytes } from '../../../functions/policy/load.ts';
@@ -110,6 +110,31 @@ test.each(shapes.slice(1))('%s: in 4 bits what rounding would have lost is there
   for (const build of builds) {
     const ours = change((image) => loadDecoder(image, { build }));
     expect(size(ours.map((v, i) => v - theirs[i]!))).toBeLessThan(0.05 * size(theirs));
+  }
+});
+
+test.each(builds)('in 4 bits the cache keeps the nearest numbers of 16 bits (%s)', (build) => {
+  // Nothing else is rounded here: all activations of a block are of one size, and matrices have one number besides 0.
+  const config = tinyConfig({ num_hidden_layers: 1, num_attention_heads: 1, vocab_size: 32, rms_norm_eps: 1e-9 });
+  const random = randomNumbers(8);
+  for (const size of [1.003, 1.0045, 1.006]) {
+    const tensors = randomModel(config, 3);
+    for (const [name, { data }] of tensors) data.fill(name.includes('norm') ? 1 : 0);
+    const embedding = tensors.get('model.embed_tokens.weight')!.data;
+    for (let i = 0; i < embedding.length; i++) embedding[i] = random() < 0.5 ? -1 : 1;
+    const value = tensors.get('model.layers.0.self_attn.v_proj.weight')!.data; // (H, D)
+    const out = tensors.get('model.layers.0.self_attn.o_proj.weight')!.data; // (D, H)
+    for (let i = 0; i < 64; i++) value[65 * i] = size;
+    for (let i = 0; i < 32; i++) out[65 * i] = 1; // of half of what there is, so that its size tells
+    const image = packEdge(config, tensors, 4);
+    const { tensors: unpacked } = unpackEdge(image);
+    const held = unpacked.get('model.layers.0.self_attn.v_proj.weight')!.data;
+    held.set(held.map((v) => Math.round(v * 128) / 128)); // of numbers from 1 to 2
+    const [ours, oracle] = [loadDecoder(image, { build }), referenceDecoder(config, unpacked)].map((decoder) => {
+      decoder.forward([5], [0], [0], [0]);
+      return [...decoder.logits(0)];
+    }) as [number[], number[]];
+    expect(worst(ours, oracle)).toBeLessThan(1e-3);
   }
 });
 
@@ -408,6 +433,19 @@ test('a prompt that many answers share runs once, and what prompts begin with in
   expect(generateBatch(decoder, prompts, options).every(({ ids }) => ids.length === 5)).toBe(true);
   // The prompt, the last one's own end, each further answer's last prompt token, and four tokens of each answer.
   expect(rows).toBe(30 + 5 + 2 + 7 * 4);
+});
+
+test('the build is the one with relaxed SIMD where the engine takes it, else the plain one', async () => {
+  const ours = async (takes: boolean) => {
+    vi.resetModules();
+    const spy = vi.spyOn(WebAssembly as unknown as { validate(bytes: Uint8Array): boolean }, 'validate');
+    if (!takes) spy.mockReturnValue(false);
+    const fresh = await import('../../../functions/policy/node.ts');
+    const chosen = fresh.decoderModule();
+    spy.mockRestore();
+    return builds.find((build) => fresh.decoderModule(build) === chosen);
+  };
+  expect([await ours(true), await ours(false)]).toEqual(['relaxed', 'plain']);
 });
 
 describe('an image that comes in pieces', () => {

@@ -1,0 +1,39 @@
+// How much arithmetic a step asks for, and how fast this machine does it at best: what a row's speed is a share of.
+import type { ModelConfig } from '../../schema/manifest.ts';
+import { compile, dispose, type Precision } from '../../trainer/engine/compile.ts';
+import { type Tensor, tf } from '../../trainer/engine/tf.ts';
+import { ROUNDS } from './pair.ts';
+
+/**
+ * Multiplications and additions of a forward pass over rows of T tokens each, `predicting` of which need logits. Two for each weight of a product,
+ * and attention's scores and mixtures over T places, masked or not; a backward pass is two of these (PaLM, appendix B). What is computed
+ * twice to save memory counts once.
+ */
+export function forwardFlop(model: ModelConfig, tokens: number, T: number, predicting: number): number {
+  const { hidden_size: D, num_hidden_layers: L, intermediate_size: F, vocab_size: V, head_dim: d } = model;
+  const [queries, keys] = [model.num_attention_heads * d, model.num_key_value_heads * d];
+  const weights = D * (queries + 2 * keys) + queries * D + 3 * D * F;
+  return 2 * (L * weights * tokens + V * D * predicting) + 4 * L * T * queries * tokens;
+}
+
+/** What a product that is large enough to need nothing else runs at, at best. GFLOP/s */
+export function peakOf(precision: Precision): number {
+  const N = 4096;
+  const product = compile(`product in ${precision}`, (a: Tensor, b: Tensor) => tf.matMul(a, b), { precision });
+  const [a, b] = [tf.randomNormal([N, N]) as Tensor, tf.randomNormal([N, N]) as Tensor];
+  const once = () => {
+    const started = performance.now();
+    const result = product(a, b);
+    result.dataSync();
+    dispose(result);
+    return performance.now() - started;
+  };
+  once();
+  const times = Array.from({ length: ROUNDS }, once);
+  dispose(a, b);
+  return (2 * N ** 3) / 1e6 / Math.min(...times);
+}
+
+/** In words: so many GFLOP/s, and their share of what products alone reach. */
+export const shareOf = (speed: number, peak: number, precision: Precision): string =>
+  `${speed.toFixed(0)} GFLOP/s, ${((100 * speed) / peak).toFixed(0)} % of the ${peak.toFixed(0)} of products alone in ${precision}`;
