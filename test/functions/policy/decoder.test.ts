@@ -1,4 +1,6 @@
 // The wasm decoder beside its oracle, both builds, on models of odd shapes; and what a batch must not change.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, test, vi } from 'vitest';
 import type { Decoder } from '../../../functions/policy/decoder.ts';
 import { generate, generateBatch } from '../../../functions/policy/generate.ts';
@@ -8,7 +10,9 @@ import { referenceDecoder } from '../../../functions/policy/reference.ts';
 import { argmax, logSumExp } from '../../../functions/policy/sample.ts';
 import { cacheBytes, headerBytes, packEdge, readEdge, unpackEdge } from '../../../schema/edge.ts';
 import type { ModelConfig } from '../../../schema/manifest.ts';
+import { readTensors } from '../../../schema/safetensors.ts';
 import { randomModel, randomNumbers, tinyConfig } from '../../support/model.ts';
+import { seedPolicy } from '../../support/seed.ts';
 
 const builds = ['relaxed', 'plain'] as const;
 
@@ -433,6 +437,24 @@ test('a prompt that many answers share runs once, and what prompts begin with in
   expect(generateBatch(decoder, prompts, options).every(({ ids }) => ids.length === 5)).toBe(true);
   // The prompt, the last one's own end, each further answer's last prompt token, and four tokens of each answer.
   expect(rows).toBe(30 + 5 + 2 + 7 * 4);
+});
+
+test.each(builds)('the seed policy answers greedily as transformers does in float32, token for token (%s)', (build) => {
+  const { folder, policy } = seedPolicy();
+  const decoder = loadDecoder(packEdge(policy.config, readTensors(readFileSync(`${folder}/model.safetensors`)), 8), {
+    build,
+  });
+  const golden: { text: string; prompt: number[]; ids: number[]; logprobs: number[] }[] = JSON.parse(
+    readFileSync(join(import.meta.dirname, '../../golden/greedy.json'), 'utf8'),
+  );
+  for (const { text, prompt, ids, logprobs } of golden) {
+    expect(policy.encodePrompt([{ role: 'user', content: text }])).toEqual(prompt);
+    const options = { maxTokens: ids.length, temperature: 0, stopIds: [policy.config.eos_token_id], seed: 0 };
+    const ours = generate(decoder, prompt, options);
+    expect(ours.ids).toEqual(ids);
+    expect(worst(ours.logprobs, logprobs)).toBeLessThan(0.02);
+  }
+  expect(golden.flatMap(({ ids }) => ids).length).toBeGreaterThan(200);
 });
 
 test('the build is the one with relaxed SIMD where the engine takes it, else the plain one', async () => {
