@@ -1,6 +1,6 @@
 // The chat template: roles in the right tokens, and no way from a message's text to a special token.
 import { readFileSync } from 'node:fs';
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { ChatTemplateError, chatEncoder } from '../../schema/chat.ts';
 import { MalformedFile } from '../../schema/malformed.ts';
 import type { Message } from '../../schema/message.ts';
@@ -60,4 +60,21 @@ test('a template that refuses, or is no template, says so', () => {
 test('a message as long as a request may be is no trap', () => {
   const content = 'ab <|end|> '.repeat(25_000);
   expect(decode(t, chat([{ role: 'user', content }]))).toBe(content.trim());
+});
+
+describe('as transformers renders them (golden/chat.py)', () => {
+  type Case = { name: string; template: string; messages: Message[]; generation: boolean };
+  const cases: (Case & ({ ids: number[] } | { refused: string }))[] = JSON.parse(
+    readFileSync(`${import.meta.dirname}/../golden/chat.json`, 'utf8'),
+  );
+  const names = [...new Set(cases.map(({ name }) => name))];
+
+  test.each(names)('%s', (name) => {
+    for (const { template, messages, generation, ...expected } of cases.filter((one) => one.name === name)) {
+      const render = () =>
+        chatEncoder(t, { template, bosToken: '<|user|>', eosToken: '<|end|>' })(messages, { generation });
+      if ('refused' in expected) expect(render).toThrow(expected.refused);
+      else expect(render()).toEqual(expected.ids);
+    }
+  });
 });
