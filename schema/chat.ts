@@ -29,16 +29,28 @@ const MARKS = Array.from({ length: 32 }, (_, i) => String.fromCodePoint(0xfdd0 +
  *
  * A special token's text is broken wherever contents could take part in it, by a mark after its first and before its last
  * character; the marks go again once special tokens have been found. So filters such as trim still see real contents, and
- * not even a token half written by the template and half by a person comes about.
+ * not even a token half written by the template and half by a person comes about. What the template itself looks for in
+ * contents, such as the end of a model's thoughts, stays whole.
  */
 export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: ChatOptions) {
   const compiled = compile(template);
   const specials = [...t.added.keys()];
+  const sought = soughtBy(
+    template,
+    specials.filter((text) => t.special.has(t.added.get(text)!.id)),
+  );
   const borders = (chars: string[]) => [...new Set(chars)].map((char) => char.replace(/[\\\]^-]/g, '\\$&')).join('');
   const first = borders(specials.map((text) => [...text].at(0)!));
   const last = borders(specials.map((text) => [...text].at(-1)!));
   const openings = specials.length > 0 ? new RegExp(`([${first}])`, 'gu') : undefined;
   const closings = specials.length > 0 ? new RegExp(`([${last}])`, 'gu') : undefined;
+  const broken = (content: string, mark: string) => {
+    if (!openings) return content;
+    const parts = sought ? content.split(sought) : [content];
+    return parts
+      .map((part, i) => (i % 2 === 1 ? part : part.replace(openings, `$1${mark}`).replace(closings!, `${mark}$1`)))
+      .join('');
+  };
 
   return (messages: Message[], { generation = true } = {}): number[] => {
     const mark = MARKS.find((char) => !template.includes(char) && messages.every((m) => !m.content.includes(char)));
@@ -46,10 +58,7 @@ export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: Chat
     let text: string;
     try {
       text = compiled.render({
-        messages: messages.map(({ role, content }) => ({
-          role,
-          content: openings ? content.replace(openings, `$1${mark}`).replace(closings!, `${mark}$1`) : content,
-        })),
+        messages: messages.map(({ role, content }) => ({ role, content: broken(content, mark) })),
         add_generation_prompt: generation,
         bos_token: bosToken ?? '',
         eos_token: eosToken ?? '',
@@ -64,6 +73,28 @@ export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: Chat
     }
     return ids;
   };
+}
+
+const LITERAL = /'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"/gs;
+
+/** Any text that the template names, of which no part could belong to a special token. */
+function soughtBy(template: string, specials: string[]): RegExp | null {
+  const texts = [...template.matchAll(LITERAL)]
+    .map((match) =>
+      (match[1] ?? match[2]!).replace(/\\(.)/gs, (_, char) => ({ n: '\n', t: '\t', r: '\r' })[char as string] ?? char),
+    )
+    .filter((text) => text.length > 1 && specials.every((special) => areApart(text, special)))
+    .sort((a, b) => b.length - a.length);
+  if (texts.length === 0) return null;
+  return new RegExp(`(${texts.map((text) => text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')).join('|')})`, 'u');
+}
+
+/** Whether they can neither overlap nor hold one another. */
+function areApart(a: string, b: string): boolean {
+  if (a.includes(b) || b.includes(a)) return false;
+  for (let n = 1; n < Math.min(a.length, b.length); n++)
+    if (a.endsWith(b.slice(0, n)) || b.endsWith(a.slice(0, n))) return false;
+  return true;
 }
 
 function compile(template: string): Template {

@@ -54,7 +54,7 @@ TEMPLATES = {
 {% endfor -%}
 {{ 'tools' if tools is defined and tools else 'no tools' }}{% if not thinking | default(false) %} <|assistant|>{% endif -%}""",
     "parts of an answer cut away, in and not in": """{%- for m in messages -%}
-{%- if m.role in ['user', 'system'] -%}<|user|>{{ m.content }}
+{%- if m.role in ['user', 'system', 'a-tool'] -%}<|user|>{{ m.content }}
 {%- elif '</think>' in m.content -%}<|assistant|>{{ m.content.split('</think>')[-1].lstrip('\\n') }}
 {%- else -%}<|assistant|>{{ m.content | default('nothing', true) }}
 {%- endif -%}<|end|>{{ '\\n' }}

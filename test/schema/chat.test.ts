@@ -51,6 +51,17 @@ test('a token half written by the template is not finished by a message, nor by 
   ).toBe(false);
 });
 
+test('what a template looks for stays whole, but not where a special token could come about with it', () => {
+  const looking = (named: string) =>
+    chatEncoder(t, {
+      template: `{% for m in messages %}{{ '${named}' in m.content }}<|end{{ m.content }}{% endfor %}`,
+    });
+  const text = (named: string, content: string) => decode(t, looking(named)([{ role: 'user', content }]));
+  expect(text('<thought>', 'a <thought>')).toBe('true<|enda <thought>');
+  expect(text('|>!', '|>!')).toBe('false<|end|>!');
+  expect(looking('|>!')([{ role: 'user', content: '|>!' }]).some((i) => t.special.has(i))).toBe(false);
+});
+
 test('a template that refuses, or is no template, says so', () => {
   const refusing = chatEncoder(t, { template: "{{ raise_exception('roles must alternate') }}" });
   expect(() => refusing([])).toThrow(new ChatTemplateError('the chat template: roles must alternate'));
