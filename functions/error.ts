@@ -83,15 +83,15 @@ export function logUnexpected(thrown: unknown): void {
 export function asApiError(thrown: unknown): ApiError {
   if (thrown instanceof ApiError) return thrown;
   if (thrown instanceof Error && thrown.name === 'AbortError') return busy('the client left', 1);
-  // drizzle wraps what D1 throws; a mistake of ours names SQLite, an overloaded or restarted database doesn't
-  const cause = thrown instanceof Error && thrown.cause instanceof Error ? thrown.cause : thrown;
-  const message = cause instanceof Error ? cause.message : '';
+  // drizzle wraps what D1 throws, and D1 what SQLite says; a mistake of ours names SQLite, an overloaded or restarted database doesn't
+  const chain = [thrown, thrown instanceof Error ? thrown.cause : null].filter((error) => error instanceof Error);
+  const message = chain.find((error) => error.message.startsWith('D1_ERROR'))?.message ?? chain.at(-1)?.message ?? '';
   if (/^D1_ERROR/.test(message) && !/SQLITE_(?!FULL|BUSY)|syntax/.test(message)) {
     console.error(`the database failed: ${message}`);
     return busy('the database is busy', 1);
   }
-  // workerd's word for what lies outside of the Worker, such as a full disk
-  if (/^internal error; reference/.test(message)) {
+  // workerd's words for what lies outside of the Worker, such as a full disk; the bucket's on one machine, where another process writes to it
+  if (/^internal error; reference|: Unspecified error \(0\)/.test(message)) {
     console.error(`database or storage failed: ${message}`);
     return busy('the database cannot be written to now', 5);
   }

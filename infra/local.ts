@@ -21,6 +21,7 @@ import { getPlatformProxy, unstable_startWorker } from 'wrangler';
 import { z } from 'zod';
 import { settingFault } from '../functions/env.ts';
 import { insertKey, isValid, makeKey } from '../functions/store/keys.ts';
+import { patient } from '../functions/store/patient.ts';
 import { importPolicy } from '../functions/store/policies.ts';
 import { newId } from '../schema/ids.ts';
 import { type Upstream, UpstreamManifest } from '../schema/manifest.ts';
@@ -298,7 +299,7 @@ export async function withStore<T>(home: string, use: (env: Bindings) => Promise
     remoteBindings: false,
   });
   try {
-    await migrate(proxy.env.DB).catch((error) => {
+    await migrate(patient(proxy.env.DB)).catch((error) => {
       throw new UserError(`the database in ${home} cannot be brought up to date: ${error.message}`);
     });
     return await use(proxy.env);

@@ -1,5 +1,6 @@
 // A policy's files as the bucket holds them, under their hashes.
 import { hex, sha256 } from '../crypto.ts';
+import { patiently } from './patient.ts';
 
 export const blobKey = (sha: string) => `blobs/sha256/${sha}`;
 
@@ -23,15 +24,15 @@ const PART = 64 * 2 ** 20;
 /** Stores a file whose hash is known to be right. One that is large goes in parts, of which none is too long for the way there. */
 export async function putBlob(bucket: R2Bucket, sha: string, bytes: Uint8Array): Promise<void> {
   if (bytes.length <= PART) {
-    await bucket.put(blobKey(sha), bytes, { sha256: sha });
+    await patiently(() => bucket.put(blobKey(sha), bytes, { sha256: sha }));
     return;
   }
-  const upload = await bucket.createMultipartUpload(blobKey(sha));
+  const upload = await patiently(() => bucket.createMultipartUpload(blobKey(sha)));
   try {
     const parts: R2UploadedPart[] = [];
     for (let at = 0; at < bytes.length; at += PART)
-      parts.push(await upload.uploadPart(parts.length + 1, bytes.slice(at, at + PART)));
-    await upload.complete(parts);
+      parts.push(await patiently(() => upload.uploadPart(parts.length + 1, bytes.slice(at, at + PART))));
+    await patiently(() => upload.complete(parts));
   } catch (error) {
     await upload.abort();
     throw error;

@@ -4,11 +4,12 @@ import type { BatchItem } from 'drizzle-orm/batch';
 import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
 import * as tables from '../../schema/tables.ts';
+import { patient } from './patient.ts';
 
 export type Database = DrizzleD1Database<typeof tables> & { $client: D1Database };
 export type Statement = BatchItem<'sqlite'>;
 
-export const database = (d1: D1Database): Database => drizzle(d1, { schema: tables });
+export const database = (d1: D1Database): Database => drizzle(patient(d1), { schema: tables });
 
 /** Plain SQL for a batch: drizzle's D1 batch runs the statement that a query has prepared, and its raw ones prepare none. */
 export function raw<T = unknown>(db: Database, query: SQL) {

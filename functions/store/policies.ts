@@ -10,6 +10,7 @@ import { ApiError, at } from '../error.ts';
 import type { Remember } from '../idempotency.ts';
 import { putBlob } from './blobs.ts';
 import { database, listing, now, type Paging, page, raw, seq, takeSeq } from './db.ts';
+import { patiently } from './patient.ts';
 
 const manifestKey = (id: string) => `policies/${id}/manifest.json`;
 export type Channel = 'stable' | 'canary';
@@ -40,7 +41,8 @@ export const wireRelease = ({
 
 export async function putManifest(bucket: R2Bucket, manifest: AnyManifest): Promise<void> {
   // what is there stays: a policy is immutable
-  await bucket.put(manifestKey(manifest.id), JSON.stringify(manifest), { onlyIf: { etagDoesNotMatch: '*' } });
+  const onlyIf = { etagDoesNotMatch: '*' };
+  await patiently(() => bucket.put(manifestKey(manifest.id), JSON.stringify(manifest), { onlyIf }));
 }
 
 export async function readManifest(bucket: R2Bucket, id: string): Promise<AnyManifest | undefined> {

@@ -75,11 +75,15 @@ test('what the database cannot do now is 503 with Retry-After and one line, a mi
     'D1_ERROR: D1 DB is overloaded. Requests queued for too long.',
     'D1_ERROR: database or disk is full: SQLITE_FULL',
     'internal error; reference = m3g2cu',
+    'put: Unspecified error (0)',
   ]) {
     const { status, more } = wrapped(message);
     expect([status, more.headers?.['Retry-After']]).toEqual([503, expect.stringMatching(/^\d+$/)]);
   }
-  expect(said.join('\n').split('\n')).toHaveLength(3);
+  expect(said.join('\n').split('\n')).toHaveLength(4);
+  // a batch is not wrapped: what D1 throws has what SQLite said below it
+  const locked = 'database is locked: SQLITE_BUSY (extended: SQLITE_BUSY_SNAPSHOT)';
+  expect(asApiError(new Error(`D1_ERROR: ${locked}`, { cause: new Error(locked) })).status).toBe(503);
   expect(wrapped('D1_ERROR: no such column: sed: SQLITE_ERROR').status).toBe(500);
   log.mockRestore();
 });

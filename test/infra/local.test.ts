@@ -134,6 +134,51 @@ describe('plumb dev', { timeout: 300_000 }, () => {
   });
 });
 
+test('commands write beside a busy server and beside one another: none is refused, and no request', async () => {
+  const home = join(homes, 'busy');
+  const { child, ended, dev } = await started(home, await freePort());
+  const post = async (path: string, body: object) => {
+    const response = await fetch(`${dev.url}${path}`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${dev.keys.secret}`, 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+    const text = await response.text();
+    if (!response.ok) refused.push(`${response.status} ${text}`);
+    return text;
+  };
+  const refused: string[] = [];
+  let votes = 0;
+  let over = false;
+  const customer = async () => {
+    while (!over) {
+      const messages = [{ role: 'user', content: 'where is my order?' }];
+      const answer = JSON.parse(await post('/v1/chat/completions', { model: 'stable', messages, max_tokens: 1 }));
+      const [choice] = answer.choices as [{ sample_id: string }];
+      await post('/v1/feedback', { kind: 'thumb', sample_id: choice.sample_id, value: 1, rater: { id: 'one' } });
+      votes++;
+    }
+  };
+  const customers = Promise.all(Array.from({ length: 8 }, customer));
+  try {
+    const seed = join(import.meta.dirname, '../../trainer/seed/policy');
+    for (let round = 0; round < 4; round++) {
+      const commands = [0, 1].map(
+        (i) => plumb(['import', seed, '--name', `${round}-${i}`], { PLUMB_HOME: home }).ended,
+      );
+      for (const { code, out } of await Promise.all(commands))
+        expect([code, out]).toEqual([0, expect.stringContaining('pol_')]);
+    }
+  } finally {
+    over = true;
+    await customers.catch((error) => refused.push(`${error}`));
+    child.kill('SIGTERM');
+    await ended;
+  }
+  expect(refused).toEqual([]);
+  expect(votes).toBeGreaterThan(100);
+});
+
 describe('npm', { timeout: 300_000 }, () => {
   test('that is killed outright leaves nothing of what it started', async () => {
     const home = join(homes, 'npm');
