@@ -14,7 +14,8 @@
 //   4 × 8 × 4 × u8    for each 8 columns, each row's: the first four in the low halves of four bytes, the others in the high
 // In 4 bits, changes to a model that are small beside its steps would be lost to rounding, and all that training by adapters does is such
 // a change. Where what was lost of the layers' matrices is mostly of low rank, the image has it after all else, for each matrix
-// and each of the model's tensors in it (low-rank.ts): y = W x + Σ s_j u_j (v_j · x), of R rows and K columns
+// and each of the model's tensors in it (low-rank.ts): y = W x + Σ s_j u_j (v_j · x), of R rows and K columns. So does one, of 8 bits too, that
+// answers are drawn from while adapters are trained: they are such products.
 //   8 × f32           s
 //   8 × K × i8        v, one after another
 //   8 × R × i8        u
@@ -139,7 +140,9 @@ function layout(config: ModelConfig, bits: Bits, corrected = false): Part[] {
   put('embed', 'q8', hidden, [{ name: 'model.embed_tokens.weight', rows: vocab }]);
   if (!config.tie_word_embeddings) put('head', 'q8', hidden, [{ name: 'lm_head.weight', rows: vocab }]);
   if (corrected)
-    for (const { name, cols, sources } of parts.filter(({ kind }) => kind === 'q4'))
+    for (const { name, cols, sources } of parts.filter(
+      ({ name, kind }) => kind === matrix && name.startsWith('layers.'),
+    ))
       put(`${name}_low`, 'low', cols, sources);
   return parts;
 }
@@ -367,11 +370,20 @@ export function packEdge(
       first += taken;
     }
   }
-  const corrected = told > WORTH * lost;
-  const all = corrected ? layout(config, bits, true) : parts;
-  const header = new TextEncoder().encode(JSON.stringify({ config, tensors: all.map(stored) }));
+  return assembled(config, bits, data, told > WORTH * lost ? corrections : null);
+}
+
+/** An image of packed weights, and what is added to the products of each matrix, if anything is. */
+function assembled(
+  config: ModelConfig,
+  bits: Bits,
+  data: Uint8Array,
+  corrections: Map<string, Uint8Array[]> | null,
+): Uint8Array {
+  const parts = layout(config, bits, corrections !== null);
+  const header = new TextEncoder().encode(JSON.stringify({ config, tensors: parts.map(stored) }));
   const start = align(16 + header.length);
-  const image = new Uint8Array(start + sizeOf(all));
+  const image = new Uint8Array(start + sizeOf(parts));
   image.set(new TextEncoder().encode(MAGIC));
   const view = new DataView(image.buffer);
   view.setUint32(8, VERSION, true);
@@ -379,14 +391,37 @@ export function packEdge(
   image.fill(0x20, 16, start);
   image.set(header, 16);
   image.set(data, start);
-  for (const { name, kind, offset } of all) {
+  for (const { name, kind, offset } of parts) {
     let at = start + offset;
-    for (const bytes of kind === 'low' ? corrections.get(name.replace(/_low$/, ''))! : []) {
+    for (const bytes of kind === 'low' ? corrections!.get(name.replace(/_low$/, ''))! : []) {
       image.set(bytes, at);
       at += bytes.length;
     }
   }
   return image;
+}
+
+/** A sum of up to eight products of a column and a row, those that are not there of zeros. */
+export interface Low {
+  u: Float32Array; // (rows, RANK)
+  v: Float32Array; // (cols, RANK)
+}
+
+/** The image of a model that has such sums added to its layers' matrices, from that of the model without. */
+export function withLow(image: Uint8Array, sums: Map<string, Low>): Uint8Array {
+  const { config, bits, corrected, data } = readEdge(image);
+  if (corrected) throw new RangeError('the image has corrections already');
+  const corrections = new Map<string, Uint8Array[]>();
+  for (const { name: matrix, kind, cols, sources } of layout(config, bits, true))
+    if (kind === 'low')
+      corrections.set(
+        matrix.replace(/_low$/, ''),
+        sources.map(({ name, taken }) => {
+          const sum = sums.get(name);
+          return sum ? lowRounded(sum, taken, cols) : new Uint8Array(lowBytes(taken, cols));
+        }),
+      );
+  return assembled(config, bits, data, corrections);
 }
 
 /**
@@ -440,24 +475,29 @@ function correctionOf(
   rows: number,
   taken: number,
 ): { bytes: Uint8Array; squares: number; told: number } {
-  const cols = lost.length / rows;
   const { u, v, squares, told } = lowRank(lost, rows);
+  return { bytes: lowRounded({ u, v }, taken, lost.length / rows), squares, told };
+}
+
+/** As the image has it, of so many rows and columns with those of zeros. */
+function lowRounded({ u, v }: Low, taken: number, cols: number): Uint8Array {
   const bytes = new Uint8Array(lowBytes(taken, cols));
   const scales = new Float32Array(bytes.buffer, 0, RANK);
   const numbers = new Int8Array(bytes.buffer, 4 * RANK);
   for (let j = 0; j < RANK; j++) {
     scales[j] = 1;
-    for (const [of, n, at] of [
-      [v, cols, j * cols],
-      [u, rows, RANK * cols + j * taken],
+    for (const [of, at] of [
+      [v, j * cols],
+      [u, RANK * cols + j * taken],
     ] as const) {
+      const n = of.length / RANK;
       let largest = 0;
       for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(of[i * RANK + j]!));
       for (let i = 0; i < n; i++) numbers[at + i] = largest === 0 ? 0 : Math.round((of[i * RANK + j]! * 127) / largest);
       scales[j] = scales[j]! * (largest / 127);
     }
   }
-  return { bytes, squares, told };
+  return bytes;
 }
 
 const fail = (what: string): never => {

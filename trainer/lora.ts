@@ -18,7 +18,7 @@ export const LORA_ON: Record<(typeof LORA_PARTS)[number], readonly Matrix[]> = {
 };
 
 /** s: α/r with α = 2 r, as is common; the learning rate does the rest. */
-const SCALE = 2;
+export const SCALE = 2;
 
 /** A uniform in ±1/√in as PEFT has it, B zero: the model begins as it was. */
 export function freshLora(config: ModelConfig, { rank, on }: LoraConfig, rng: Random): Lora {
@@ -40,6 +40,9 @@ export function freshLora(config: ModelConfig, { rank, on }: LoraConfig, rng: Ra
     ),
   };
 }
+
+/** Of the adapters, which are all of one rank. */
+export const rankOf = ({ layers }: Lora): number => Object.values(layers[0]!)[0]!.a.shape[1]!;
 
 /** What is trained, by its form alone: for reading a state from its file. */
 export const formOf = (config: ModelConfig, lora: LoraConfig | null, weights: Parameters): Trained =>

@@ -209,9 +209,8 @@ export async function ppo(
     // Rollout: the answers of the policy as it would be served.
     const asked = promptsOf(prompts, iteration, config);
     const seeds = asked.map((_, i) => seedOf(config.seed, iteration * config.rollout + i));
-    const policy = whole();
+    const policy = lora ? { base: parent, lora: actor.parameters as Lora } : (actor.parameters as Parameters);
     const sampled = await sampler(policy, asked, seeds, { maxTokens, temperature: config.temperature });
-    if (lora) dispose(policy);
     const rows = rowsOf(asked, sampled);
     const perToken = perTokenOf(rows);
     const { columns } = perToken;

@@ -4,11 +4,14 @@
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { packEdge } from '../schema/edge.ts';
+import { packEdge, withLow } from '../schema/edge.ts';
+import { RANK } from '../schema/low-rank.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
 import type { Row } from './data.ts';
+import { dispose } from './engine/compile.ts';
+import { type Lora, merged, rankOf } from './lora.ts';
 import type { Parameters } from './model.ts';
-import { toHuggingFace } from './weights.ts';
+import { lowOf, toHuggingFace } from './weights.ts';
 
 interface SamplingOptions {
   maxTokens: number;
@@ -32,9 +35,15 @@ export function drawnLogprobs(sampled: Sampled[], columns: number): Float32Array
 export const rowsOf = (prompts: number[][], sampled: Sampled[]): Row[] =>
   sampled.map(({ ids }, i) => ({ prompt: prompts[i]!, answer: ids }));
 
+/** A policy under training by adapters: its image is that of its base, made once, and they. */
+export interface Adapted {
+  base: Parameters;
+  lora: Lora;
+}
+
 /** One answer to each prompt; the same weights, prompt and seed give the same answer. */
 export type Sampler = (
-  parameters: Parameters,
+  policy: Parameters | Adapted,
   prompts: number[][],
   seeds: number[],
   options: SamplingOptions,
@@ -109,10 +118,28 @@ export function startSampler(model: ModelConfig): {
     if (image.length > HEAVY) await close();
     return out;
   };
+  const packed = (parameters: Parameters) => packEdge(model, toHuggingFace(model, parameters), 8);
+  let last: { base: Parameters; image: Uint8Array } | undefined;
+  const imageOf = (policy: Parameters | Adapted): Uint8Array => {
+    if (!('lora' in policy)) {
+      last = undefined;
+      return packed(policy);
+    }
+    const { base, lora } = policy;
+    if (rankOf(lora) > RANK) {
+      const whole = merged(base, lora);
+      try {
+        return packed(whole);
+      } finally {
+        dispose(whole);
+      }
+    }
+    if (last?.base !== base) last = { base, image: packed(base) };
+    return withLow(last.image, lowOf(model, lora));
+  };
   return {
     sampleImage,
-    sample: (parameters, prompts, seeds, options) =>
-      sampleImage(packEdge(model, toHuggingFace(model, parameters), 8), prompts, seeds, options),
+    sample: async (policy, prompts, seeds, options) => sampleImage(imageOf(policy), prompts, seeds, options),
     close,
   };
 }

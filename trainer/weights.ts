@@ -1,7 +1,8 @@
 // Weights between files and tensors: Hugging Face's names and (out, in) matrices on disk, the trainer's (in, out) tree in memory.
 
 import { join } from 'node:path';
-import { requireNoOthers } from '../schema/edge.ts';
+import { type Low, requireNoOthers } from '../schema/edge.ts';
+import { RANK } from '../schema/low-rank.ts';
 import { MalformedFile } from '../schema/malformed.ts';
 import type { ModelConfig } from '../schema/manifest.ts';
 import { type Dtype, type FloatTensor, readTensors, writeSafetensors } from '../schema/safetensors.ts';
@@ -10,8 +11,9 @@ import { expectWeights, type Tensor, tf } from './engine/tf.ts';
 import { makeFolder, writeWhole } from './folder.ts';
 import { folderTensors } from './import/from-folder.ts';
 import { isGguf, openGguf, tensorsOf } from './import/from-gguf.ts';
+import { type Lora, SCALE } from './lora.ts';
 import { DivergedError } from './metrics.ts';
-import type { Parameters } from './model.ts';
+import type { Adapter, Matrix, Parameters } from './model.ts';
 import type { Policy } from './policy.ts';
 import { reading } from './user-error.ts';
 
@@ -142,6 +144,45 @@ export function toHuggingFace(config: ModelConfig, parameters: Parameters): Map<
   });
   put('model.norm.weight', parameters.norm);
   if (parameters.head) put('lm_head.weight', parameters.head);
+  return out;
+}
+
+/** What adapters of rank 8 at most add to each of Hugging Face's (out, in) matrices. */
+export function lowOf(config: ModelConfig, { layers }: Lora): Map<string, Low> {
+  const { head_dim: hd, num_attention_heads: H, num_key_value_heads: K, intermediate_size: F, hidden_size: D } = config;
+  const out = new Map<string, Low>();
+  layers.forEach((layer, index) => {
+    const names = layerNames(index);
+    const matrices: Record<Matrix, [string, number][]> = {
+      qkv: [
+        [names.q, H * hd],
+        [names.k, K * hd],
+        [names.v, K * hd],
+      ],
+      attentionOut: [[names.attentionOut, D]],
+      gateUp: [
+        [names.gate, F],
+        [names.up, F],
+      ],
+      down: [[names.down, D]],
+    };
+    for (const [matrix, { a, b }] of Object.entries(layer) as [Matrix, Adapter][]) {
+      const [into, rank] = a.shape as [number, number];
+      const [as, bs] = [a.dataSync(), b.dataSync()] as [Float32Array, Float32Array]; // (in, r), (r, n out)
+      if (!as.every(Number.isFinite) || !bs.every(Number.isFinite))
+        throw new DivergedError(`adapters of layer ${index} hold values that are not finite: nothing is drawn`);
+      const v = new Float32Array(into * RANK); // (in, RANK)
+      for (let i = 0; i < into; i++) v.set(as.subarray(i * rank, (i + 1) * rank), i * RANK);
+      let first = 0;
+      for (const [name, rows] of matrices[matrix]) {
+        const u = new Float32Array(rows * RANK); // (out, RANK)
+        for (let j = 0; j < rank; j++)
+          for (let r = 0; r < rows; r++) u[r * RANK + j] = SCALE * bs[(j * bs.length) / rank + first + r]!;
+        out.set(name, { u, v });
+        first += rows;
+      }
+    }
+  });
   return out;
 }
 

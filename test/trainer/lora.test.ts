@@ -12,6 +12,7 @@ import { batchOf, pack } from '../../trainer/pack.ts';
 import { answerLogprobsOf, type PpoState, policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
 import { accuracy, type FitState, fitReward, rewardCalls, rightShare } from '../../trainer/reward.ts';
+import { mean } from '../../trainer/rl.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { sft } from '../../trainer/sft.ts';
 import { countingRow } from '../support/counting.ts';
@@ -93,7 +94,7 @@ test('PPO on adapters raises the score, leaves the parent, and goes on after a c
   const before = numbers(parent);
   const config = {
     ...PPO_DEFAULTS,
-    episodes: 96,
+    episodes: 192,
     rollout: 32,
     minibatch: 16,
     learningRate: 2e-2,
@@ -123,7 +124,7 @@ test('PPO on adapters raises the score, leaves the parent, and goes on after a c
       },
     );
   const whole = await run();
-  expect(scored.at(-1)).toBeGreaterThan(scored[0]! + 0.15);
+  expect(mean(scored.slice(3))).toBeGreaterThan(scored[0]! + 0.15); // of six iterations
   expect(numbers(parent)).toEqual(before);
   expect(numbers(whole.embedding)).toEqual(numbers(parent.embedding));
   const resumed = await run(ppoStateFromFile(saved!.file, saved!.scalars, freshLora(TINY, BOTH, random(0))));

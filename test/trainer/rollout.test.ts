@@ -2,7 +2,13 @@ import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
-import { startSampler } from '../../trainer/rollout.ts';
+import { mapTree } from '../../trainer/engine/compile.ts';
+import { tf } from '../../trainer/engine/tf.ts';
+import { freshLora, type Lora, merged } from '../../trainer/lora.ts';
+import { DivergedError } from '../../trainer/metrics.ts';
+import type { Parameters } from '../../trainer/model.ts';
+import { random } from '../../trainer/random.ts';
+import { type Adapted, type Sampled, startSampler } from '../../trainer/rollout.ts';
 import { toHuggingFace } from '../../trainer/weights.ts';
 import { randomModel, tinyConfig } from '../support/model.ts';
 import { TINY, tinyParameters } from '../support/tiny.ts';
@@ -49,6 +55,35 @@ test('an image with corrections takes the place of one without, and gives its pl
   expect(second).not.toEqual(first);
   expect(await draw(used, plain)).toEqual(first);
   await Promise.all([used.close(), fresh.close()]);
+});
+
+test.each([
+  ['attention', 4],
+  ['mlp', 8],
+  ['both', 8],
+  ['both', 12], // more than an image can add: merged
+] as const)(
+  'what adapters on %s of rank %i make of a policy is drawn from, as if they were merged',
+  async (on, rank) => {
+    const lora = mapTree(
+      freshLora(TINY, { rank, on: on === 'both' ? ['attention', 'mlp'] : [on] }, random(1)),
+      (tensor) => tf.add(tensor, tf.randomNormal(tensor.shape, 0, 0.05, 'float32', 1)),
+    ) as Lora;
+    const draw = (policy: Parameters | Adapted) => sampler.sample(policy, prompts, seeds, options);
+    const whole = merged(weights, lora);
+    const [adapted, expected, before] = [await draw({ base: weights, lora }), await draw(whole), await draw(weights)];
+    expect(adapted.map(({ ids }) => ids)).toEqual(expected.map(({ ids }) => ids));
+    const apart = (a: Sampled[], b: Sampled[]) =>
+      Math.max(...a.flatMap(({ logprobs }, i) => logprobs.map((logprob, n) => Math.abs(logprob - b[i]!.logprobs[n]!))));
+    expect(apart(adapted, expected)).toBeLessThan(0.02);
+    expect(before.map(({ ids }) => ids)).not.toEqual(expected.map(({ ids }) => ids));
+  },
+);
+
+test('adapters that are not finite end the run, and draw nothing', async () => {
+  const lora = freshLora(TINY, { rank: 2, on: ['mlp'] }, random(1));
+  lora.layers[0]!.down!.b = tf.fill(lora.layers[0]!.down!.b.shape, Number.NaN) as never;
+  await expect(sampler.sample({ base: weights, lora }, prompts, seeds, options)).rejects.toThrow(DivergedError);
 });
 
 test('threads that drew from a large image end with it: the process needs no close', { timeout: 60_000 }, () => {

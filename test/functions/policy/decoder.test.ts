@@ -8,7 +8,7 @@ import { positionBytes, streamedDecoder, workBytes } from '../../../functions/po
 import { decoderModule, loadDecoder } from '../../../functions/policy/node.ts';
 import { referenceDecoder } from '../../../functions/policy/reference.ts';
 import { argmax, logSumExp } from '../../../functions/policy/sample.ts';
-import { cacheBytes, headerBytes, packEdge, readEdge, unpackEdge } from '../../../schema/edge.ts';
+import { cacheBytes, headerBytes, type Low, packEdge, readEdge, unpackEdge, withLow } from '../../../schema/edge.ts';
 import type { ModelConfig } from '../../../schema/manifest.ts';
 import { readTensors } from '../../../schema/safetensors.ts';
 import { randomModel, randomNumbers, tinyConfig } from '../../support/model.ts';
@@ -116,6 +116,37 @@ test.each(shapes.slice(1))('%s: in 4 bits what rounding would have lost is there
     expect(size(ours.map((v, i) => v - theirs[i]!))).toBeLessThan(0.05 * size(theirs));
   }
 });
+
+test.each(shapes.slice(1))(
+  '%s: in 8 bits with sums of low rank added it is what the oracle says of both',
+  (_, over) => {
+    const config = tinyConfig({ hidden_size: 192, ...over });
+    const plain = packEdge(config, randomModel(config, 11), 8);
+    const random = randomNumbers(7);
+    const sums = new Map<string, Low>();
+    const expected = unpackEdge(plain).tensors;
+    for (const [name, { shape, data }] of expected) {
+      if (!name.includes('_proj.weight')) continue;
+      const [rows, cols] = shape as [number, number];
+      const [u, v] = [rows, cols].map((n) => Float32Array.from({ length: n * 8 }, () => (random() - 0.5) / 8)) as [
+        Float32Array,
+        Float32Array,
+      ];
+      sums.set(name, { u, v });
+      for (let r = 0; r < rows; r++)
+        for (let c = 0; c < cols; c++)
+          for (let j = 0; j < 8; j++) data[r * cols + c] = data[r * cols + c]! + u[r * 8 + j]! * v[c * 8 + j]!;
+    }
+    const image = withLow(plain, sums);
+    for (const [name, { data }] of unpackEdge(image).tensors)
+      expect(worst([...data], [...expected.get(name)!.data])).toBeLessThan(2e-4); // eight products of numbers rounded to a 127th
+    const ids = Array.from({ length: 30 }, (_, i) => (7 * i) % config.vocab_size);
+    const theirs = logprobs(referenceDecoder(config, unpackEdge(image).tensors), ids);
+    for (const build of builds)
+      expect(worst(logprobs(loadDecoder(image, { build }), ids), theirs)).toBeLessThan(BOUND[8]);
+    expect(() => withLow(image, sums)).toThrow('has corrections already');
+  },
+);
 
 test.each(builds)('in 4 bits the cache keeps the nearest numbers of 16 bits (%s)', (build) => {
   // Nothing else is rounded here: all activations of a block are of one size, and matrices have one number besides 0.
