@@ -64,7 +64,10 @@ plumb
   .command('demo')
   .description('two rounds of the loop with simulated raters, before your eyes')
   .addOption(
-    new Option('--model <model>', 'the embedded policy, or SmolLM2-135M-Instruct (90 MB; an hour or so)')
+    new Option(
+      '--model <model>',
+      'the embedded policy, or SmolLM2-135M-Instruct (98 MB; a round takes 20 to 40 minutes)',
+    )
       .choices(['seed', 'smollm2'])
       .default('seed'),
   )
@@ -221,15 +224,15 @@ plumb
   )
   .requiredOption('--to <path>', 'a new folder, or a file that ends in .gguf')
   .addOption(
-    new Option('--type <type>', 'what a .gguf file’s matrices are in').choices(['f32', 'f16', 'q8_0']).default('f16'),
+    new Option('--type <type>', 'what a .gguf file’s matrices are in (default: f16)').choices(['f32', 'f16', 'q8_0']),
   )
   .action(async (policy, { to, type }) => {
-    const { exportTo, requireFree } = await import('../trainer/export/export.ts');
+    const { exportTo, requireWritable } = await import('../trainer/export/export.ts');
     const { readBlob } = await import('../functions/store/blobs.ts');
     const { readManifest } = await import('../functions/store/policies.ts');
     const { lookup } = await import('../functions/store/keys.ts');
     const { withStore } = await import('./local.ts');
-    requireFree(to);
+    requireWritable(to, type);
     await withStore(homeFolder(), async ({ DB, BUCKET }) => {
       const { channels } = await lookup(DB, undefined, true);
       const id = policy === 'stable' || policy === 'canary' ? channels[policy as 'stable' | 'canary']?.policy : policy;

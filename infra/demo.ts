@@ -11,7 +11,7 @@ import { smollm2 } from '../trainer/import/smollm2.ts';
 import { random } from '../trainer/random.ts';
 import { flat, type Measured, mean, pooled, variance } from '../trainer/seed/measure.ts';
 import { BIASED_SHARE, RATER_DEFAULTS, type RaterConfig } from '../trainer/seed/raters.ts';
-import { type Scene, SENTENCES, SUPPORT_DESK } from '../trainer/seed/scene.ts';
+import { type Budget, type Scene, SENTENCES, SUPPORT_DESK, secondsOf } from '../trainer/seed/scene.ts';
 import { UserError } from '../trainer/user-error.ts';
 import { freePort } from './home.ts';
 import { type Local, publish, startLocal } from './local.ts';
@@ -56,8 +56,10 @@ async function play<Asked extends { text: string }>(
   if (from) {
     const { budget } = scene;
     const minutes = (seconds: number) => (seconds / 60).toFixed(0);
+    const of = (stage: keyof Budget) => secondsOf(budget, stage);
+    const parts = Object.entries(budget.training).map(([part, seconds]) => `${part} ${minutes(seconds)}`);
     say(
-      `This takes some ${minutes(budget.evaluation + rounds * (budget.judging + budget.training))} minutes on two cores: ${minutes(budget.evaluation)} to measure, and for each round ${minutes(budget.judging)} to judge and ${minutes(budget.training)} to train.`,
+      `This takes some ${minutes(of('evaluation') + rounds * (of('judging') + of('training')))} minutes on two cores, less on fast ones: ${minutes(of('evaluation'))} to measure, and for each round ${minutes(of('judging'))} to judge and ${minutes(of('training'))} to train (${parts.join(', ')}).`,
     );
     await publish(home, from, 'smollm2-135m-instruct', 'stable');
   }
@@ -144,12 +146,10 @@ async function play<Asked extends { text: string }>(
     say('\nwhere the time went, beside what it is meant to take (seconds)');
     for (const [name, seconds] of clock.laps)
       say(
-        `  ${name.padEnd(12)} ${seconds.toFixed(0).padStart(4)}  ${scene.budget[name.split(' ')[0] as keyof typeof scene.budget]}`,
+        `  ${name.padEnd(12)} ${seconds.toFixed(0).padStart(4)}  ${secondsOf(scene.budget, name.split(' ')[0] as keyof Budget)}`,
       );
-    if (!from)
-      say(
-        '  a training is meant to take: start, engine and compiling 25, reward model and judge 20, ppo 45, gate and publishing 15',
-      );
+    const parts = Object.entries(scene.budget.training).map(([part, seconds]) => `${part} ${seconds}`);
+    say(`  a training is meant to take: ${parts.join(', ')}`);
     for (const [round, run] of finished.entries()) {
       const stages = (run.report?.seconds ?? {}) as Record<string, number>;
       say(

@@ -99,6 +99,9 @@ async function complaint(response: Response): Promise<string> {
   return words ? `: ${words.slice(0, 500)}` : '';
 }
 
+const ofKey = (status: number) =>
+  status === 401 || status === 403 ? ': the key that PLUMB_UPSTREAM_KEYS has for it, if any, is not taken' : '';
+
 /** An answer of the server that is about to stream. */
 async function open(url: string, key: string | undefined, body: object, signal: AbortSignal): Promise<Response> {
   const init = {
@@ -121,7 +124,7 @@ async function open(url: string, key: string | undefined, body: object, signal: 
         throw new UpstreamFailure(`the upstream server answered with 404${await complaint(response)}`);
       await response.body?.cancel();
       if (response.status !== 429 && response.status !== 503)
-        throw new UpstreamFailure(`the upstream server answered with ${response.status}`);
+        throw new UpstreamFailure(`the upstream server answered with ${response.status}${ofKey(response.status)}`);
     }
     if (tries === TRIES) {
       if (response instanceof Response) throw new DecoderBusy('the upstream server is busy');

@@ -91,6 +91,16 @@ async function* besideLlama(): AsyncGenerator<Pair> {
   decode(fine, 1);
   const row = { unit: 'tok/s', more: true };
   const single = () => decode(many, 1);
+  const products = dotProducts();
+  const weights = model.num_hidden_layers * layerWeights(model);
+  /** A row with how near ours is to both rooflines, where the weights are read once for so many tokens; a token's logits are of so many. */
+  const roofed = async (contest: Parameters<typeof pair>[0], read = 1, predicted = 1): Promise<Pair> => {
+    const paired = await pair(contest);
+    const perToken = weights + model.vocab_size * model.hidden_size * predicted;
+    const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
+    const shares = `${percent((paired.ours * coarse.length) / read / bandwidth())} of read bandwidth, ${percent((paired.ours * perToken) / 1e9 / products())} of dot products’ peak`;
+    return { ...paired, note: `${paired.note}; ${shares}` };
+  };
 
   const folder = mkdtempSync(join(tmpdir(), 'plumb-bench-'));
   try {
@@ -102,7 +112,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     ] as const) {
       const peer = await startLlama('decode', files[type]);
       const name = `decoder/decode 1 vs llama.cpp ${type}`;
-      yield await pair({
+      yield await roofed({
         ...row,
         name,
         goal,
@@ -131,17 +141,16 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     };
     prefill();
     const peer = await startLlama('prefill', files.Q4_0);
-    yield await pair({
+    const contest = {
       ...row,
       name: 'decoder/prefill 512 vs llama.cpp Q4_0',
       goal: 0.75,
       ours: prefill,
       theirs: () => peer.rate(1),
       note: 'one thread each',
-    });
+    };
+    yield await roofed(contest, long.rows, 1 / PREFILL);
     peer.close();
-    const products = dotProducts();
-    const weights = model.num_hidden_layers * layerWeights(model);
     yield await pair({
       name: 'decoder/prefill 512 vs dot products',
       unit: 'GMAC/s',
@@ -159,7 +168,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     rmSync(folder, { recursive: true, force: true });
   }
 
-  yield await pair({
+  yield await roofed({
     ...row,
     name: 'decoder/SmolLM2, 4 bits vs 8 bits',
     goal: 1.3,
@@ -175,14 +184,8 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     theirs: () => bandwidth() / coarse.length,
     note: 'beside reading the weights once a token',
   });
-  yield await pair({
-    ...row,
-    name: 'decoder/decode 16 vs decode 1',
-    goal: 2.5,
-    ours: () => decode(many, 16),
-    theirs: single,
-    note: 'tokens of all sequences',
-  });
+  const sixteen = { ...row, name: 'decoder/decode 16 vs decode 1', goal: 2.5 };
+  yield await roofed({ ...sixteen, ours: () => decode(many, 16), theirs: single, note: 'tokens of all sequences' }, 16);
 }
 
 /** One sequence's tokens a second, ever further into its context, and by ever larger models: beside what the processor could do at best. */

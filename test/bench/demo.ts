@@ -3,7 +3,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
-import { SUPPORT_DESK } from '../../trainer/seed/scene.ts';
+import { type Budget, SUPPORT_DESK, secondsOf } from '../../trainer/seed/scene.ts';
 import type { Pair } from './pair.ts';
 
 export async function* demo(): AsyncGenerator<Pair> {
@@ -16,13 +16,14 @@ export async function* demo(): AsyncGenerator<Pair> {
   if (!last.startsWith('{')) throw new Error(`the demo ended with ${status}: ${stderr.trim().split('\n').at(-1)}`);
   const { laps } = JSON.parse(last) as { laps: Record<string, number> };
   for (const [lap, seconds] of Object.entries(laps)) {
-    const stage = lap.split(' ')[0] as keyof typeof SUPPORT_DESK.budget;
+    const stage = lap.split(' ')[0] as keyof Budget;
+    const budget = secondsOf(SUPPORT_DESK.budget, stage);
     yield {
       name: `demo/${stage}`,
       unit: 's',
       ours: seconds,
-      theirs: SUPPORT_DESK.budget[stage],
-      ratio: SUPPORT_DESK.budget[stage] / seconds,
+      theirs: budget,
+      ratio: budget / seconds,
       goal: 1,
       rounds: 1,
       note: stage === 'evaluation' ? 'beside its budget, which is for two rounds' : 'beside its budget',

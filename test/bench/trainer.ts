@@ -1,20 +1,25 @@
 // The compiled calls of a run at the demo's shape, beside the same code run op by op (what tfjs-node does by itself): PPO's step,
 // the reward model's step, and the scoring of answers. Rows are real: tickets of the little world with answers of the seed policy.
 
+import { packEdge, withLow } from '../../schema/edge.ts';
 import { PPO_DEFAULTS, REWARD_DEFAULTS } from '../../schema/run-config.ts';
 import type { Row } from '../../trainer/data.ts';
-import { mapTree } from '../../trainer/engine/compile.ts';
+import { dispose, mapTree } from '../../trainer/engine/compile.ts';
 import { tf } from '../../trainer/engine/tf.ts';
+import { smollm2 } from '../../trainer/import/smollm2.ts';
 import { stagesOf, subjectsOf } from '../../trainer/judgements.ts';
 import { ASPECTS, freshLikelihood } from '../../trainer/likelihood.ts';
+import { freshLora, merged } from '../../trainer/lora.ts';
 import type { Head } from '../../trainer/model.ts';
 import { adamState } from '../../trainer/optimizer.ts';
 import { batchOf, byPrompt, gathered, pack, predictionsOf, shapeFor } from '../../trainer/pack.ts';
+import { readPolicy } from '../../trainer/policy.ts';
 import { policyCalls, scoreAnswers } from '../../trainer/ppo.ts';
+import { random } from '../../trainer/random.ts';
 import { evidence, type RewardModel, rewardCalls } from '../../trainer/reward.ts';
 import { startSampler } from '../../trainer/rollout.ts';
 import { tickets } from '../../trainer/seed/world.ts';
-import { readWeights } from '../../trainer/weights.ts';
+import { lowOf, readWeights, toHuggingFace } from '../../trainer/weights.ts';
 import { eagerly } from '../support/eagerly.ts';
 import { judged } from '../support/judged.ts';
 import { seedPolicy } from '../support/seed.ts';
@@ -113,4 +118,34 @@ export async function* trainer(): AsyncGenerator<Pair> {
       note: `compiled beside op by op; ${ANSWERS} answers, ${tokens} tokens with their prompts, in ${packs.length} calls of ${shape.rows} × ${shape.columns}`,
     });
   }
+
+  yield await rolloutImage();
+}
+
+/** Adapters of SmolLM2-135M into the image of an iteration's rollouts: laid beside the base's, as PPO does, or merged and all packed anew. A second is allowed. */
+async function rolloutImage(): Promise<Pair> {
+  const path = await smollm2();
+  const { config } = readPolicy(path);
+  const weights = readWeights(path, config);
+  const lora = freshLora(config, { rank: 8, on: ['attention', 'mlp'] }, random(1));
+  const base = packEdge(config, toHuggingFace(config, weights), 8);
+  const seconds = (work: () => void): number => {
+    const started = performance.now();
+    work();
+    return (performance.now() - started) / 1000;
+  };
+  return pair({
+    name: 'trainer/adapters of 135 M into the image of rollouts',
+    unit: 's',
+    more: false,
+    goal: 1,
+    ours: () => seconds(() => void withLow(base, lowOf(config, lora))),
+    theirs: () =>
+      seconds(() => {
+        const whole = merged(weights, lora);
+        packEdge(config, toHuggingFace(config, whole), 8);
+        dispose(whole);
+      }),
+    note: 'beside merging and packing all of it; at most 1 s is meant',
+  });
 }

@@ -14,7 +14,9 @@ import { serveLarge } from '../support/large.ts';
 const MINUTES = 60_000;
 const home = mkdtempSync(join(tmpdir(), 'plumb-memory-'));
 let served: Awaited<ReturnType<typeof serveLarge>>;
-let inspect: (method: string) => Promise<Record<string, number>>;
+// biome-ignore lint/suspicious/noExplicitAny: what the inspector answers depends on what it is asked
+let inspect: (method: string, params?: object) => Promise<any>;
+let context = '';
 let wasmBytes = 0;
 let workerd = '';
 
@@ -57,16 +59,17 @@ async function inspected(url: string) {
     socket.onopen = resolve;
     socket.onerror = reject;
   });
-  const asked = new Map<number, (result: Record<string, number>) => void>();
+  const asked = new Map<number, (result: unknown) => void>();
   socket.onmessage = ({ data }) => {
-    const { id, result } = JSON.parse(String(data));
+    const { id, result, method, params } = JSON.parse(String(data));
+    if (method === 'Runtime.executionContextCreated') context = params.context.uniqueId;
     asked.get(id)?.(result);
   };
-  return (method: string) =>
-    new Promise<Record<string, number>>((resolve) => {
+  return (method: string, params = {}) =>
+    new Promise((resolve) => {
       const id = asked.size + 1;
       asked.set(id, resolve);
-      socket.send(JSON.stringify({ id, method }));
+      socket.send(JSON.stringify({ id, method, params }));
     });
 }
 
@@ -77,11 +80,28 @@ async function heapBytes(): Promise<number> {
   return usedSize! + embedderHeapUsedSize! + backingStorageSize!;
 }
 
+/** Memories of instances that are alive. */
+async function instances(): Promise<number> {
+  const { result } = await inspect('Runtime.evaluate', {
+    expression: 'WebAssembly.Memory.prototype',
+    uniqueContextId: context,
+  });
+  const { objects } = await inspect('Runtime.queryObjects', { prototypeObjectId: result.objectId });
+  const { result: count } = await inspect('Runtime.callFunctionOn', {
+    objectId: objects.objectId,
+    functionDeclaration: 'function () { return this.length; }',
+    returnByValue: true,
+  });
+  return count.value;
+}
+
 test(
   'SmolLM2-135M is loaded and answers eight chats at once within 128 MB',
   async () => {
     const resident = residentBytes(); // before a snapshot, whose own memory the process gives back meanwhile
     await inspect('HeapProfiler.enable');
+    await inspect('Runtime.enable');
+    expect(await instances()).toBe(0);
     const before = await heapBytes();
     let answered = false;
     const answers = Promise.all(
@@ -110,6 +130,7 @@ test(
     while (!answered) await look();
     expect(await answers).toEqual(Array(8).fill(200));
     await look();
+    expect(await instances()).toBe(1);
     expect(heaps.length).toBeGreaterThan(3);
     expect(Math.max(...heaps)).toBeGreaterThan(before + 2e6); // the tokenizer is in it
     expect(Math.max(...totals)).toBeGreaterThan(110e6); // and the weights in this

@@ -143,7 +143,10 @@ test(
     }
     expect(said).toEqual({
       nobody: [502, 'the upstream server cannot be reached'],
-      stranger: [502, 'the upstream server answered with 401'],
+      stranger: [
+        502,
+        'the upstream server answered with 401: the key that PLUMB_UPSTREAM_KEYS has for it, if any, is not taken',
+      ],
       breaking: [502, 'the upstream server broke off'],
     });
     // a stream has begun by then, and says it itself

@@ -22,7 +22,7 @@ const VOTES = [
   { kind: 'choice', answers: 2, share: 0.375 },
   { kind: 'thumb', answers: 1, share: 0.125 },
 ] as const;
-export type VoteKind = (typeof VOTES)[number];
+export type VoteKind = { kind: (typeof VOTES)[number]['kind']; answers: number };
 export const [RANKING] = VOTES;
 
 /** The kinds of `count` votes, in random order. */

@@ -9,6 +9,15 @@ import { judge, RANKING, type RaterConfig, type VoteKind, verdict, voteKinds } f
 import { type Question, sentenceGold, sentenceQuestions } from './sentences.ts';
 import { gold, type Ticket, tickets } from './world.ts';
 
+export interface Budget {
+  judging: number;
+  /** By what a run does. */
+  training: Record<string, number>;
+  evaluation: number;
+}
+export const secondsOf = (budget: Budget, stage: keyof Budget): number =>
+  stage === 'training' ? Object.values(budget.training).reduce((a, b) => a + b) : budget[stage];
+
 export interface Scene<Asked extends { text: string }> {
   /** Votes a round, and how many more questions are asked a round that nobody votes on: the gate asks them, too. */
   judgements: number;
@@ -23,7 +32,7 @@ export interface Scene<Asked extends { text: string }> {
   /** Of the runs that the cron starts. */
   config: z.infer<typeof RunSettings>;
   /** Seconds that are meant to be enough on two cores: for each round's stages, and for all that is measured before, between and after. */
-  budget: { judging: number; training: number; evaluation: number };
+  budget: Budget;
   asked(use: 'judging' | 'evaluation', seed: number, count: number): Asked[];
   /** From 0 to 1. */
   gold(asked: Asked, answer: string): number;
@@ -45,7 +54,11 @@ export const SUPPORT_DESK: Scene<Ticket> = {
   best: { of: 16, questions: 100 },
   maxTokens: 40,
   config: {},
-  budget: { judging: 20, training: 105, evaluation: 30 },
+  budget: {
+    judging: 20,
+    training: { 'start, engine and compiling': 25, 'reward model and judge': 20, ppo: 45, 'gate and publishing': 15 },
+    evaluation: 30,
+  },
   asked: tickets,
   gold: (asked, answer) => gold(asked, answer).mean,
   judge(rng, asked, answers, raters) {
@@ -58,8 +71,8 @@ export const SUPPORT_DESK: Scene<Ticket> = {
 /** For a chat model of a hundred million weights and more, which is trained by adapters. */
 export const SENTENCES: Scene<Question> = {
   judgements: 200,
-  // an order of four tells most, and a real model has much to learn from few
-  kinds: (count) => Array.from({ length: count }, () => RANKING),
+  // an order of many tells most, and a real model has much to learn from few: InstructGPT's raters had four to nine before them
+  kinds: (count) => Array.from({ length: count }, () => ({ ...RANKING, answers: 6 })),
   unjudged: 100,
   evaluations: 200,
   // what a question's answers differ by is most of what all answers differ by
@@ -69,11 +82,16 @@ export const SENTENCES: Scene<Question> = {
   config: {
     lora: { rank: 8, on: ['attention', 'mlp'] },
     reward: { learningRate: 2e-4, judgements: 8, epochs: 1 },
-    ppo: { learningRate: 1e-3, episodes: 320, rollout: 64, minibatch: 16 },
+    // what so few judgements teach is soon left behind: half a nat of KL costs as much as a deviation of the score brings (LOG.md)
+    ppo: { learningRate: 1e-3, episodes: 320, rollout: 64, minibatch: 16, beta: 0.5 },
     // an answer to each prompt; who speaks without filler says less, so an answer may shrink to half
     gate: { comparisons: 100, lengthRatio: 2 },
   },
-  budget: { judging: 250, training: 1900, evaluation: 400 },
+  budget: {
+    judging: 300,
+    training: { 'reward model': 500, ppo: 550, judge: 300, 'gate and publishing': 250 },
+    evaluation: 400,
+  },
   asked: sentenceQuestions,
   gold: (asked, answer) => sentenceGold(asked, answer).mean,
   judge: (rng, asked, answers, raters) => ({

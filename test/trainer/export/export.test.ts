@@ -6,7 +6,7 @@ import { afterAll, expect, test } from 'vitest';
 import type { ModelConfig } from '../../../schema/manifest.ts';
 import { type FloatTensor, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
 import { loadTokenizer } from '../../../schema/tokenizer.ts';
-import { exportTo, requireFree } from '../../../trainer/export/export.ts';
+import { exportTo, requireWritable } from '../../../trainer/export/export.ts';
 import { GGUF_TYPES, type GgufType, writeGguf } from '../../../trainer/export/gguf.ts';
 import { readGguf } from '../../../trainer/import/gguf.ts';
 import { importFrom } from '../../../trainer/import/import.ts';
@@ -126,11 +126,11 @@ test('numbers are rounded to the bits that llama.cpp’s own package rounds them
 test('a folder that cannot be written whole leaves nothing in the way of the next try', () => {
   const unwritable = new Map([...files, ['no-such-folder/file', new Uint8Array(1)]]);
   expect(() => exportTo(at('half'), unwritable, 'seed', 'f16')).toThrow('ENOENT');
-  requireFree(at('half'));
+  requireWritable(at('half'));
   expect(existsSync(at('half'))).toBe(false);
   mkdirSync(at('own'));
   expect(() => exportTo(at('own'), unwritable, 'seed', 'f16')).toThrow('ENOENT');
-  requireFree(at('own'));
+  requireWritable(at('own'));
   expect(readdirSync(at('own'))).toEqual([]);
 });
 
@@ -147,9 +147,12 @@ test('what a file cannot hold is refused in a line, and nothing is written over'
   expect(() => exportTo(at('other.gguf'), other, 'x', 'f16')).toThrow(/has no name for .*export to a folder/);
 
   mkdirSync(at('empty'));
-  for (const free of ['empty', 'new', 'new.gguf']) expect(() => requireFree(at(free))).not.toThrow();
+  for (const free of ['empty', 'new', 'new.gguf']) expect(() => requireWritable(at(free))).not.toThrow();
   writeFileSync(at('taken.gguf'), '');
   writeFileSync(at('a file'), '');
   for (const taken of ['hf', 'taken.gguf', 'a file'])
-    expect(() => requireFree(at(taken))).toThrow(/is there already: nothing is written over/);
+    expect(() => requireWritable(at(taken))).toThrow(/is there already: nothing is written over/);
+  expect(() => requireWritable(at('missing/x.gguf'))).toThrow(/there is no folder .*missing: make it first/);
+  expect(() => requireWritable(at('new'), 'q8_0')).toThrow(/--type q8_0 is of .gguf files/);
+  expect(() => requireWritable(at('new.gguf'), 'q8_0')).not.toThrow();
 });
