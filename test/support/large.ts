@@ -1,4 +1,4 @@
-// SmolLM2 behind the api, decoded by one decoder script: for what is to be known of that script alone.
+// A policy behind the api, SmolLM2 unless another is named, and one decoder script: for what is to be known of these alone.
 import { insertKey, makeKey } from '../../functions/store/keys.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
 import { freePort } from '../../infra/home.ts';
@@ -6,8 +6,8 @@ import { startDecoder, startWorker, withStore } from '../../infra/local.ts';
 import { importFrom } from '../../trainer/import/import.ts';
 import { smollm2 } from '../../trainer/import/smollm2.ts';
 
-export async function serveLarge(home: string, more: Parameters<typeof startDecoder>[2]) {
-  const { manifest, files } = importFrom(await smollm2(), 'smollm2');
+export async function serveLarge(home: string, more: Parameters<typeof startDecoder>[2], from?: string) {
+  const { manifest, files } = importFrom(from ?? (await smollm2()), 'served');
   const { plain: key, row } = await makeKey('sk', undefined, [], 'of the test');
   await withStore(home, async ({ DB, BUCKET }) => {
     await importPolicy(DB, BUCKET, manifest, Object.fromEntries(files), 'stable');
