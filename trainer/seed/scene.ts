@@ -82,7 +82,7 @@ export const SENTENCES: Scene<Question> = {
   config: {
     lora: { rank: 8, on: ['attention', 'mlp'] },
     reward: { learningRate: 2e-4, judgements: 8, epochs: 1 },
-    // what so few judgements teach is soon left behind: half a nat of KL costs as much as a deviation of the score brings (LOG.md)
+    // a nat costs half a deviation of the score: what so few judgements teach holds only near by (LOG.md)
     ppo: { learningRate: 1e-3, episodes: 320, rollout: 64, minibatch: 16, beta: 0.5 },
     // an answer to each prompt; who speaks without filler says less, so an answer may shrink to half
     gate: { comparisons: 100, lengthRatio: 2 },
