@@ -75,11 +75,13 @@ export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: Chat
   };
 }
 
+const CODE = /\{[{%].*?[%}]\}/gs;
 const LITERAL = /'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"/gs;
 
 /** Any text that the template names, of which no part could belong to a special token. */
 function soughtBy(template: string, specials: string[]): RegExp | null {
-  const texts = [...template.matchAll(LITERAL)]
+  const code = (template.match(CODE) ?? []).join('\n'); // not the text between: what is an apostrophe there opens nothing
+  const texts = [...code.matchAll(LITERAL)]
     .map((match) =>
       (match[1] ?? match[2]!).replace(/\\(.)/gs, (_, char) => ({ n: '\n', t: '\t', r: '\r' })[char as string] ?? char),
     )

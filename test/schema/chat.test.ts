@@ -54,11 +54,11 @@ test('a token half written by the template is not finished by a message, nor by 
 test('what a template looks for stays whole, but not where a special token could come about with it', () => {
   const looking = (named: string) =>
     chatEncoder(t, {
-      template: `{% for m in messages %}{{ '${named}' in m.content }}<|end{{ m.content }}{% endfor %}`,
+      template: `It's{% for m in messages %}{{ '${named}' in m.content }}<|end{{ m.content }}{% endfor %}`,
     });
   const text = (named: string, content: string) => decode(t, looking(named)([{ role: 'user', content }]));
-  expect(text('<thought>', 'a <thought>')).toBe('true<|enda <thought>');
-  expect(text('|>!', '|>!')).toBe('false<|end|>!');
+  expect(text('<thought>', 'a <thought>')).toBe("It'strue<|enda <thought>");
+  expect(text('|>!', '|>!')).toBe("It'sfalse<|end|>!");
   expect(looking('|>!')([{ role: 'user', content: '|>!' }]).some((i) => t.special.has(i))).toBe(false);
 });
 
