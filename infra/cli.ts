@@ -31,7 +31,16 @@ const whole = (text: string): number => {
 
 const plumb = new Command('plumb')
   .description('Keep a language model true to the people who use it.')
-  .showHelpAfterError('(npx plumb --help lists the commands)');
+  .showHelpAfterError('(npx plumb --help lists the commands)')
+  .hook('preAction', (_, command) => {
+    // what a script's unset variable leaves: it names no folder, no policy and nobody
+    for (const option of command.options)
+      if (
+        command.getOptionValue(option.attributeName()) === '' &&
+        command.getOptionValueSource(option.attributeName()) === 'cli'
+      )
+        throw new UserError(`${option.long} is empty: give it a value, or leave it out`);
+  });
 
 plumb
   .command('dev')

@@ -203,6 +203,20 @@ describe('what is missing is said in one line', { timeout: 300_000 }, () => {
     expect(lines(ended)).toEqual([expect.stringMatching(/Node 18\.20\.8 .*run npm ci/)]);
   });
 
+  test('an option that a script left empty', async () => {
+    const empty = mkdtempSync(join(homes, 'empty-'));
+    for (const args of [
+      ['export', 'stable', '--to', ''],
+      ['import', empty, '--name', ''],
+      ['train', 'sft', '--data', '', '--base', empty, '--out', empty],
+    ]) {
+      const ended = await plumb(args, { PLUMB_HOME: join(empty, 'home') }).ended;
+      expect([args.join(' '), ended.code]).toEqual([args.join(' '), 1]);
+      expect(lines(ended)).toEqual([expect.stringMatching(/^plumb: --(to|name|data) is empty/)]);
+    }
+    expect(readdirSync(empty)).toEqual([]);
+  });
+
   const engine = (name: string, environment: Record<string, string>) =>
     plumb(['engine', '--install'], { PLUMB_ENGINE_HOME: join(homes, name), ...environment }).ended;
 

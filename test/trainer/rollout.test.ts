@@ -80,6 +80,18 @@ test.each([
   },
 );
 
+test('adapters of one base, then the same of another, are drawn from with the base they are of', async () => {
+  const lora = freshLora(TINY, { rank: 2, on: ['mlp'] }, random(1)); // which change nothing
+  const second = tinyParameters(5);
+  const draw = (base: Parameters) => sampler.sample({ base, lora }, prompts, seeds, options);
+  const plain = async (of: Parameters) => (await other.sample(of, prompts, seeds, options)).map(({ ids }) => ids);
+  const drawn = [await draw(weights), await draw(second), await draw(weights)].map((answers) =>
+    answers.map(({ ids }) => ids),
+  );
+  expect(drawn).toEqual([await plain(weights), await plain(second), await plain(weights)]);
+  expect(drawn[0]).not.toEqual(drawn[1]);
+});
+
 test('adapters that are not finite end the run, and draw nothing', async () => {
   const lora = freshLora(TINY, { rank: 2, on: ['mlp'] }, random(1));
   lora.layers[0]!.down!.b = tf.fill(lora.layers[0]!.down!.b.shape, Number.NaN) as never;
