@@ -56,9 +56,14 @@ async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded
     const { context } = await remote.load();
     return { policy, complete: remote.complete, context, vocabulary: config.vocab_size, slot };
   }
-  const source = JSON.parse(new TextDecoder().decode(await readBlob(BUCKET, tokenizer)));
-  const { file: _, ...encoding } = loadTokenizer(source);
-  const decoder = await streamedDecoder(module, streamBlob(BUCKET, image), roomInApi);
+  // side by side: each is a way to the bucket and back
+  const [encoding, decoder] = await Promise.all([
+    readBlob(BUCKET, tokenizer).then((bytes) => {
+      const { file: _, ...encoding } = loadTokenizer(JSON.parse(new TextDecoder().decode(bytes)));
+      return encoding;
+    }),
+    streamedDecoder(module, streamBlob(BUCKET, image), roomInApi),
+  ]);
   const complete = completer(decoder, encoding, template);
   return { policy, complete, context: decoder.context, vocabulary: config.vocab_size };
 }

@@ -65,6 +65,8 @@ export async function* decoder(): AsyncGenerator<Pair> {
   yield* besideLlama();
 }
 
+type Roofed = (contest: Parameters<typeof pair>[0], read?: number, perToken?: number) => Promise<Pair>;
+
 /** SmolLM2-135M on one thread, beside llama.cpp on the same file, and beside what the processor could do at best. */
 async function* besideLlama(): AsyncGenerator<Pair> {
   const path = await smollm2();
@@ -93,10 +95,10 @@ async function* besideLlama(): AsyncGenerator<Pair> {
   const single = () => decode(many, 1);
   const products = dotProducts();
   const weights = model.num_hidden_layers * layerWeights(model);
-  /** A row with how near ours is to both rooflines, where the weights are read once for so many tokens; a token's logits are of so many. */
-  const roofed = async (contest: Parameters<typeof pair>[0], read = 1, predicted = 1): Promise<Pair> => {
+  const head = model.vocab_size * model.hidden_size;
+  /** A row with how near ours is to both rooflines, where the weights are read once for so many tokens, each of so many products. */
+  const roofed: Roofed = async (contest, read = 1, perToken = weights + head) => {
     const paired = await pair(contest);
-    const perToken = weights + model.vocab_size * model.hidden_size * predicted;
     const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
     const shares = `${percent((paired.ours * coarse.length) / read / bandwidth())} of read bandwidth, ${percent((paired.ours * perToken) / 1e9 / products())} of dot products’ peak`;
     return { ...paired, note: `${paired.note}; ${shares}` };
@@ -149,7 +151,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
       theirs: () => peer.rate(1),
       note: 'one thread each',
     };
-    yield await roofed(contest, long.rows, 1 / PREFILL);
+    yield await roofed(contest, long.rows, weights + head / PREFILL);
     peer.close();
     yield await pair({
       name: 'decoder/prefill 512 vs dot products',
@@ -161,7 +163,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
       note: 'beside the most that 128-bit dot products reach in this engine; products with the layers’ matrices alone',
     });
 
-    yield* rollouts(files.Q4_0, coarse);
+    yield* rollouts(files.Q4_0, coarse, roofed);
     yield* perplexities(folder);
     yield* growth(coarse);
   } finally {
@@ -245,7 +247,7 @@ async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
 }
 
 /** Whole answers as the trainer draws them, with two threads, beside those who do no more than draw. */
-async function* rollouts(q4: string, image: Uint8Array): AsyncGenerator<Pair> {
+async function* rollouts(q4: string, image: Uint8Array, roofed: Roofed): AsyncGenerator<Pair> {
   const [SEQUENCES, PROMPT, ANSWER] = [32, 16, 48];
   const { config } = readEdge(image);
   const rng = random(1, 'prompts');
@@ -261,18 +263,22 @@ async function* rollouts(q4: string, image: Uint8Array): AsyncGenerator<Pair> {
   await ours();
   const row = { unit: 'tok/s', more: true, ours, note: `${SEQUENCES} × (${PROMPT} + ${ANSWER}), two threads each` };
   const llamas = await startLlama('rollouts', q4);
-  yield await pair({
+  // each thread reads the weights for its half of the sequences, and does half of the products, the prompts' among them
+  const { num_hidden_layers, vocab_size, hidden_size } = config;
+  const perToken = (num_hidden_layers * layerWeights(config) * (PROMPT + ANSWER)) / ANSWER + vocab_size * hidden_size;
+  const contest = {
     ...row,
     name: 'decoder/rollouts vs llama.cpp batched, 2 threads',
     goal: 0.8,
     theirs: () => llamas.rate(1),
-  });
+  };
+  yield await roofed(contest, SEQUENCES / 2, perToken / 2);
   llamas.close();
   const peers = [await startPeer('generate.py', 'float32')];
   // in software it would be many times slower
   if (/\b(avx512|amx)_bf16\b/.test(readFileSync('/proc/cpuinfo', 'utf8')))
     peers.push(await startPeer('generate.py', 'bfloat16'));
-  yield await pair({
+  const generate = {
     ...row,
     name: 'decoder/rollouts vs transformers generate',
     goal: 5,
@@ -282,7 +288,8 @@ async function* rollouts(q4: string, image: Uint8Array): AsyncGenerator<Pair> {
       return Math.max(...rates);
     },
     note: `${row.note}; the better of float32 and, where the processor has it, bfloat16`,
-  });
+  };
+  yield await roofed(generate, SEQUENCES / 2, perToken / 2);
   for (const peer of peers) peer.close();
   await sampler.close();
 }
@@ -333,7 +340,7 @@ async function* perplexity(
   for (const type of ['F32', 'Q4_0', 'Q4_1']) {
     if (type !== 'F32') llama(['quantise', file('F32'), type, file(type)]);
     theirs[type] = Number(llama(['perplexity', file(type)], input));
-    rmSync(file(type === 'F32' ? '' : type), { force: true });
+    if (type !== 'F32') rmSync(file(type));
   }
   const ours: Record<string, number> = {};
   for (const bits of [8, 4] as const) {

@@ -76,7 +76,7 @@ export const SENTENCES: Scene<Question> = {
   unjudged: 100,
   evaluations: 200,
   // what a question's answers differ by is most of what all answers differ by
-  draws: 3,
+  draws: 6,
   best: { of: 8, questions: 25 },
   maxTokens: 48,
   config: {
@@ -89,8 +89,8 @@ export const SENTENCES: Scene<Question> = {
   },
   budget: {
     judging: 300,
-    training: { 'reward model': 500, ppo: 550, judge: 300, 'gate and publishing': 250 },
-    evaluation: 400,
+    training: { 'reward model': 450, ppo: 550, judge: 300, 'gate and publishing': 200 },
+    evaluation: 600,
   },
   asked: sentenceQuestions,
   gold: (asked, answer) => sentenceGold(asked, answer).mean,

@@ -1,5 +1,5 @@
-// What rounding to 4 bits lost of a matrix, as far as eight columns and rows tell it: y += Σ s_j u_j (v_j · x), for each tensor
-// of the model that lies in the matrix (drawn in schema/edge.ts):
+// What is added to a matrix as the products of eight columns and rows, y += Σ s_j u_j (v_j · x): what rounding to 4 bits lost of it, or
+// adapters. For each tensor of the model that lies in the matrix (drawn in schema/edge.ts):
 //   8 × f32 s · 8 × K × i8 v, one after another · 8 × R × i8 u, one after another
 import { madd, sum4 } from './simd';
 
