@@ -34,12 +34,17 @@ const plumb = new Command('plumb')
   .showHelpAfterError('(npx plumb --help lists the commands)')
   .hook('preAction', (_, command) => {
     // what a script's unset variable leaves: it names no folder, no policy and nobody
-    for (const option of command.options)
+    for (const option of command.options) {
+      const value = command.getOptionValue(option.attributeName());
       if (
-        command.getOptionValue(option.attributeName()) === '' &&
+        typeof value === 'string' &&
+        value.trim() === '' &&
         command.getOptionValueSource(option.attributeName()) === 'cli'
       )
         throw new UserError(`${option.long} is empty: give it a value, or leave it out`);
+    }
+    if (command.args.some((argument) => argument.trim() === ''))
+      throw new UserError(`an argument of ${command.name()} is empty: give it a value, or leave it out`);
   });
 
 plumb

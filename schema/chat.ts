@@ -36,7 +36,7 @@ export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: Chat
   const compiled = compile(template);
   const specials = [...t.added.keys()];
   const sought = soughtBy(
-    template,
+    compiled,
     specials.filter((text) => t.special.has(t.added.get(text)!.id)),
   );
   const borders = (chars: string[]) => [...new Set(chars)].map((char) => char.replace(/[\\\]^-]/g, '\\$&')).join('');
@@ -75,20 +75,21 @@ export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: Chat
   };
 }
 
-const CODE = /\{[{%].*?[%}]\}/gs;
-const LITERAL = /'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"/gs;
-
 /** Any text that the template names, of which no part could belong to a special token. */
-function soughtBy(template: string, specials: string[]): RegExp | null {
-  const code = (template.match(CODE) ?? []).join('\n'); // not the text between: what is an apostrophe there opens nothing
-  const texts = [...code.matchAll(LITERAL)]
-    .map((match) =>
-      (match[1] ?? match[2]!).replace(/\\(.)/gs, (_, char) => ({ n: '\n', t: '\t', r: '\r' })[char as string] ?? char),
-    )
+function soughtBy({ parsed }: Template, specials: string[]): RegExp | null {
+  const texts = literalsIn(parsed)
     .filter((text) => text.length > 1 && specials.every((special) => areApart(text, special)))
     .sort((a, b) => b.length - a.length);
   if (texts.length === 0) return null;
   return new RegExp(`(${texts.map((text) => text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')).join('|')})`, 'u');
+}
+
+/** The strings of a parsed template's expressions. */
+function literalsIn(node: unknown): string[] {
+  if (typeof node !== 'object' || node === null) return [];
+  if (node instanceof Map) return [...node].flatMap(([key, value]) => [...literalsIn(key), ...literalsIn(value)]);
+  const { type, value } = node as { type?: string; value?: unknown };
+  return type === 'StringLiteral' ? [value as string] : Object.values(node).flatMap(literalsIn);
 }
 
 /** Whether they can neither overlap nor hold one another. */

@@ -207,12 +207,16 @@ describe('what is missing is said in one line', { timeout: 300_000 }, () => {
     const empty = mkdtempSync(join(homes, 'empty-'));
     for (const args of [
       ['export', 'stable', '--to', ''],
-      ['import', empty, '--name', ''],
+      ['import', empty, '--name', ' '],
+      ['keys', 'revoke', ''],
+      ['sim', '--seeds', ''],
       ['train', 'sft', '--data', '', '--base', empty, '--out', empty],
     ]) {
       const ended = await plumb(args, { PLUMB_HOME: join(empty, 'home') }).ended;
       expect([args.join(' '), ended.code]).toEqual([args.join(' '), 1]);
-      expect(lines(ended)).toEqual([expect.stringMatching(/^plumb: --(to|name|data) is empty/)]);
+      expect(lines(ended)).toEqual([
+        expect.stringMatching(/^plumb: (--(to|name|data)|an argument of (revoke|sim)) is empty/),
+      ]);
     }
     expect(readdirSync(empty)).toEqual([]);
   });

@@ -59,6 +59,14 @@ test('what a template looks for stays whole, but not where a special token could
   const text = (named: string, content: string) => decode(t, looking(named)([{ role: 'user', content }]));
   expect(text('<thought>', 'a <thought>')).toBe("It'strue<|enda <thought>");
   expect(text('|>!', '|>!')).toBe("It'sfalse<|end|>!");
+  for (const before of [
+    "{# don't {{ it's }} {% 's %} #}",
+    `{%- set none = '}} %}' -%}`,
+    `{%- set x = {'a': {'b': '"'}} -%}`,
+  ]) {
+    const found = chatEncoder(t, { template: `${before}{{ messages[0].content.split("</think>") | last }}` });
+    expect(decode(t, found([{ role: 'assistant', content: 'long thoughts</think>ok' }]))).toBe('ok');
+  }
   expect(looking('|>!')([{ role: 'user', content: '|>!' }]).some((i) => t.special.has(i))).toBe(false);
 });
 
