@@ -55,6 +55,25 @@ test('one that comes later joins at the next token, and its prompt holds nobody 
   expect((await first).answers[0]!.completionTokens).toBe(60);
 });
 
+test('prompts that run at the same time have equal parts of a call', async () => {
+  const { decoder, complete } = setUp({ rows: 16 });
+  const calls: Map<number, number>[] = [];
+  const { forward } = decoder;
+  decoder.forward = (...args) => {
+    const perStretch = new Map<number, number>();
+    for (const start of args[2]) perStretch.set(start, (perStretch.get(start) ?? 0) + 1);
+    calls.push(perStretch);
+    forward(...args);
+  };
+  const words = (first: number, count: number) =>
+    Array.from({ length: count }, (_, i) => `order ${first + i}`).join(' ');
+  const asked = [words(100, 6), words(300, 12)];
+  await Promise.all(asked.map((content, i) => collect(complete(about(content, { seed: i, maxTokens: 4 }), never))));
+  const both = calls.filter((parts) => parts.size === 2 && [...parts.values()].every((rows) => rows > 1));
+  expect(both.length).toBeGreaterThan(1);
+  for (const parts of both.slice(0, -1)) expect([...parts.values()]).toEqual([8, 8]);
+});
+
 test('n choices run their prompt once, and so do requests that ask the same at the same time', async () => {
   const { complete, steps } = setUp();
   const { answers } = await collect(complete(request({ n: 6 }), never));
