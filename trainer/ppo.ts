@@ -198,8 +198,6 @@ export async function ppo(
     lora ? freshLora(model, lora, random(config.seed, name)) : mapTree(of, twin);
   const critic = config.separateValue ? { critic: fresh(trunkOf(parent), 'critic lora') } : {};
   let actor: Actor = from?.actor ?? { parameters: fresh(parent, 'lora'), value, ...critic };
-  /** The policy as it would be served; with LoRA a tree of its own. */
-  const whole = () => (lora ? merged(parent, actor.parameters as Lora) : (actor.parameters as Parameters));
   let adam = from?.adam ?? adamState(actor);
   let beta = from?.beta ?? config.beta;
   // Adapters lie on the parent; else it is the reference alone, and idle while the policy learns.
@@ -331,7 +329,7 @@ export async function ppo(
     await report({ stage: 'ppo', step: iteration + 1, steps: iterations, metrics });
     await save({ actor, adam, beta, iteration: iteration + 1 });
   }
-  const optimised = whole();
+  const optimised = lora ? merged(parent, actor.parameters as Lora) : (actor.parameters as Parameters);
   dispose(adam, actor.value, actor.critic ?? [], lora ? actor.parameters : []);
   return optimised;
 }

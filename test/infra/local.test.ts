@@ -18,6 +18,7 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { freePort } from '../../infra/home.ts';
 import { lines, PLUMB, plumb, started } from '../support/plumb.ts';
+import { SEED_FOLDER } from '../support/seed.ts';
 
 const homes = mkdtempSync(join(tmpdir(), 'plumb-start-'));
 afterAll(() => rmSync(homes, { recursive: true, force: true }));
@@ -161,10 +162,9 @@ test('commands write beside a busy server and beside one another: none is refuse
   };
   const customers = Promise.all(Array.from({ length: 8 }, customer));
   try {
-    const seed = join(import.meta.dirname, '../../trainer/seed/policy');
     for (let round = 0; round < 4; round++) {
       const commands = [0, 1].map(
-        (i) => plumb(['import', seed, '--name', `${round}-${i}`], { PLUMB_HOME: home }).ended,
+        (i) => plumb(['import', SEED_FOLDER, '--name', `${round}-${i}`], { PLUMB_HOME: home }).ended,
       );
       for (const { code, out } of await Promise.all(commands))
         expect([code, out]).toEqual([0, expect.stringContaining('pol_')]);
