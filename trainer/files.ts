@@ -31,7 +31,7 @@ import { judgedPrompts, readJudgements, requireRated, subjectsOf } from './judge
 import { formOf } from './lora.ts';
 import { toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
-import { drawingShape, shapeFor } from './pack.ts';
+import { drawingShape, fullestShape, shapeFor } from './pack.ts';
 import { planned } from './plan.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
 import { policyCalls, ppo } from './ppo.ts';
@@ -154,17 +154,13 @@ export async function rewardOnFiles(
   const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 10);
   if (held.length === 0)
     console.error('fewer than ten conversations: none is held out, so nothing says how right it is');
-  const { maxTokens, shape } = drawingShape(
-    policy.config.max_position_embeddings,
-    judgements.map(({ rows }) => rows),
-    [],
-    options.answerTokens,
-  );
+  const judged = judgements.map(({ rows }) => rows);
+  const { maxTokens, longest } = drawingShape(policy.config.max_position_embeddings, judged, [], options.answerTokens);
   const { epochs, learningRate, members, mix, seed } = options;
   const lora = loraOf(options);
   const config = runConfig({ lora, reward: { epochs, learningRate, members, mix } }).reward;
   requireRated(mix, fitted);
-  const calls = rewardCalls(policy.config, shape, config, lora);
+  const calls = rewardCalls(policy.config, fullestShape(longest, judged, config.judgements), config, lora);
   const on = await drawn(policy, weights, judgedPrompts(judgements), maxTokens, seed);
   const tokens =
     (Math.min(calls.config.judgements, fitted.length) / fitted.length) *

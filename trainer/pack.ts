@@ -245,19 +245,61 @@ export function shapeFor(longest: number, bundles: Row[][] = []): Shape {
   return { rows, columns };
 }
 
+/** Steps that tell how full calls of a shape become. */
+const SAMPLED = 32;
+/** What a call costs beside its tokens, in tokens: gradients as many as the weights are added to those before. Measured, LOG.md. */
+const CALL_COSTS = 60;
+
 /**
- * Where answers to the given prompts are cut when they are drawn (no longer than any judged one, nor than `most`), and a shape for
- * them and for the judged answers.
+ * Of shapes that take every bundle whole, no wider than `shapeFor`'s, the one in which batches of so many bundles cost least: lengths that
+ * go badly together leave up to a quarter of every call empty.
+ */
+export function fullestShape(longest: number, bundles: Row[][], atOnce: number): Shape {
+  const usual = shapeFor(longest, bundles);
+  const most = Math.max(2 * CALL_TOKENS, usual.rows * usual.columns);
+  const cost = (shape: Shape): number => {
+    let calls = 0;
+    for (let at = 0; at < Math.min(bundles.length, SAMPLED * atOnce); at += atOnce) {
+      const batch = bundles.slice(at, at + atOnce);
+      let count = 0;
+      const numbered = batch.map((rows) => rows.map(() => count++));
+      calls += pack(batch.flat(), numbered, shape, 0).length;
+    }
+    return calls * (shape.rows * shape.columns + CALL_COSTS);
+  };
+  const takesAll = ({ rows, columns }: Shape) =>
+    bundles.every((bundle) => {
+      const fitted = bundle.map((row) => fittedTo(row, columns));
+      return spotsFor(fitted, new Array(rows).fill(0), columns) !== null;
+    });
+  let best = usual;
+  let least = cost(usual);
+  for (let columns = Math.ceil(longest / 32) * 32; columns <= usual.columns; columns += 32)
+    for (let rows = Math.floor(most / columns); 2 * rows * columns >= CALL_TOKENS; rows--) {
+      const shape = { rows, columns };
+      if (!takesAll(shape)) break; // nor do fewer rows
+      const costs = cost(shape);
+      if (costs >= least) continue;
+      best = shape;
+      least = costs;
+    }
+  return best;
+}
+
+/**
+ * Where answers to the given prompts are cut when they are drawn (no longer than any judged one, nor than `most`), how long the longest row
+ * may be then, and a shape for them and for the judged answers.
  */
 export function drawingShape(
   context: number,
   judged: Row[][],
   prompts: number[][],
   most: number,
-): { maxTokens: number; shape: Shape } {
+): { maxTokens: number; longest: number; shape: Shape } {
   const rows = judged.flat();
-  const longest = (lengths: number[]) => lengths.reduce((a, b) => Math.max(a, b), 0);
-  const maxTokens = rows.length > 0 ? Math.min(most, longest(rows.map((row) => row.answer.length))) : most;
-  const prompt = longest([...rows.map((row) => row.prompt.length), ...prompts.map((ids) => ids.length)]);
-  return { maxTokens, shape: shapeFor(Math.min(prompt + maxTokens, context), judged) };
+  const longestOf = (lengths: number[]) => lengths.reduce((a, b) => Math.max(a, b), 0);
+  const maxTokens = rows.length > 0 ? Math.min(most, longestOf(rows.map((row) => row.answer.length))) : most;
+  const prompt = longestOf([...rows.map((row) => row.prompt.length), ...prompts.map((ids) => ids.length)]);
+  const longest = Math.min(prompt + maxTokens, context);
+  return { maxTokens, longest, shape: shapeFor(longest, judged) };
 }

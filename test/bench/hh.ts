@@ -20,7 +20,7 @@ import { smollm2 } from '../../trainer/import/smollm2.ts';
 import { readJudgements } from '../../trainer/judgements.ts';
 import { toTerminal } from '../../trainer/metrics.ts';
 import { precisionFor } from '../../trainer/model.ts';
-import { drawingShape } from '../../trainer/pack.ts';
+import { drawingShape, fullestShape } from '../../trainer/pack.ts';
 import { peakMemory } from '../../trainer/plan.ts';
 import { readPolicy } from '../../trainer/policy.ts';
 import { random } from '../../trainer/random.ts';
@@ -121,17 +121,13 @@ async function ours(train: string, test: string): Promise<Side> {
     ReturnType<typeof readJudgements>,
   ];
   const weights = readWeights(base, model);
-  const { shape } = drawingShape(
-    model.max_position_embeddings,
-    [...fitted, ...held].map(({ rows }) => rows),
-    [],
-    1,
-  );
+  const judged = [...fitted, ...held].map(({ rows }) => rows);
+  const { longest } = drawingShape(model.max_position_embeddings, judged, [], 1);
   const config = runConfig({
     lora: { rank: SETTINGS.rank, on: ['attention', 'mlp'] },
     reward: { epochs: SETTINGS.epochs, learningRate: SETTINGS.learningRate, judgements: SETTINGS.batch },
   });
-  const calls = rewardCalls(model, shape, config.reward, config.lora);
+  const calls = rewardCalls(model, fullestShape(longest, judged, SETTINGS.batch), config.reward, config.lora);
   const began = performance.now();
   const on = fitted.slice(0, 50).flatMap(({ rows }) => rows);
   const rm = await fitReward(

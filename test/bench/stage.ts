@@ -13,7 +13,7 @@ import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import type { Report } from '../../trainer/metrics.ts';
 import { initialParameters } from '../../trainer/model.ts';
-import { shapeFor } from '../../trainer/pack.ts';
+import { fullestShape, shapeFor } from '../../trainer/pack.ts';
 import { policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
 import { fitReward, freshHead, rewardCalls, type Scorer, scores } from '../../trainer/reward.ts';
@@ -78,7 +78,13 @@ const rewardStage = (shared: number) =>
       );
       return judged(rows, { id: `${i}`, root: `${i}`, stages: stagesOf([[0], [1]]) });
     });
-    const calls = rewardCalls(model, { rows: 16, columns: 128 }, { ...REWARD_DEFAULTS, epochs: MANY });
+    const settings = { ...REWARD_DEFAULTS, epochs: MANY };
+    const shape = fullestShape(
+      64,
+      judgements.map(({ rows }) => rows),
+      settings.judgements,
+    );
+    const calls = rewardCalls(model, shape, settings);
     const on = judgements.slice(0, 8).flatMap(({ rows }) => rows);
     return fitReward(model, calls, initialParameters(model, rng), judgements, on, 0, 'reward', report);
   });

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { Row } from '../../trainer/data.ts';
-import { ANSWERS, byPrompt, drawingShape, pack, shapeFor } from '../../trainer/pack.ts';
+import { ANSWERS, byPrompt, drawingShape, fullestShape, pack, shapeFor } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
 
 const PAD = 0;
@@ -85,6 +85,23 @@ test('a shape grows until it takes the largest judgement whole', () => {
   const bundle = answers.map((_, i) => i);
   expect(pack(answers, [bundle], shape, PAD)).toHaveLength(1);
   expect(() => pack(answers, [bundle], { ...shape, rows: shape.rows - 1 }, PAD)).toThrow(/do not fit one call/);
+});
+
+test('of the shapes that take each judgement whole the fullest is taken', () => {
+  // two answers of 32 tokens behind a prompt of 32: three lines of 96 where 256 columns hold two such and a quarter of nothing
+  const judgement = () => [row(Array(32).fill(2), Array(32).fill(3)), row(Array(32).fill(2), Array(32).fill(4))];
+  const judged = Array.from({ length: 32 }, judgement);
+  const numbered = judged.slice(0, 16).map((_, i) => [2 * i, 2 * i + 1]);
+  const tokens = (shape: { rows: number; columns: number }) =>
+    pack(judged.slice(0, 16).flat(), numbered, shape, PAD).length * shape.rows * shape.columns;
+  expect(tokens(fullestShape(64, judged, 16))).toBe(16 * 96);
+  expect(tokens(shapeFor(64, judged))).toBeGreaterThan(16 * 96);
+
+  // one that nothing narrower or smaller takes whole leaves the shape as it was
+  const large = Array.from({ length: 8 }, () => row(Array(100).fill(2), Array(120).fill(3)));
+  const every = [...judged, large];
+  const shape = fullestShape(220, every, 16);
+  expect(pack(large, [large.map((_, i) => i)], shape, PAD)).toHaveLength(1);
 });
 
 test('answers are drawn no longer than any that was judged', () => {
