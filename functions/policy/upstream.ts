@@ -81,7 +81,7 @@ function bodyOf(request: CompletionRequest, model: string, index: number): objec
       ? {}
       : isChat
         ? { logprobs: true, top_logprobs: topLogprobs }
-        : { logprobs: topLogprobs }), // prettier-ignore
+        : { logprobs: topLogprobs }),
     ...(logitBias ? { logit_bias: Object.fromEntries(logitBias) } : {}),
     ...(json ? { response_format: { type: 'json_object' } } : {}),
   };

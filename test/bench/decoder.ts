@@ -1,16 +1,14 @@
 // One thread's tokens a second. Of answers of the seed policy, prompts' prefill included: the wasm decoder that serves beside its oracle, the
 // plain TypeScript one. And of SmolLM2-135M in 4 bits: beside llama.cpp, beside the same in 8 bits, and beside what the processor could do at
 // best. Then whole answers by two threads, as the trainer draws them, and what 8 and 4 bits cost in perplexity.
-import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { type Decoder, slotStarts } from '../../functions/policy/decoder.ts';
 import { generateBatch } from '../../functions/policy/generate.ts';
 import { loadDecoder } from '../../functions/policy/node.ts';
 import { referenceDecoder } from '../../functions/policy/reference.ts';
 import { cacheBytes, packEdge, readEdge, unpackEdge } from '../../schema/edge.ts';
-import type { ModelConfig } from '../../schema/manifest.ts';
 import { readTensors } from '../../schema/safetensors.ts';
 import { encode } from '../../schema/tokenizer.ts';
 import { exportTo } from '../../trainer/export/export.ts';
@@ -25,9 +23,8 @@ import { randomModel, tinyConfig } from '../support/model.ts';
 import { seedPolicy } from '../support/seed.ts';
 import { compared, type Pair, pair } from './pair.ts';
 import { llama, startLlama, startPeer } from './peers.ts';
+import { bandwidth, dotProducts, layerWeights, productsPerToken, roofed } from './rooflines.ts';
 
-/** Bytes of an image that the processor's caches hold. */
-const IN_CACHES = 8e6;
 /** Of the prompt whose prefill is timed. */
 const PREFILL = 512;
 /** Every answer runs to this length, so that both sides do the same work. */
@@ -65,8 +62,6 @@ export async function* decoder(): AsyncGenerator<Pair> {
   yield* besideLlama();
 }
 
-type Roofed = (contest: Parameters<typeof pair>[0], read?: number, perToken?: number) => Promise<Pair>;
-
 /** SmolLM2-135M on one thread, beside llama.cpp on the same file, and beside what the processor could do at best. */
 async function* besideLlama(): AsyncGenerator<Pair> {
   const path = await smollm2();
@@ -93,16 +88,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
   decode(fine, 1);
   const row = { unit: 'tok/s', more: true };
   const single = () => decode(many, 1);
-  const products = dotProducts();
-  const weights = model.num_hidden_layers * layerWeights(model);
-  const head = model.vocab_size * model.hidden_size;
-  /** A row with how near ours is to both rooflines, where the weights are read once for so many tokens, each of so many products. */
-  const roofed: Roofed = async (contest, read = 1, perToken = weights + head) => {
-    const paired = await pair(contest);
-    const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
-    const shares = `${percent((paired.ours * coarse.length) / read / bandwidth())} of read bandwidth, ${percent((paired.ours * perToken) / 1e9 / products())} of dot products’ peak`;
-    return { ...paired, note: `${paired.note}; ${shares}` };
-  };
+  const alone = { bytes: coarse.length, products: productsPerToken(model) };
 
   const folder = mkdtempSync(join(tmpdir(), 'plumb-bench-'));
   try {
@@ -114,14 +100,8 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     ] as const) {
       const peer = await startLlama('decode', files[type]);
       const name = `decoder/decode 1 vs llama.cpp ${type}`;
-      yield await roofed({
-        ...row,
-        name,
-        goal,
-        ours: single,
-        theirs: () => peer.rate(128),
-        note: 'in Node, one thread each',
-      });
+      const note = 'in Node, one thread each';
+      yield roofed(await pair({ ...row, name, goal, ours: single, theirs: () => peer.rate(128), note }), alone);
       peer.close();
     }
 
@@ -143,34 +123,37 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     };
     prefill();
     const peer = await startLlama('prefill', files.Q4_0);
-    const contest = {
+    const paired = await pair({
       ...row,
       name: 'decoder/prefill 512 vs llama.cpp Q4_0',
       goal: 0.75,
       ours: prefill,
       theirs: () => peer.rate(1),
       note: 'one thread each',
-    };
-    yield await roofed(contest, long.rows, weights + head / PREFILL);
+    });
     peer.close();
+    // so many rows at a time are computed with weights that are read once, and the last row's logits are all that is wanted
+    const layers = model.num_hidden_layers * layerWeights(model);
+    const products = layers + (model.vocab_size * model.hidden_size) / PREFILL;
+    yield roofed(paired, { bytes: coarse.length / long.rows, products });
     yield await pair({
       name: 'decoder/prefill 512 vs dot products',
       unit: 'GMAC/s',
       more: true,
       goal: 0.8,
-      ours: () => (prefill() * weights) / 1e9,
-      theirs: products,
+      ours: () => (prefill() * layers) / 1e9,
+      theirs: dotProducts,
       note: 'beside the most that 128-bit dot products reach in this engine; products with the layers’ matrices alone',
     });
 
-    yield* rollouts(files.Q4_0, coarse, roofed);
+    yield* rollouts(files.Q4_0, coarse);
     yield* perplexities(folder);
     yield* growth(coarse);
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 
-  yield await roofed({
+  const bits = await pair({
     ...row,
     name: 'decoder/SmolLM2, 4 bits vs 8 bits',
     goal: 1.3,
@@ -178,7 +161,8 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     theirs: () => decode(fine, 1),
     note: `${(many.memoryBytes / 2 ** 20).toFixed(0)} MiB of memory with 16 × 160 positions`,
   });
-  yield await pair({
+  yield roofed(bits, alone);
+  const byReading = await pair({
     ...row,
     name: 'decoder/decode 1 vs bandwidth',
     goal: 0.7,
@@ -186,13 +170,20 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     theirs: () => bandwidth() / coarse.length,
     note: 'beside reading the weights once a token',
   });
-  const sixteen = { ...row, name: 'decoder/decode 16 vs decode 1', goal: 2.5 };
-  yield await roofed({ ...sixteen, ours: () => decode(many, 16), theirs: single, note: 'tokens of all sequences' }, 16);
+  yield roofed(byReading, alone);
+  const sixteen = await pair({
+    ...row,
+    name: 'decoder/decode 16 vs decode 1',
+    goal: 2.5,
+    ours: () => decode(many, 16),
+    theirs: single,
+    note: 'tokens of all sequences',
+  });
+  yield roofed(sixteen, { ...alone, bytes: coarse.length / 16 });
 }
 
 /** One sequence's tokens a second, ever further into its context, and by ever larger models: beside what the processor could do at best. */
 async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
-  const products = dotProducts();
   const beside = 'the lower roofline';
   const row = async (name: string, of: Uint8Array, context: number, at: number): Promise<Pair> => {
     const { config, bits } = readEdge(of);
@@ -204,23 +195,21 @@ async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
       return 32_000 / (performance.now() - started);
     };
     one();
-    const macs =
-      config.num_hidden_layers * (layerWeights(config) + 2 * at * config.num_attention_heads * config.head_dim) +
-      config.vocab_size * config.hidden_size;
-    return await pair({
+    const products =
+      productsPerToken(config) + 2 * at * config.num_hidden_layers * config.num_attention_heads * config.head_dim;
+    const bytes = of.length + at * cacheBytes(config, bits);
+    // a small model is read from the caches, and so is what it is held against
+    const read = () => bandwidth(bytes);
+    const paired = await pair({
       name: `decoder/growth, ${name}`,
       unit: 'tok/s',
       more: true,
       goal: 0.7,
       ours: one,
-      // what lies in the caches is not held back by memory
-      theirs: () =>
-        Math.min(
-          (1e9 * products()) / macs,
-          of.length > IN_CACHES ? bandwidth() / (of.length + at * cacheBytes(config, bits)) : Number.POSITIVE_INFINITY,
-        ),
+      theirs: () => Math.min((1e9 * dotProducts()) / products, read() / bytes),
       note: `${(of.length / 1e6).toFixed(1)} MB in ${bits} bits; beside the lower of reading that once a token and dot products alone`,
     });
+    return roofed(paired, { bytes, products }, read());
   };
   for (const x of [64, 256, 512, 1024, 2048]) {
     const over = 'position in the context of SmolLM2-135M';
@@ -241,13 +230,13 @@ async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
       max_position_embeddings: 128,
     });
     const grown = await row(`${name} weights`, packEdge(config, randomModel(config, 1), 8), 128, 64);
-    const x = config.num_hidden_layers * layerWeights(config) + config.vocab_size * hidden_size;
+    const x = productsPerToken(config);
     yield { ...grown, at: { over: 'weights, in 8 bits', x, beside } };
   }
 }
 
 /** Whole answers as the trainer draws them, with two threads, beside those who do no more than draw. */
-async function* rollouts(q4: string, image: Uint8Array, roofed: Roofed): AsyncGenerator<Pair> {
+async function* rollouts(q4: string, image: Uint8Array): AsyncGenerator<Pair> {
   const [SEQUENCES, PROMPT, ANSWER] = [32, 16, 48];
   const { config } = readEdge(image);
   const rng = random(1, 'prompts');
@@ -266,19 +255,20 @@ async function* rollouts(q4: string, image: Uint8Array, roofed: Roofed): AsyncGe
   // each thread reads the weights for its half of the sequences, and does half of the products, the prompts' among them
   const { num_hidden_layers, vocab_size, hidden_size } = config;
   const perToken = (num_hidden_layers * layerWeights(config) * (PROMPT + ANSWER)) / ANSWER + vocab_size * hidden_size;
-  const contest = {
+  const half = { bytes: image.length / (SEQUENCES / 2), products: perToken / 2 };
+  const batched = await pair({
     ...row,
     name: 'decoder/rollouts vs llama.cpp batched, 2 threads',
     goal: 0.8,
     theirs: () => llamas.rate(1),
-  };
-  yield await roofed(contest, SEQUENCES / 2, perToken / 2);
+  });
+  yield roofed(batched, half);
   llamas.close();
   const peers = [await startPeer('generate.py', 'float32')];
   // in software it would be many times slower
   if (/\b(avx512|amx)_bf16\b/.test(readFileSync('/proc/cpuinfo', 'utf8')))
     peers.push(await startPeer('generate.py', 'bfloat16'));
-  const generate = {
+  const generate = await pair({
     ...row,
     name: 'decoder/rollouts vs transformers generate',
     goal: 5,
@@ -288,8 +278,8 @@ async function* rollouts(q4: string, image: Uint8Array, roofed: Roofed): AsyncGe
       return Math.max(...rates);
     },
     note: `${row.note}; the better of float32 and, where the processor has it, bfloat16`,
-  };
-  yield await roofed(generate, SEQUENCES / 2, perToken / 2);
+  });
+  yield roofed(generate, half);
   for (const peer of peers) peer.close();
   await sampler.close();
 }
@@ -381,51 +371,4 @@ async function* perplexity(
       theirs: [theirs[type]!],
       note: `float32 ${theirs.F32!.toFixed(3)}${remark}`,
     });
-}
-
-/** Weights of a layer's matrices: as many products a token. */
-const layerWeights = ({
-  hidden_size: D,
-  num_attention_heads: h,
-  num_key_value_heads: kv,
-  head_dim,
-  intermediate_size,
-}: ModelConfig) => 2 * D * head_dim * (h + kv) + 3 * D * intermediate_size;
-
-/** Products a second, in 10^9, of the faster of the two dot products that wasm has, from the innermost cache. */
-function dotProducts(): () => number {
-  const source = join(import.meta.dirname, 'assembly/dots.ts');
-  const out = join(mkdtempSync(join(tmpdir(), 'plumb-dots-')), 'dots.wasm');
-  const options = ['--runtime', 'stub', '-O0', '--noAssert', '--use', 'abort=', '--initialMemory', '1'];
-  const { status } = spawnSync(
-    'npx',
-    ['asc', source, ...options, '--enable', 'simd', '--enable', 'relaxed-simd', '--outFile', out],
-    {
-      stdio: 'inherit',
-    },
-  );
-  if (status !== 0) throw new Error('assembly/dots.ts does not compile');
-  // the types are workerd's, where a module cannot be made from bytes
-  const Module = WebAssembly.Module as unknown as new (bytes: Uint8Array) => WebAssembly.Module;
-  const { exports } = new WebAssembly.Instance(new Module(readFileSync(out)));
-  rmSync(dirname(out), { recursive: true });
-  const PRODUCTS = 1024; // a round
-  return () =>
-    Math.max(
-      // thrice each: the engine's optimising compiler takes over while the first runs
-      ...['pairs', 'fours', 'pairs', 'fours', 'pairs', 'fours'].map((name) => {
-        const run = exports[name] as (rounds: number) => number;
-        const started = performance.now();
-        run(300_000);
-        return (300_000 * PRODUCTS) / (performance.now() - started) / 1e6;
-      }),
-    );
-}
-
-/** Bytes a second that one thread reads: two equal stretches of memory are compared, beyond every cache. */
-function bandwidth(): number {
-  const [a, b] = [Buffer.alloc(2 ** 28, 1), Buffer.alloc(2 ** 28, 1)];
-  const started = performance.now();
-  a.compare(b);
-  return (2 * a.length * 1000) / (performance.now() - started);
 }

@@ -36,12 +36,12 @@ function reader({ metadata }: Gguf) {
     if (value === undefined) return otherwise ?? fail(`has no ${key}`);
     return is(value) ? value : fail(`${key} is not ${what}`);
   };
-  const isNumber = (value: GgufValue): value is number => typeof value === 'number';
+  const isNumber = (value: GgufValue): value is number => typeof value === 'number' && Number.isFinite(value);
   const isText = (value: GgufValue): value is string => typeof value === 'string';
   const isTexts = (value: GgufValue): value is string[] => Array.isArray(value) && value.every(isText);
   const isNumbers = (value: GgufValue): value is number[] => Array.isArray(value) && value.every(isNumber);
   return {
-    number: (key: string, otherwise?: number) => get(key, isNumber, 'a number', otherwise),
+    number: (key: string, otherwise?: number) => get(key, isNumber, 'a finite number', otherwise),
     text: (key: string, otherwise?: string) => get(key, isText, 'a text', otherwise),
     texts: (key: string) => get(key, isTexts, 'a list of texts'),
     numbers: (key: string, otherwise?: number[]) => get(key, isNumbers, 'a list of numbers', otherwise),

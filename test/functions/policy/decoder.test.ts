@@ -18,7 +18,7 @@ const builds = ['relaxed', 'plain'] as const;
 
 /** Log-probabilities may differ from float32 on the same rounded weights by this: activations of 16 bits cost that much, and those of 8 bits. */
 const BOUND = { 8: 1e-3, 4: 0.25 };
-/** And this much from float32 on the weights before they were rounded, on random models (the hardest there are). */
+/** And this much from float32 on the weights before they were rounded, on the random models below: the wider weights are spread, the more. */
 const BOUND_FLOAT32 = { 8: 0.25, 4: 4 };
 
 const shapes: [string, Partial<ModelConfig>][] = [
