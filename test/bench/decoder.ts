@@ -69,7 +69,8 @@ async function* besideLlama(): AsyncGenerator<Pair> {
   const tensors = tensorsOf(openGguf(path));
   const coarse = packEdge(model, tensors, 4);
   const many = loadDecoder(coarse, { context: 160, slots: 16 });
-  const fine = loadDecoder(packEdge(model, tensors, 8), { context: 160 });
+  const image8 = packEdge(model, tensors, 8);
+  const fine = loadDecoder(image8, { context: 160 });
   /** So many sequences decode side by side, 128 tokens in all each time. */
   const decode = (of: Decoder, sequences: number): number => {
     const slots = Array.from({ length: sequences }, (_, i) => i);
@@ -136,7 +137,7 @@ async function* besideLlama(): AsyncGenerator<Pair> {
     const layers = model.num_hidden_layers * layerWeights(model);
     const products = layers + (model.vocab_size * model.hidden_size) / PREFILL;
     yield roofed(paired, { bytes: coarse.length / long.rows, products });
-    yield await pair({
+    const besideDots = await pair({
       name: 'decoder/prefill 512 vs dot products',
       unit: 'GMAC/s',
       more: true,
@@ -145,10 +146,11 @@ async function* besideLlama(): AsyncGenerator<Pair> {
       theirs: dotProducts,
       note: 'beside the most that 128-bit dot products reach in this engine; products with the layers’ matrices alone',
     });
+    yield roofed(besideDots, { bytes: ((1e9 / layers) * coarse.length) / long.rows, products: 1e9 });
 
     yield* rollouts(files.Q4_0, coarse);
     yield* perplexities(folder);
-    yield* growth(coarse);
+    yield* growth(coarse, image8);
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
@@ -183,9 +185,8 @@ async function* besideLlama(): AsyncGenerator<Pair> {
 }
 
 /** One sequence's tokens a second, ever further into its context, and by ever larger models: beside what the processor could do at best. */
-async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
-  const beside = 'the lower roofline';
-  const row = async (name: string, of: Uint8Array, context: number, at: number): Promise<Pair> => {
+async function* growth(image: Uint8Array, image8: Uint8Array): AsyncGenerator<Pair> {
+  const row = async (name: string, of: Uint8Array, over: string, x: number, context = 128, at = 64): Promise<Pair> => {
     const { config, bits } = readEdge(of);
     const decode = loadDecoder(of, { context });
     // The positions before are what they are: zeros take as long as anything else.
@@ -198,23 +199,28 @@ async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
     const products =
       productsPerToken(config) + 2 * at * config.num_hidden_layers * config.num_attention_heads * config.head_dim;
     const bytes = of.length + at * cacheBytes(config, bits);
-    // a small model is read from the caches, and so is what it is held against
-    const read = () => bandwidth(bytes);
+    const rooflines = (): [reading: number, computing: number] => [
+      bandwidth(bytes) / bytes, // what the caches hold of it is read from there, as the model is
+      (1e9 * dotProducts()) / products,
+    ];
     const paired = await pair({
       name: `decoder/growth, ${name}`,
       unit: 'tok/s',
       more: true,
       goal: 0.7,
       ours: one,
-      theirs: () => Math.min((1e9 * dotProducts()) / products, read() / bytes),
+      theirs: () => Math.min(...rooflines()),
       note: `${(of.length / 1e6).toFixed(1)} MB in ${bits} bits; beside the lower of reading that once a token and dot products alone`,
     });
-    return roofed(paired, { bytes, products }, read());
+    const [reading, computing] = rooflines();
+    const beside = { 'reading alone': reading, 'dot products alone': computing };
+    return { ...roofed(paired, { bytes, products }, reading * bytes), at: { over, x, beside } };
   };
   for (const x of [64, 256, 512, 1024, 2048]) {
     const over = 'position in the context of SmolLM2-135M';
-    yield { ...(await row(`SmolLM2 at ${x} of its context`, image, 2048, x)), at: { over, x, beside } };
+    yield await row(`SmolLM2 at ${x} of its context`, image, over, x, 2048, x);
   }
+  const WEIGHTS = 'weights, in 8 bits';
   for (const [name, hidden_size, num_hidden_layers] of [
     ['1 M', 128, 3],
     ['6 M', 256, 6],
@@ -229,10 +235,9 @@ async function* growth(image: Uint8Array): AsyncGenerator<Pair> {
       num_key_value_heads: hidden_size / 64,
       max_position_embeddings: 128,
     });
-    const grown = await row(`${name} weights`, packEdge(config, randomModel(config, 1), 8), 128, 64);
-    const x = productsPerToken(config);
-    yield { ...grown, at: { over: 'weights, in 8 bits', x, beside } };
+    yield await row(`${name} weights`, packEdge(config, randomModel(config, 1), 8), WEIGHTS, productsPerToken(config));
   }
+  yield await row('135 M weights', image8, WEIGHTS, productsPerToken(readEdge(image8).config));
 }
 
 /** Whole answers as the trainer draws them, with two threads, beside those who do no more than draw. */

@@ -34,7 +34,7 @@ export async function* growth(): AsyncGenerator<Pair> {
       theirs: middle,
       note: `beside ${MIDDLE.join(' × ')}, products in ${precision}`,
     });
-    const beside = `a step of ${MIDDLE.join(' × ')}`;
+    const beside = { [`a step of ${MIDDLE.join(' × ')}`]: grown.theirs };
     const at =
       columns === MIDDLE[1]
         ? { over: `rows of ${columns} tokens a step`, x: rows, beside }

@@ -11,8 +11,8 @@ export interface Pair {
   goal: number;
   rounds: number;
   note?: string;
-  /** Of a row that shows how a figure grows: what with, how much of that, and what it stands beside, in a word. */
-  at?: { over: string; x: number; beside: string };
+  /** Of a row that shows how a figure grows: what with, how much of that, and the lines that it is drawn beside. */
+  at?: { over: string; x: number; beside: Record<string, number> };
 }
 
 interface Contest {

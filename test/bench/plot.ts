@@ -51,6 +51,9 @@ function logarithmic(title: string, values: number[], ticks: number[]): Axis {
   return { title, ticks: ticks.filter((tick) => place(tick) > -0.02 && place(tick) < 1.02), place };
 }
 
+/** Of what figures stand beside. */
+const GREYS = ['#868e96', '#e8590c'];
+
 /** How figures grow: a chart for each thing that they grow with. */
 export function growthPlot(title: string, pairs: Pair[]): string {
   const grown = pairs.flatMap(({ at, ...pair }) => (at ? [{ ...pair, ...at }] : []));
@@ -58,7 +61,7 @@ export function growthPlot(title: string, pairs: Pair[]): string {
   return svg(
     title,
     [...Map.groupBy(grown, ({ over }) => over)].map(([over, rows]) => {
-      const values = rows.flatMap((row) => [row.ours, row.theirs]);
+      const values = rows.flatMap((row) => [row.ours, ...Object.values(row.beside)]);
       const xs = rows.map(({ x }) => x);
       return {
         x: logarithmic(over, xs, xs),
@@ -66,11 +69,11 @@ export function growthPlot(title: string, pairs: Pair[]): string {
         y: logarithmic(rows[0]!.unit, [Math.min(...values) / 1.5, Math.max(...values) * 1.5], decades),
         lines: [
           { name: 'ours', colour: '#0b7285', points: rows.map(({ x, ours }) => [x, ours] as [number, number]) },
-          {
-            name: rows[0]!.beside,
-            colour: '#868e96',
-            points: rows.map((row) => [row.x, row.theirs] as [number, number]),
-          },
+          ...Object.keys(rows[0]!.beside).map((name, i) => ({
+            name,
+            colour: GREYS[i]!,
+            points: rows.map((row) => [row.x, row.beside[name]!] as [number, number]),
+          })),
         ],
       };
     }),

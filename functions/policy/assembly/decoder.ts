@@ -11,14 +11,17 @@
 
 import { attend16, attend16of4, remember16 } from './attention16';
 import { attend32, remember32 } from './attention32';
+import { embed } from './embed';
 import { product4 } from './int4';
 import { product8 } from './int8';
 import { correct } from './low';
-import { exp4, larger, madd, max4, sum4 } from './simd';
+import { addTo, rmsNorm } from './norm';
+import { rope } from './rope';
+import { swiglu } from './swiglu';
+import { weighRow } from './weigh';
 
 const H: i32 = 64;
 const HEAD: usize = 256; // bytes of a head in float32
-const BLOCK_BYTES: usize = 288; // of the embedding, in 8 bits: 8 scales, then 8 × (8 rows × 4 columns)
 
 let L: i32, D: i32, A: i32, G: i32, F: i32, V: i32, V8: i32, C: i32, P: i32;
 let epsilon: f32;
@@ -102,54 +105,12 @@ export function sinesAt(): usize { return sines; }
 export function logitsAt(): usize { return logits; }
 export function sharesAt(): usize { return shares; }
 
-/** (N) → (N) */
-@inline function rmsNormOf(N: i32, from: usize, gain: usize, to: usize): void {
-  const bytes = <usize>N << 2;
-  let squares = f32x4.splat(0);
-  for (let i: usize = 0; i < bytes; i += 16) { const v = v128.load(from + i); squares = madd(v, v, squares); }
-  const scale = f32x4.splat(<f32>1.0 / sqrt<f32>(sum4(squares) / <f32>N + epsilon));
-  for (let i: usize = 0; i < bytes; i += 16) v128.store(to + i, f32x4.mul(f32x4.mul(v128.load(from + i), scale), v128.load(gain + i)));
-}
-
 /** (D) → (D) */
-function rmsNorm(from: usize, gain: usize, to: usize): void { rmsNormOf(D, from, gain, to); }
+function normRow(from: usize, gain: usize, to: usize): void { rmsNorm(D, from, gain, to, epsilon); }
 
 /** Brings n heads to the same length. */
 function level(head: usize, n: i32, gain: usize): void {
-  for (let h = 0; h < n; h++) { rmsNormOf(H, head, gain, head); head += HEAD; }
-}
-
-function addTo(to: usize, from: usize, bytes: usize): void {
-  for (let i: usize = 0; i < bytes; i += 16) v128.store(to + i, f32x4.add(v128.load(to + i), v128.load(from + i)));
-}
-
-/** Turns n heads by their position: dimension i with i + 32. */
-function rope(head: usize, n: i32, position: i32): void {
-  const c = cosines + <usize>position * (HEAD / 2), s = sines + <usize>position * (HEAD / 2);
-  for (let h = 0; h < n; h++) {
-    for (let i: usize = 0; i < HEAD / 2; i += 16) {
-      const a = v128.load(head + i), b = v128.load(head + i, HEAD / 2);
-      const cos = v128.load(c + i), sin = v128.load(s + i);
-      v128.store(head + i, f32x4.sub(f32x4.mul(a, cos), f32x4.mul(b, sin)));
-      v128.store(head + i, f32x4.add(f32x4.mul(b, cos), f32x4.mul(a, sin)), HEAD / 2);
-    }
-    head += HEAD;
-  }
-}
-
-/** A token's row of the embedding, out of its group of eight. (D) */
-function embed(table: usize, token: i32, to: usize): void {
-  let block = table + <usize>(token >> 3) * (<usize>(D >> 5) * BLOCK_BYTES);
-  const lane = <usize>(token & 7) << 2;
-  for (let b = 0; b < D; b += 32) {
-    const scale = load<f32>(block + lane);
-    const row = block + 32 + lane;
-    for (let c: usize = 0; c < 32; c++) {
-      store<f32>(to, scale * <f32>load<i8>(row + ((c >> 2) << 5) + (c & 3)));
-      to += 4;
-    }
-    block += BLOCK_BYTES;
-  }
+  for (let h = 0; h < n; h++) { rmsNorm(H, head, gain, head, epsilon); head += HEAD; }
 }
 
 /** y = W x for T rows, W of a layer. (T, K) → (T, R) */
@@ -181,11 +142,11 @@ function moveRow(t: i32, i: i32): void {
 export function forward(T: i32, n: i32): void {
   const Db = <usize>D << 2, Fb = <usize>F << 2, Qb = <usize>(A * H) << 2, Kb = <usize>(G * H) << 2, QKVb = Qb + 2 * Kb;
   const cacheHead = <usize>P * H * cached;
-  for (let t = 0; t < T; t++) embed(tensor(S * L + 1), input(tokens, t), x + <usize>t * Db);
+  for (let t = 0; t < T; t++) embed(tensor(S * L + 1), input(tokens, t), D, x + <usize>t * Db);
   for (let l = 0; l < L; l++) {
     const at = S * l, rest = at + S - 6; // what Qwen adds lies between
     const low = S * L + (tied ? 2 : 3) + 4 * l;
-    for (let t = 0; t < T; t++) rmsNorm(x + <usize>t * Db, tensor(at), normed + <usize>t * Db);
+    for (let t = 0; t < T; t++) normRow(x + <usize>t * Db, tensor(at), normed + <usize>t * Db);
     product(tensor(at + 1), (A + 2 * G) * H, D, T, normed, Db, qkv, QKVb); // (T, D) → (T, (A + 2G)·H)
     if (corrected) {
       const k = correct(tensor(low), A * H, D, T, normed, Db, qkv, QKVb, parts);
@@ -196,7 +157,8 @@ export function forward(T: i32, n: i32): void {
       const row = qkv + <usize>t * QKVb, position = input(positions, t);
       if (S == 9) addTo(row, tensor(at + 2), QKVb);
       if (S == 8) { level(row, A, tensor(at + 2)); level(row + Qb, G, tensor(at + 3)); }
-      rope(row, A + G, position);
+      const angles = <usize>position * (HEAD / 2);
+      rope(row, A + G, cosines + angles, sines + angles);
       for (let g = 0; g < G; g++) {
         const cache = <usize>(l * G + g) * cacheHead + <usize>input(starts, t) * H * cached;
         const k = row + Qb + <usize>g * HEAD;
@@ -223,39 +185,23 @@ export function forward(T: i32, n: i32): void {
     product(tensor(rest + 2), D, A * H, T, mixed, Qb, normed, Db); // (T, A·H) → (T, D)
     if (corrected) correct(tensor(low + 1), D, A * H, T, mixed, Qb, normed, Db, parts);
     addTo(x, normed, <usize>T * Db);
-    for (let t = 0; t < T; t++) rmsNorm(x + <usize>t * Db, tensor(rest + 3), normed + <usize>t * Db);
+    for (let t = 0; t < T; t++) normRow(x + <usize>t * Db, tensor(rest + 3), normed + <usize>t * Db);
     product(tensor(rest + 4), 2 * F, D, T, normed, Db, gateUp, 2 * Fb); // (T, D) → (T, 2F)
     if (corrected) {
       const up = correct(tensor(low + 2), F, D, T, normed, Db, gateUp, 2 * Fb, parts);
       correct(up, F, D, T, normed, Db, gateUp + Fb, 2 * Fb, parts);
     }
-    for (let t = 0; t < T; t++) {
-      const row = gateUp + <usize>t * 2 * Fb;
-      for (let i: usize = 0; i < Fb; i += 16) {
-        const gate = v128.load(row + i);
-        const sigmoid = f32x4.div(f32x4.splat(1), f32x4.add(f32x4.splat(1), exp4(f32x4.pmin(f32x4.neg(gate), f32x4.splat(87)))));
-        v128.store(row + i, f32x4.mul(f32x4.mul(gate, sigmoid), v128.load(row + i + Fb)));
-      }
-    }
+    for (let t = 0; t < T; t++) swiglu(gateUp + <usize>t * 2 * Fb, Fb);
     product(tensor(rest + 5), D, F, T, gateUp, 2 * Fb, normed, Db); // (T, F) → (T, D)
     if (corrected) correct(tensor(low + 3), D, F, T, gateUp, 2 * Fb, normed, Db, parts);
     addTo(x, normed, <usize>T * Db);
   }
-  for (let i = 0; i < n; i++) rmsNorm(x + <usize>i * Db, tensor(S * L), normed + <usize>i * Db);
+  for (let i = 0; i < n; i++) normRow(x + <usize>i * Db, tensor(S * L), normed + <usize>i * Db);
   if (n > 0) product8(tensor(tied ? S * L + 1 : S * L + 2), V8, D, n, normed, Db, logits, <usize>V8 << 2, quants, scales); // (n, D) → (n, V8)
 }
 
 /** shares = exp((logits[i] − the largest) / temperature) */
-export function weigh(i: i32, temperature: f32): void {
-  const row = logits + ((<usize>i * V8) << 2), bytes = <usize>V << 2, whole = bytes & ~15;
-  let m = f32x4.splat(-Infinity);
-  for (let p: usize = 0; p < whole; p += 16) m = larger(m, v128.load(row + p));
-  let largest = max4(m);
-  for (let p = whole; p < bytes; p += 4) largest = max(largest, load<f32>(row + p));
-  const most = f32x4.splat(largest), cool = f32x4.splat(<f32>1.0 / temperature);
-  // The last four may reach into the padding, where they do no harm.
-  for (let p: usize = 0; p < bytes; p += 16) v128.store(shares + p, exp4(f32x4.mul(f32x4.sub(v128.load(row + p), most), cool)));
-}
+export function weigh(i: i32, temperature: f32): void { weighRow(logits + ((<usize>i * V8) << 2), <usize>V << 2, temperature, shares); }
 
 /** Copies the first n positions of a sequence to another's stretch; of keys, which lie in groups of positions, whole groups. */
 export function copyPositions(from: i32, to: i32, n: i32): void {

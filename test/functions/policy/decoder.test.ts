@@ -11,6 +11,10 @@ import { argmax, logSumExp } from '../../../functions/policy/sample.ts';
 import { cacheBytes, headerBytes, type Low, packEdge, readEdge, unpackEdge, withLow } from '../../../schema/edge.ts';
 import type { ModelConfig } from '../../../schema/manifest.ts';
 import { readTensors } from '../../../schema/safetensors.ts';
+import { openGguf, tensorsOf } from '../../../trainer/import/from-gguf.ts';
+import { smollm2 } from '../../../trainer/import/smollm2.ts';
+import { readPolicy } from '../../../trainer/policy.ts';
+import { random } from '../../../trainer/random.ts';
 import { randomModel, randomNumbers, tinyConfig } from '../../support/model.ts';
 import { seedPolicy } from '../../support/seed.ts';
 
@@ -47,7 +51,23 @@ const shapes: [string, Partial<ModelConfig>][] = [
     { architectures: ['Qwen3ForCausalLM'], model_type: 'qwen3', num_attention_heads: 4, tie_word_embeddings: false },
   ],
   ['another base, epsilon and context', { rope_theta: 500_000, rms_norm_eps: 1e-3, max_position_embeddings: 37 }],
+  ...Array.from({ length: 6 }, (_, i) => drawnShape(i)),
 ];
+
+function drawnShape(seed: number): [string, Partial<ModelConfig>] {
+  const rng = random(seed, 'shape');
+  const num_key_value_heads = rng.int(1, 4);
+  const shape = {
+    vocab_size: rng.int(8, 600),
+    hidden_size: 32 * rng.int(1, 14),
+    intermediate_size: rng.int(1, 500),
+    num_hidden_layers: rng.int(1, 4),
+    num_attention_heads: num_key_value_heads * rng.int(1, 5),
+    num_key_value_heads,
+    tie_word_embeddings: rng.int(0, 2) === 0,
+  };
+  return [Object.values(shape).join(' '), shape];
+}
 
 function logprobs(decoder: Decoder, ids: number[]): number[] {
   const out: number[] = [];
@@ -487,6 +507,49 @@ test.each(builds)('the seed policy answers greedily as transformers does in floa
   }
   expect(golden.flatMap(({ ids }) => ids).length).toBeGreaterThan(200);
 });
+
+/** On SmolLM2 and its own answers, in nats: how far a token's log-probability is from transformers' in float32 in the mean, and at most. */
+const BOUND_SMOLLM2 = { 8: { mean: 0.03, most: 0.3 }, 4: { mean: 0.045, most: 0.35 } };
+
+test.each([8, 4] as const)(
+  'SmolLM2 in %i bits says what transformers says in float32, token for token where that is clear',
+  {
+    timeout: 300_000,
+  },
+  async (bits) => {
+    const path = await smollm2();
+    const policy = readPolicy(path);
+    const decoder = loadDecoder(packEdge(policy.config, tensorsOf(openGguf(path)), bits), { context: 128 });
+    const golden: { text: string; prompt: number[]; ids: number[]; logprobs: number[]; margins: number[] }[] =
+      JSON.parse(readFileSync(join(import.meta.dirname, '../../golden/greedy-smollm2.json'), 'utf8'));
+    const { mean, most } = BOUND_SMOLLM2[bits];
+    const apart: number[] = [];
+    let exact = 0;
+    for (const { text, prompt, ids, logprobs, margins } of golden) {
+      expect(policy.encodePrompt([{ role: 'user', content: text }])).toEqual(prompt);
+      decoder.forward(
+        prompt,
+        prompt.map((_, i) => i),
+        prompt.map(() => 0),
+        [prompt.length - 1],
+      );
+      for (const [t, id] of ids.entries()) {
+        const logits = decoder.logits(0);
+        apart.push(Math.abs(logits[id]! - logSumExp(logits) - logprobs[t]!));
+        if (margins[t]! > most) expect(argmax(logits), `${text} ${t}`).toBe(id);
+        decoder.forward([id], [prompt.length + t], [0], [0]);
+      }
+      if (bits === 4 || Math.min(...margins) < 0.03) continue; // which of two comes is a matter of rounding
+      const options = { maxTokens: ids.length, temperature: 0, stopIds: [policy.config.eos_token_id], seed: 0 };
+      expect(generate(decoder, prompt, options).ids).toEqual(ids);
+      exact++;
+    }
+    expect(exact).toBe(bits === 8 ? 4 : 0);
+    expect(apart.length).toBe(200);
+    expect(apart.reduce((sum, nats) => sum + nats / apart.length, 0)).toBeLessThan(mean);
+    expect(Math.max(...apart)).toBeLessThan(most);
+  },
+);
 
 test('the build is the one with relaxed SIMD where the engine takes it, else the plain one', async () => {
   const ours = async (takes: boolean) => {
