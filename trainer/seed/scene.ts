@@ -84,12 +84,12 @@ export const SENTENCES: Scene<Question> = {
     reward: { learningRate: 2e-4, judgements: 8, epochs: 1 },
     // a nat costs half a deviation of the score: what so few judgements teach holds only near by (LOG.md)
     ppo: { learningRate: 1e-3, episodes: 320, rollout: 64, minibatch: 16, beta: 0.5 },
-    // an answer to each prompt; who speaks without filler says less, so an answer may shrink to half
-    gate: { comparisons: 100, lengthRatio: 2 },
+    // three answers to each prompt; who speaks without filler says less, so an answer may shrink to half
+    gate: { comparisons: 300, lengthRatio: 2 },
   },
   budget: {
     judging: 300,
-    training: { 'reward model': 450, ppo: 550, judge: 300, 'gate and publishing': 200 },
+    training: { 'reward model': 450, ppo: 550, judge: 300, 'gate and publishing': 270 },
     evaluation: 600,
   },
   asked: sentenceQuestions,

@@ -508,6 +508,25 @@ test.each(builds)('the seed policy answers greedily as transformers does in floa
   expect(golden.flatMap(({ ids }) => ids).length).toBeGreaterThan(200);
 });
 
+test.each(builds)('gates far below zero are shut, and of logits far apart the largest weighs all (%s)', (build) => {
+  const config = tinyConfig({ tie_word_embeddings: false });
+  const tensors = randomModel(config, 5);
+  for (const [name, { shape, data }] of tensors) {
+    const times = name.includes('gate_proj') ? 2000 : name === 'lm_head.weight' ? 300 : 1;
+    tensors.set(name, { shape, data: data.map((x) => times * x) });
+  }
+  const image = packEdge(config, tensors, 8);
+  const decoder = loadDecoder(image, { build });
+  const ids = [5, 7, 200, 31];
+  const expected = logprobs(referenceDecoder(config, unpackEdge(image).tensors), ids);
+  expect(Math.min(...expected)).toBeLessThan(-200);
+  expect(worst(logprobs(decoder, ids), expected)).toBeLessThan(0.001 * -Math.min(...expected));
+  const logits = decoder.logits(0);
+  const largest = Math.max(...logits);
+  const weights = decoder.weights(0, 1);
+  for (const [token, logit] of logits.entries()) expect(weights[token]).toBeCloseTo(Math.exp(logit - largest), 5);
+});
+
 /** On SmolLM2 and its own answers, in nats: how far a token's log-probability is from transformers' in float32 in the mean, and at most. */
 const BOUND_SMOLLM2 = { 8: { mean: 0.03, most: 0.3 }, 4: { mean: 0.045, most: 0.35 } };
 
