@@ -112,36 +112,12 @@ function priced(name: string, ours: number[], answers: string): Pair {
   return compared({ name, unit: 'ms', more: false, goal: 1, ours, theirs: [LIMIT_MS], note });
 }
 
-/** What an answer of the seed policy takes of a processor, the api's own work included. */
-async function* seedAnswers(): AsyncGenerator<Pair> {
-  const home = mkdtempSync(join(tmpdir(), 'plumb-bench-'));
-  await publish(home, SEED_FOLDER, 'seed', 'stable');
-  const local = await startLocal({ home, port: await freePort(), cronSeconds: 86_400 });
-  try {
-    const asked = tickets('judging', 1, 50).map(({ text }) => text);
-    const inTurn = async () => {
-      for (const text of asked) await ask(local.url, local.keys.secret, text);
-    };
-    await inTurn();
-    const processor: number[] = [];
-    for (let round = 0; round < ROUNDS; round++) {
-      const before = processorMs();
-      await inTurn();
-      processor.push((processorMs() - before) / asked.length);
-    }
-    yield priced('chats/processor time of an answer by the seed policy', processor, 'to its tickets');
-  } finally {
-    await local.close();
-    rmSync(home, { recursive: true, force: true });
-  }
-}
-
 export async function* chats(): AsyncGenerator<Pair> {
   yield* coldStarts();
-  yield* seedAnswers();
   const home = mkdtempSync(join(tmpdir(), 'plumb-bench-'));
   const file = await smollm2();
-  await publish(home, file, 'smollm2', 'stable');
+  await publish(home, SEED_FOLDER, 'seed', 'stable');
+  const smollm = await publish(home, file, 'smollm2');
   const others: string[] = [];
   for (let i = 0; i < ROUNDS; i++) {
     // one that differs in a byte: of equal weights a decoder keeps what it has
@@ -157,7 +133,29 @@ export async function* chats(): AsyncGenerator<Pair> {
   let next = 0;
   const local = await startLocal({ home, port: await freePort(), cronSeconds: 86_400 });
   const one = () => ask(local.url, local.keys.secret, questions[next++ % questions.length]!);
+  const release = async (policy: string) => {
+    const response = await fetch(`${local.url}/v1/releases`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
+      body: JSON.stringify({ channel: 'stable', policy }),
+    });
+    if (!response.ok) throw new Error(`the release was refused: ${await response.text()}`);
+  };
   try {
+    const asked = tickets('judging', 1, 50).map(({ text }) => text);
+    const seedAnswers = async () => {
+      for (const text of asked) await ask(local.url, local.keys.secret, text);
+    };
+    await seedAnswers();
+    const ofSeed: number[] = [];
+    for (let round = 0; round < ROUNDS; round++) {
+      const before = processorMs();
+      await seedAnswers();
+      ofSeed.push((processorMs() - before) / asked.length);
+    }
+    yield priced('chats/processor time of an answer by the seed policy', ofSeed, 'to its tickets');
+    await release(smollm);
+    while ((await one()).policy !== smollm);
     const inTurn = async (count: number) => {
       const firsts: number[] = [];
       for (let i = 0; i < count; i++) firsts.push((await one()).first);
@@ -245,12 +243,7 @@ export async function* chats(): AsyncGenerator<Pair> {
       );
       await new Promise((resolve) => setTimeout(resolve, 10_000));
       released = true;
-      const response = await fetch(`${local.url}/v1/releases`, {
-        method: 'POST',
-        headers: { authorization: `Bearer ${local.keys.secret}`, 'content-type': 'application/json' },
-        body: JSON.stringify({ channel: 'stable', policy: fresh }),
-      });
-      if (!response.ok) throw new Error(`the release was refused: ${await response.text()}`);
+      await release(fresh);
       await chatting;
       before.push(quantile(waits, 0.99) + 100);
       met.push(quantile(during, 0.99));

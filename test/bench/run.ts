@@ -111,4 +111,7 @@ for (const name of positionals.length > 0
       );
   }
 }
-if (options.plot) writeFileSync(options.plot, growthPlot('How it grows', pairs));
+if (options.plot) {
+  if (pairs.some(({ at }) => at)) writeFileSync(options.plot, growthPlot('How it grows', pairs));
+  else console.error('bench: no row of these groups shows how a figure grows: nothing is drawn');
+}
