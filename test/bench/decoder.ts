@@ -21,7 +21,7 @@ import { startSampler } from '../../trainer/rollout.ts';
 import { loggedAnswer, tickets } from '../../trainer/seed/world.ts';
 import { randomModel, tinyConfig } from '../support/model.ts';
 import { seedPolicy } from '../support/seed.ts';
-import { compared, type Pair, pair } from './pair.ts';
+import { compared, median, type Pair, pair } from './pair.ts';
 import { llama, startLlama, startPeer } from './peers.ts';
 import { bandwidth, dotProducts, layerWeights, productsPerToken, roofed } from './rooflines.ts';
 
@@ -199,22 +199,24 @@ async function* growth(image: Uint8Array, image8: Uint8Array): AsyncGenerator<Pa
     const products =
       productsPerToken(config) + 2 * at * config.num_hidden_layers * config.num_attention_heads * config.head_dim;
     const bytes = of.length + at * cacheBytes(config, bits);
-    const rooflines = (): [reading: number, computing: number] => [
-      bandwidth(bytes) / bytes, // what the caches hold of it is read from there, as the model is
-      (1e9 * dotProducts()) / products,
-    ];
+    const reading: number[] = [];
+    const computing: number[] = [];
+    const roofline = (): number => {
+      reading.push(bandwidth(bytes) / bytes); // what the caches hold of it is read from there, as the model is
+      computing.push((1e9 * dotProducts()) / products);
+      return Math.min(reading.at(-1)!, computing.at(-1)!);
+    };
     const paired = await pair({
       name: `decoder/growth, ${name}`,
       unit: 'tok/s',
       more: true,
       goal: 0.7,
       ours: one,
-      theirs: () => Math.min(...rooflines()),
+      theirs: roofline,
       note: `${(of.length / 1e6).toFixed(1)} MB in ${bits} bits; beside the lower of reading that once a token and dot products alone`,
     });
-    const [reading, computing] = rooflines();
-    const beside = { 'reading alone': reading, 'dot products alone': computing };
-    return { ...roofed(paired, { bytes, products }, reading * bytes), at: { over, x, beside } };
+    const beside = { 'reading alone': median(reading), 'dot products alone': median(computing) };
+    return { ...roofed(paired, { bytes, products }, median(reading) * bytes), at: { over, x, beside } };
   };
   for (const x of [64, 256, 512, 1024, 2048]) {
     const over = 'position in the context of SmolLM2-135M';

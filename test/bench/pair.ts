@@ -51,7 +51,7 @@ export function compared({
   return { ...named, ours: a, theirs: b, ratio: more ? a / b : b / a, rounds: ours.length, ...(note && { note }) };
 }
 
-const median = (values: number[]): number => {
+export const median = (values: number[]): number => {
   const sorted = [...values].sort((a, b) => a - b);
   const half = sorted.length >> 1;
   return sorted.length % 2 === 1 ? sorted[half]! : (sorted[half - 1]! + sorted[half]!) / 2;
