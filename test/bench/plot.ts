@@ -51,8 +51,8 @@ function logarithmic(title: string, values: number[], ticks: number[]): Axis {
   return { title, ticks: ticks.filter((tick) => place(tick) > -0.02 && place(tick) < 1.02), place };
 }
 
-/** Of what figures stand beside. */
-const GREYS = ['#868e96', '#e8590c'];
+/** Of the lines that figures stand beside. */
+const COLOURS = ['#868e96', '#e8590c'];
 
 /** How figures grow: a chart for each thing that they grow with. */
 export function growthPlot(title: string, pairs: Pair[]): string {
@@ -71,7 +71,7 @@ export function growthPlot(title: string, pairs: Pair[]): string {
           { name: 'ours', colour: '#0b7285', points: rows.map(({ x, ours }) => [x, ours] as [number, number]) },
           ...Object.keys(rows[0]!.beside).map((name, i) => ({
             name,
-            colour: GREYS[i]!,
+            colour: COLOURS[i]!,
             points: rows.map((row) => [row.x, row.beside[name]!] as [number, number]),
           })),
         ],

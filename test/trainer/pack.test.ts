@@ -88,7 +88,7 @@ test('a shape grows until it takes the largest judgement whole', () => {
 });
 
 test('of the shapes that take each judgement whole the fullest is taken', () => {
-  // two answers of 32 tokens behind a prompt of 32: three lines of 96 where 256 columns hold two such and a quarter of nothing
+  // two answers of 32 tokens behind a prompt of 32: they fill a line of 96, and leave a quarter of one of 256 empty
   const judgement = () => [row(Array(32).fill(2), Array(32).fill(3)), row(Array(32).fill(2), Array(32).fill(4))];
   const judged = Array.from({ length: 32 }, judgement);
   const numbered = judged.slice(0, 16).map((_, i) => [2 * i, 2 * i + 1]);
