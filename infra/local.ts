@@ -237,19 +237,43 @@ const SETTABLE = [
 /** Bytes that a start wants: database, the seed policy and a run's checkpoints. */
 const LEAST_FREE = 64e6;
 
-/** The folder; what is ours in it is for its owner alone, and of one that was there before the rest is let be. */
-/** @param bytes that are to be stored there */
+/** With less than this a write fails at any moment, and who wrote through workerd's buckets waits for ever. */
+const FULL = 4e6;
+
+const leftOn = (home: string): number => {
+  const { bavail, bsize } = statfsSync(home);
+  return bavail * bsize;
+};
+
+/** What `work` comes to, unless the disk fills while it is at it. */
+async function whileRoom<T>(home: string, work: Promise<T>): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const watch = setInterval(() => {
+    if (leftOn(home) < FULL)
+      reject(new UserError(`the disk of ${home} has filled meanwhile: free some, or set PLUMB_HOME, and do it again`));
+  }, 200);
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    clearInterval(watch);
+  }
+}
+
+/**
+ * The folder; what is ours in it is for its owner alone, and of one that was there before the rest is let be.
+ * @param bytes that are to be stored there
+ */
 function prepareHome(home: string, bytes = 0): void {
   const isNew = !existsSync(home);
   try {
     makeFolder(home);
     if (!statSync(home).isDirectory()) throw new UserError(`${home} is a file: PLUMB_HOME wants a folder`);
-    const { bavail, bsize } = statfsSync(home);
-    if (bavail * bsize < LEAST_FREE + bytes) {
+    const left = leftOn(home);
+    if (left < LEAST_FREE + bytes) {
       if (isNew) rmdirSync(home);
       const needed = bytes > 0 ? `, and ${Math.ceil((LEAST_FREE + bytes) / 1e6)} are needed` : '';
       throw new UserError(
-        `the disk of ${home} has ${Math.floor((bavail * bsize) / 1e6)} MB left${needed}: free some, or set PLUMB_HOME`,
+        `the disk of ${home} has ${Math.floor(left / 1e6)} MB left${needed}: free some, or set PLUMB_HOME`,
       );
     }
     for (const name of ['state', 'runs', 'tensorboard']) {
@@ -288,7 +312,7 @@ interface Bindings {
 
 /**
  * D1 and R2 of this machine, made and brought up to date, for as long as `use` takes.
- * @param bytes that it stores: on a full disk workerd's buckets answer nothing any more
+ * @param bytes that it stores
  */
 export async function withStore<T>(home: string, use: (env: Bindings) => Promise<T>, bytes = 0): Promise<T> {
   prepareHome(home, bytes);
@@ -302,7 +326,7 @@ export async function withStore<T>(home: string, use: (env: Bindings) => Promise
     await migrate(patient(proxy.env.DB)).catch((error) => {
       throw new UserError(`the database in ${home} cannot be brought up to date: ${error.message}`);
     });
-    return await use(proxy.env);
+    return await whileRoom(home, use(proxy.env));
   } finally {
     await proxy.dispose();
   }

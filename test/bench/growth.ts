@@ -1,6 +1,7 @@
 // A training step as its batch and its context grow. If nothing but arithmetic counted, all would run at as many GFLOP/s; a cliff would show as a
 // ratio far below the others.
 import { hasBfloat16 } from '../../trainer/engine/tf.ts';
+import { shareOf } from './flop.ts';
 import { type Pair, pair } from './pair.ts';
 import { flopOf, ours } from './torch.ts';
 
@@ -32,13 +33,12 @@ export async function* growth(): AsyncGenerator<Pair> {
       goal: 0.75,
       ours: step,
       theirs: middle,
-      note: `beside ${MIDDLE.join(' × ')}, products in ${precision}`,
     });
     const beside = { [`a step of ${MIDDLE.join(' × ')}`]: grown.theirs };
     const at =
       columns === MIDDLE[1]
         ? { over: `rows of ${columns} tokens a step`, x: rows, beside }
         : { over: 'tokens a row, 2,048 a step', x: columns, beside };
-    yield { ...grown, at };
+    yield { ...grown, note: `beside ${MIDDLE.join(' × ')}; ${shareOf(grown.ours, precision)}`, at };
   }
 }

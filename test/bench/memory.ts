@@ -1,26 +1,27 @@
-// What training takes: the peak of the 5.8 million workload, and whether ten thousand steps take more than the first thousand. Run it alone:
-// other groups' memory would count too.
+// What training takes: the peak of the 5.8 million workload, and whether ten thousand steps take more than the first thousand. Each in a process
+// of its own, whose memory counts by itself.
 import { hasBfloat16 } from '../../trainer/engine/tf.ts';
-import { peakMemory } from '../../trainer/plan.ts';
 import { compared, type Pair } from './pair.ts';
-import { ours } from './torch.ts';
+import { startOurs } from './peers.ts';
 
 const GOAL_GB = 1.3;
 
 export async function* memory(): AsyncGenerator<Pair> {
   const precision = hasBfloat16 ? 'bfloat16' : 'float32';
-  ours(precision)(20);
-  const figures = { ours: [peakMemory() / 1e9], theirs: [GOAL_GB] };
+  const whole = await startOurs('step.ts', precision, '16', '128');
+  await whole.rate(20);
+  const figures = { ours: [whole.peak() / 1e9], theirs: [GOAL_GB] };
+  whole.close();
   const note = `products in ${precision}, the engine's own included; beside what is aimed at`;
   yield compared({ name: 'memory/peak, train step 5.8M', unit: 'GB', more: false, goal: 1, ...figures, note });
 
-  const step = ours(precision, 1, 128);
+  const small = await startOurs('step.ts', precision, '1', '128');
   const held: number[] = [];
   for (let thousand = 1; thousand <= 10; thousand++) {
-    step(1000);
-    held.push(process.memoryUsage.rss() / 1e6);
-    await new Promise(setImmediate);
+    await small.rate(1000);
+    held.push(small.held() / 1e6);
   }
+  small.close();
   yield compared({
     name: 'memory/held after 10,000 steps',
     unit: 'MB',

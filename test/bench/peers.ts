@@ -1,5 +1,6 @@
 // Python programs that do the same work, each in a process of its own that works when it is asked.
 import { spawn, spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { peakMemory } from '../../trainer/plan.ts';
@@ -19,6 +20,8 @@ export interface Peer {
   rate(amount: number): Promise<number>;
   /** Bytes that it held at most. */
   peak(): number;
+  /** Bytes that it holds. */
+  held(): number;
   close(): void;
 }
 
@@ -56,6 +59,7 @@ async function start(command: string, args: string[], env: Record<string, string
       return Number(await next());
     },
     peak: () => peakMemory(child.pid),
+    held: () => 1024 * Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))![1]),
     close: () => child.stdin.end(),
   };
 }

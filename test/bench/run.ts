@@ -9,17 +9,16 @@ import { growthPlot } from './plot.ts';
 
 type Group = { about: string; engine?: boolean; pairs: () => Promise<AsyncGenerator<Pair>> };
 
+async function* inTurn(...groups: (() => AsyncGenerator<Pair>)[]): AsyncGenerator<Pair> {
+  for (const group of groups) yield* group();
+}
+
 /** A group is loaded when its turn comes: importing the trainer's loads TensorFlow. */
 const GROUPS: Record<string, Group> = {
   decoder: {
     about:
       'tokens a second in Node: the seed policy beside the plain decoder; SmolLM2 beside llama.cpp (compiled at its first run, 20 minutes) and transformers (6 GB); then the rows of chats',
-    pairs: async () => {
-      const groups = [(await import('./decoder.ts')).decoder, (await import('./chats.ts')).chats];
-      return (async function* () {
-        for (const group of groups) yield* group();
-      })();
-    },
+    pairs: async () => inTurn((await import('./decoder.ts')).decoder, (await import('./chats.ts')).chats),
   },
   edge: {
     about: 'votes a second over HTTP beside a bare insert into D1; cold starts',
@@ -31,9 +30,22 @@ const GROUPS: Record<string, Group> = {
     pairs: async () => (await import('./chats.ts')).chats(),
   },
   trainer: {
+    about: 'all rows of the trainer, which take hours: torch, trl, trl-large, growth, memory, compiled',
+    engine: true,
+    pairs: async () =>
+      inTurn(
+        (await import('./torch.ts')).torch,
+        (await import('./trl.ts')).trl,
+        (await import('./trl.ts')).trlLarge,
+        (await import('./growth.ts')).growth,
+        (await import('./memory.ts')).memory,
+        (await import('./compiled.ts')).compiled,
+      ),
+  },
+  compiled: {
     about: 'the compiled calls of a run beside the same code op by op',
     engine: true,
-    pairs: async () => (await import('./trainer.ts')).trainer(),
+    pairs: async () => (await import('./compiled.ts')).compiled(),
   },
   torch: {
     about: "a training step beside PyTorch's (installs torch and TRL, some 6 GB, at its first run)",
@@ -57,7 +69,6 @@ const GROUPS: Record<string, Group> = {
   },
   memory: {
     about: 'what a training step takes at its peak, and whether ten thousand of them take more',
-    engine: true,
     pairs: async () => (await import('./memory.ts')).memory(),
   },
   demo: {
@@ -68,7 +79,7 @@ const GROUPS: Record<string, Group> = {
 };
 
 /** Left out unless they are named: what takes hours, and what another has among its rows. */
-const APART = ['trl-large', 'chats'];
+const APART = ['trainer', 'trl-large', 'chats'];
 
 const shown = (value: number): string => value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2);
 

@@ -1,17 +1,18 @@
-// A training step of 5.8 million weights on 2,048 tokens, beside the same model in PyTorch, plain and compiled, in float32 and bfloat16. Two
-// threads each.
+// A training step of 5.8 million weights on 2,048 tokens, beside the same model in PyTorch, plain and compiled, in float32 and bfloat16; before it
+// products alone, of whose speed the steps' is told as a share. Two threads each.
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { hasBfloat16, tf } from '../../trainer/engine/tf.ts';
 import { hiddenStates, initialParameters, type Parameters, statesBefore, tokenLogprobs } from '../../trainer/model.ts';
 import { adamState, trainer } from '../../trainer/optimizer.ts';
 import { type Batch, batchOf, type Predictions, pack, predictionsOf } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
-import { forwardFlop, peakOf, shareOf } from './flop.ts';
+import { forwardFlop, PRODUCT, productsAlone, shareOf } from './flop.ts';
 import { TIED as MODEL } from './models.ts';
 import { type Pair, pair } from './pair.ts';
 import { startPeer } from './peers.ts';
 
 const [ROWS, COLUMNS] = [16, 128];
+const SHORT = { float32: 'f32', bfloat16: 'bf16' };
 const ADAM = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, clipNorm: 1 };
 /** Multiplications and additions of a token's step, in rows of T. */
 export const flopOf = (T: number): number => 3 * forwardFlop(MODEL, 1, T, 1);
@@ -49,19 +50,32 @@ export function ours(precision: 'float32' | 'bfloat16', B = ROWS, T = COLUMNS): 
 }
 
 export async function* torch(): AsyncGenerator<Pair> {
-  const most = { float32: peakOf('float32'), bfloat16: hasBfloat16 ? peakOf('bfloat16') : 0 };
+  for (const precision of hasBfloat16 ? (['float32', 'bfloat16'] as const) : (['float32'] as const)) {
+    const product = productsAlone(precision);
+    const peer = await startPeer('step.py', 'product', precision);
+    yield await pair({
+      name: `torch/products alone ${SHORT[precision]}`,
+      unit: 'GFLOP/s',
+      more: true,
+      goal: 1,
+      ours: product,
+      theirs: async () => ((await peer.rate(1)) * 2 * PRODUCT ** 3) / 1e9,
+      note: `of ${PRODUCT} × ${PRODUCT}: the peak that steps are a share of`,
+    });
+    peer.close();
+  }
   const fast = hasBfloat16 ? ours('bfloat16') : null;
   const plain = ours('float32');
   const contests = [
-    ['compile', 'bfloat16', 1.5, fast ?? plain],
-    ['eager', 'float32', 3.5, fast ?? plain],
-    ['compile', 'float32', 2, plain],
+    ['', 'compile', 'bfloat16', 1.5, fast ?? plain],
+    ['', 'eager', 'float32', 3.5, fast ?? plain],
+    [' f32', 'compile', 'float32', 2, plain],
   ] as const;
-  for (const [mode, dtype, goal, step] of contests) {
+  for (const [of, mode, dtype, goal, step] of contests) {
     const peer = await startPeer('step.py', mode, dtype);
     const precision = step === plain ? 'float32' : 'bfloat16';
     const row = await pair({
-      name: `torch/train step 5.8M ${precision} vs torch ${mode} ${dtype}`,
+      name: `torch/train step 5.8M${of} vs torch ${mode} ${SHORT[dtype]}`,
       unit: 'tok/s',
       more: true,
       goal,
@@ -70,6 +84,6 @@ export async function* torch(): AsyncGenerator<Pair> {
     });
     peer.close();
     const speed = (row.ours * flopOf(COLUMNS)) / 1e9;
-    yield { ...row, note: shareOf(speed, most[precision], precision) };
+    yield { ...row, note: `ours in ${precision}: ${shareOf(speed, precision)}` };
   }
 }

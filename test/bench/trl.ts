@@ -3,7 +3,7 @@
 
 import type { ModelConfig } from '../../schema/manifest.ts';
 import { precisionFor } from '../../trainer/model.ts';
-import { forwardFlop, peakOf, shareOf } from './flop.ts';
+import { forwardFlop, shareOf } from './flop.ts';
 import { LARGE, SMALL } from './models.ts';
 import { compared, type Pair, pair } from './pair.ts';
 import { type Peer, startOurs, startPeer } from './peers.ts';
@@ -50,7 +50,6 @@ export const trlLarge = (): AsyncGenerator<Pair> =>
 async function* beside(size: 'small' | 'large', rows: Row[]): AsyncGenerator<Pair> {
   const model = size === 'large' ? LARGE : SMALL;
   const precision = precisionFor(model);
-  const peak = peakOf(precision);
   for (const [name, stage, theirStage, goal, steps] of rows) {
     const ours = await startOurs('stage.ts', stage, size);
     const peers: Peer[] = [];
@@ -69,7 +68,7 @@ async function* beside(size: 'small' | 'large', rows: Row[]): AsyncGenerator<Pai
       },
     });
     const speed = (row.ours * FLOP[stage](model)) / 1e9;
-    yield { ...row, note: `${shareOf(speed, peak, precision)}; ${note}` };
+    yield { ...row, note: `${shareOf(speed, precision)}; ${note}` };
     if (size === 'large')
       yield compared({
         name: `trl/memory ${name}`,

@@ -6,7 +6,8 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { blobKey } from '../../functions/store/blobs.ts';
+import { sha256 } from '../../functions/crypto.ts';
+import { blobKey, putBlob, readBlob } from '../../functions/store/blobs.ts';
 import { hashOf, readManifest } from '../../functions/store/policies.ts';
 import { freePort } from '../../infra/home.ts';
 import { withStore } from '../../infra/local.ts';
@@ -102,6 +103,30 @@ test('what finds no room on the disk is not begun', async (context) => {
       [expect.stringMatching(/has 6\d MB left, and \d\d are needed: free some, or set PLUMB_HOME$/)],
     ]);
     expect(readdirSync(small)).toEqual([]);
+  } finally {
+    spawnSync('umount', [small]);
+  }
+}, 300_000);
+
+test('a disk that fills while something is stored ends that; with room it is stored', async (context) => {
+  const small = join(folder, 'filling');
+  mkdirSync(small);
+  context.skip(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=160M', 'tmpfs', small]).status !== 0, 'it may not mount');
+  try {
+    const filler = join(small, 'filler');
+    const bytes = new Uint8Array(40e6);
+    const sha = await sha256(bytes);
+    const stored = withStore(join(small, 'home'), ({ BUCKET }) => {
+      expect(() => writeFileSync(filler, new Uint8Array(170e6))).toThrow('ENOSPC');
+      return putBlob(BUCKET, sha, bytes);
+    });
+    await expect(stored).rejects.toThrow(/^the disk of .* has filled meanwhile: free some, /);
+    rmSync(filler);
+    const again = withStore(join(small, 'home'), async ({ BUCKET }) => {
+      await putBlob(BUCKET, sha, bytes);
+      return readBlob(BUCKET, sha);
+    });
+    expect(await again).toHaveLength(bytes.length);
   } finally {
     spawnSync('umount', [small]);
   }

@@ -243,8 +243,9 @@ export function halves(data: Float32Array, hd: number, D: number, go: 'apart' | 
   return out;
 }
 
-/** In what its weights are written as safetensors: the file's own type where that is a float's, else the 16 bits that quantised numbers fit into best. */
+/** In what its weights are written as safetensors: the file's own type where all are of one that is a float's, else the 16 bits that quantised numbers fit into best. */
 export function dtypeOf({ tensors }: Gguf): Dtype {
   const names = new Set([...tensors.values()].filter(({ shape }) => shape.length > 1).map(({ format }) => format.name));
-  return names.has('F32') ? 'F32' : names.has('BF16') ? 'BF16' : 'F16';
+  if (names.has('F32') || (names.has('BF16') && names.size > 1)) return 'F32'; // neither sixteen bits hold the other's numbers
+  return names.has('BF16') ? 'BF16' : 'F16';
 }

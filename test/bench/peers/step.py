@@ -1,7 +1,7 @@
 """A training step of a Llama of 5.8 million weights in PyTorch: forward, backward, clipping, AdamW. The other side of torch.ts.
 
-Reads the number of steps to run from each line of its input, and answers with the tokens a second.
-usage: step.py eager|compile float32|bfloat16
+Reads the number of steps to run from each line of its input, and answers with the tokens a second. Of products alone, with products a second.
+usage: step.py eager|compile|product float32|bfloat16
 """
 
 import sys
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 V, D, L, H, T, B, FF = 4096, 256, 6, 4, 128, 16, 688
+PRODUCT = 4096
 HD = D // H
 
 
@@ -72,9 +73,10 @@ model = Model()
 optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 forward = torch.compile(model) if mode == "compile" else model
 tokens, targets = torch.randint(V, (2, B, T))
+a, b = torch.randn(2, PRODUCT, PRODUCT, dtype=getattr(torch, dtype)) if mode == "product" else (None, None)
 
 
-def step():
+def train():
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         loss = forward(tokens, targets)
     loss.backward()
@@ -83,6 +85,11 @@ def step():
     optimizer.zero_grad()
 
 
+def multiply():
+    a @ b
+
+
+step, work = (multiply, 1) if mode == "product" else (train, B * T)
 for _ in range(3):
     step()
 print("ready", flush=True)
@@ -90,4 +97,4 @@ for line in sys.stdin:
     started = time.perf_counter()
     for _ in range(int(line)):
         step()
-    print(int(line) * B * T / (time.perf_counter() - started), flush=True)
+    print(int(line) * work / (time.perf_counter() - started), flush=True)

@@ -7,7 +7,7 @@ import { MalformedFile } from '../../../schema/malformed.ts';
 import { type FloatTensor, readTensors } from '../../../schema/safetensors.ts';
 import { encode } from '../../../schema/tokenizer.ts';
 import { ggufMetadata, ggufTensors, writeGguf } from '../../../trainer/export/gguf.ts';
-import { tensorsOf, textsOf } from '../../../trainer/import/from-gguf.ts';
+import { dtypeOf, tensorsOf, textsOf } from '../../../trainer/import/from-gguf.ts';
 import { type GgufValue, readGguf } from '../../../trainer/import/gguf.ts';
 import { importFrom } from '../../../trainer/import/import.ts';
 import { readPolicy } from '../../../trainer/policy.ts';
@@ -61,6 +61,19 @@ test("llama.cpp's own file reads as its package reads it, every format bit for b
     const sha256 = createHash('sha256').update(bytesOf(floats));
     expect(sha256.digest('hex'), name).toBe(expected[name]!.sha256);
   }
+});
+
+test.each([
+  [['F32', 'Q8_0'], 'F32'],
+  [['BF16'], 'BF16'],
+  [['BF16', 'Q8_0'], 'F32'],
+  [['BF16', 'F16'], 'F32'],
+  [['F16'], 'F16'],
+  [['Q4_1', 'Q6_K'], 'F16'],
+])('weights of a file in %s are kept in %s', (formats, kept) => {
+  const { metadata, tensors: all } = readGguf(golden);
+  const some = formats.map((name) => [...all].find(([, { format }]) => format.name === name)!);
+  expect(dtypeOf({ metadata, tensors: new Map(some) })).toBe(kept);
 });
 
 test("queries lie as Hugging Face has them again, after the converter's permutation", () => {

@@ -29,7 +29,7 @@ const ANSWERS = 64;
 const ANSWERS_A_PROMPT = 4;
 const MAX_TOKENS = 40;
 
-export async function* trainer(): AsyncGenerator<Pair> {
+export async function* compiled(): AsyncGenerator<Pair> {
   const { folder, policy } = seedPolicy();
   const { config: model } = policy;
   const parameters = readWeights(folder, model);
@@ -109,7 +109,7 @@ export async function* trainer(): AsyncGenerator<Pair> {
     await tokensPerSecond(work, 1); // traces and compiles
     await eagerly(() => tokensPerSecond(work, 1));
     yield await pair({
-      name: `trainer/${name}`,
+      name: `compiled/${name}`,
       unit: 'tok/s',
       more: true,
       goal: 1.3,
@@ -135,7 +135,7 @@ async function rolloutImage(): Promise<Pair> {
     return (performance.now() - started) / 1000;
   };
   return pair({
-    name: 'trainer/adapters of 135 M into the image of rollouts',
+    name: 'compiled/adapters of 135 M into the image of rollouts',
     unit: 's',
     more: false,
     goal: 1,
