@@ -237,25 +237,23 @@ const SETTABLE = [
 /** Bytes that a start wants: database, the seed policy and a run's checkpoints. */
 const LEAST_FREE = 64e6;
 
-/** With less than this a write fails at any moment, and who wrote through workerd's buckets waits for ever. */
-const FULL = 4e6;
-
 const leftOn = (home: string): number => {
   const { bavail, bsize } = statfsSync(home);
   return bavail * bsize;
 };
 
-/** What `work` comes to, unless the disk fills while it is at it. */
+/** What `work` comes to, unless the disk fills while it is at it: of that workerd tells on stderr alone, and who writes through its buckets waits for ever. */
 async function whileRoom<T>(home: string, work: Promise<T>): Promise<T> {
   const { promise, reject } = Promise.withResolvers<never>();
-  const watch = setInterval(() => {
-    if (leftOn(home) < FULL)
-      reject(new UserError(`the disk of ${home} has filled meanwhile: free some, or set PLUMB_HOME, and do it again`));
-  }, 200);
+  const { error } = console;
+  console.error = (...said) => {
+    if (!/No space left on device/.test(String(said[0]))) return error(...said);
+    reject(new UserError(`the disk of ${home} has filled meanwhile: free some, or set PLUMB_HOME, and do it again`));
+  };
   try {
     return await Promise.race([work, promise]);
   } finally {
-    clearInterval(watch);
+    console.error = error;
   }
 }
 

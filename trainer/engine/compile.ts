@@ -64,7 +64,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
       if (state) dispose(args[0]!);
       return result;
     }
-    const inputs = flatten(args);
+    const inputs = tensorsIn(name, 'gives it', args);
     const kept = state ? flatten(args[0]!).length : 0; // so many of the inputs are state
     const key = inputs.map((tensor) => `${tensor.dtype}[${tensor.shape}]`).join();
     const known = traces.get(key);
@@ -112,6 +112,7 @@ function trace<Arguments extends Tree[]>(
     inputs.map(({ dtype, shape }, i) => ({ dtype, shape, variable: i < kept })),
     (given, { add, inputs: handles, referenceOf, typeOf, refuse }) => {
       const returned = fn(...(unflatten(args, given) as Arguments));
+      tensorsIn(name, 'has it return', returned);
       const { state = [], ...rest } = (kept > 0 ? returned : {}) as { state?: Tree; [key: string]: Tree | undefined };
       const others = (kept > 0 ? rest : returned) as Tree;
       const [before, after] = [given.slice(0, kept), flatten(state)];
@@ -151,6 +152,22 @@ function trace<Arguments extends Tree[]>(
     outputs.join(),
   );
   return traced;
+}
+
+/** The tensors of what somebody else made, if it is a tree of tensors that are still there. */
+function tensorsIn(name: string, verb: string, tree: Tree): Tensor[] {
+  const wrong = (what: string): never => {
+    throw new Error(`compile(${name}): ${callersLine()} ${verb} ${what}`);
+  };
+  const refuseOthers = (branch: unknown): void => {
+    if (branch instanceof tf.Tensor) {
+      if (branch.isDisposed) wrong('a tensor that is disposed of');
+    } else if (typeof branch !== 'object' || branch === null)
+      wrong(`${branch} where a tensor, or an array or object of tensors, must be`);
+    else Object.values(branch).forEach(refuseOthers);
+  };
+  refuseOthers(tree);
+  return flatten(tree);
 }
 
 /** Apart from where a trace is made, so that it does not keep all of that in memory. */

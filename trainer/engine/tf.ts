@@ -38,7 +38,10 @@ interface NodeBackend {
   binding: Binding;
   isUsingGpuDevice: boolean;
   /** What lies behind a tensor, by its dataId: which of the binding's tensors, and how many of tfjs' share it. */
-  tensorMap: { get(dataId: object): { id: number; shape: number[]; dtype: number; refCount: number } };
+  tensorMap: {
+    get(dataId: object): { id: number; shape: number[]; dtype: number; refCount: number; values: object | null };
+  };
+  move(dataId: object, ...what: unknown[]): void;
   getDTypeInteger(dtype: string): number;
   getInputTensorIds(tensors: Tf.Tensor[]): number[];
   createOutputTensor(output: OutputTensor): Tf.Tensor;

@@ -5,6 +5,7 @@
 // What a graph cannot hold is refused, with the line of the code that did it: the value of a traced tensor, randomness of
 // the host, a variable.
 
+import { webcrypto } from 'node:crypto';
 import { CONSTANT_BYTES, constantProto, type Node, shapeAttribute, TENSOR_ATTRIBUTE, typeAttribute } from './graph.ts';
 import { type Binding, backend, type OpAttribute, type Tensor, tf } from './tf.ts';
 
@@ -29,7 +30,7 @@ interface Graph {
 
 interface Recording<Result> {
   nodes: Node[];
-  /** Tensors made before, and large constants: inputs, too, that are the same at every call. */
+  /** Large constants: inputs, too, that are the same at every call. */
   captures: { id: number; reference: string }[];
   result: Result;
 }
@@ -97,16 +98,21 @@ export function record<Result>(
     traced.set(id, { dtype, shape });
     return id;
   };
-  // A tensor made before the trace (or a large constant) goes in as an input; the copied handle keeps it alive.
+  // A large constant goes in as an input; the copied handle keeps it alive.
   const capture = (id: number): string => {
-    if (variables.has(id))
-      refuse(`reads the variable ${variables.get(id)}, which would be frozen as it is now: give it as an argument`);
     const [kept] = real.executeOp('Identity', [], [id], 1);
     const reference = named(id, placeholder(kept!.dtype, kept!.shape), kept!.dtype);
     captures.push({ id: kept!.id, reference });
     return reference;
   };
-  const reference = (id: number): string => references.get(id) ?? capture(id);
+  const outside = (id?: number): never => {
+    const what =
+      id !== undefined && variables.has(id)
+        ? `the variable ${variables.get(id)}`
+        : 'a tensor that was made outside of it';
+    return refuse(`reads ${what}, which would be frozen as it is now: give it as an argument`);
+  };
+  const reference = (id: number): string => references.get(id) ?? outside(id);
 
   const zeroOf = (dtype: number): number => {
     const zero = real.createTensor([], real.TF_INT32!, new Int32Array(1));
@@ -199,9 +205,22 @@ export function record<Result>(
   const { random } = Math;
   const { assign } = tf.Variable.prototype;
   const withoutGradient = new Map<string, string>(); // kernel → line
-  Math.random = () => refuse('draws a random number: it would be the same at every call; give it as an argument');
+  const draws = () => refuse('draws a random number: it would be the same at every call; give it as an argument');
+  Math.random = draws;
+  Object.assign(webcrypto, { getRandomValues: draws, randomUUID: draws });
   tf.Variable.prototype.assign = function (this: { name: string }) {
     return refuse(`changes the variable ${this.name}: give state as the first argument and return it as \`state\``);
+  };
+  // Values wait in tfjs until an op reads them, so that a tensor made outside may seem to be a constant made here.
+  const madeHere = new WeakSet<object>();
+  backend.move = (dataId, ...rest) => {
+    madeHere.add(dataId);
+    Object.getPrototypeOf(backend).move.call(backend, dataId, ...rest);
+  };
+  backend.getInputTensorIds = (tensors) => {
+    for (const { dataId } of tensors)
+      if (dataId && backend.tensorMap.get(dataId)?.values && !madeHere.has(dataId)) outside();
+    return Object.getPrototypeOf(backend).getInputTensorIds.call(backend, tensors);
   };
   engine.startScope = (scope?: string) => {
     if (scope && RANDOM.test(scope))
@@ -226,7 +245,10 @@ export function record<Result>(
   } finally {
     backend.binding = real;
     Math.random = random;
+    for (const own of ['getRandomValues', 'randomUUID']) Reflect.deleteProperty(webcrypto, own); // the prototype's again
     tf.Variable.prototype.assign = assign;
+    Reflect.deleteProperty(backend, 'move');
+    Reflect.deleteProperty(backend, 'getInputTensorIds');
     Reflect.deleteProperty(engine, 'startScope');
     Reflect.deleteProperty(engine, 'addTapeNode');
     tf.engine().endScope();

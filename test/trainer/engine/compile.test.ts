@@ -54,15 +54,16 @@ test('training steps agree with eager ones within 1e-5 over five steps', () => {
   }
 });
 
-test('the same tensor may be two arguments, and a tensor made outside is captured', () => {
-  const outside = tf.tensor1d(Array.from({ length: 1000 }, (_, i) => i));
-  const fast = compile('twice', (x: Tensor, y: Tensor) => tf.add(tf.mul(x, y), outside) as Tensor);
+test('the same tensor may be two arguments, and a large constant is as at the trace', () => {
+  const counting = Array.from({ length: 1000 }, (_, i) => i);
+  const fast = compile('twice', (x: Tensor, y: Tensor) => tf.add(tf.mul(x, y), tf.tensor1d(counting)) as Tensor);
   const x = tf.fill([1000], 3) as Tensor;
   expect(value(fast(x, x)).slice(0, 3)).toEqual([9, 10, 11]);
 });
 
 describe('what would be frozen by mistake is an error that names the line', () => {
   const counter = tf.variable(tf.scalar(1), false, 'counter');
+  const outside = tf.scalar(1);
   const withoutGradient = (x: Tensor) => tf.sum(tf.round(tf.cumprod(x))) as Tensor;
   test.each<[string, (x: Tensor) => Tensor, RegExp]>([
     ['a read', (x) => tf.mul(x, x.dataSync()[0]!), /reads the value of a tensor that depends on the inputs/],
@@ -80,6 +81,9 @@ describe('what would be frozen by mistake is an error that names the line', () =
       /changes the variable counter/,
     ],
     ['a variable that is read', (x) => tf.mul(x, counter), /reads the variable counter/],
+    ['a tensor made outside', (x) => tf.mul(x, outside), /reads a tensor that was made outside of it/],
+    ['random bytes', (x) => tf.mul(x, crypto.getRandomValues(new Uint32Array(1))[0]!), /draws a random number/],
+    ['nothing returned', () => undefined as unknown as Tensor, /has it return undefined where a tensor/],
     [
       'an op without a gradient',
       (x) => tf.grad(withoutGradient as never)(x as never),
@@ -93,6 +97,7 @@ describe('what would be frozen by mistake is an error that names the line', () =
     // and the engine works on
     expect(value(tf.mul(tf.scalar(2), 3))).toEqual([6]);
     expect(tf.randomNormal([2]).shape).toEqual([2]);
+    expect(crypto.randomUUID()).toHaveLength(36);
     counter.assign(tf.scalar(1));
   });
 
@@ -104,6 +109,14 @@ describe('what would be frozen by mistake is an error that names the line', () =
       state: true,
     });
     expect(() => grows(tf.tensor1d([1]))).toThrow(/must be returned as `state`/);
+  });
+
+  test('an argument that is no tensor, or none any more', () => {
+    const twice = compile('twice', (x: Tensor) => tf.mul(x, 2) as Tensor);
+    expect(() => twice(3 as unknown as Tensor)).toThrow(/compile\(twice\): compile\.test\.ts:\d+ gives it 3 where/);
+    const gone = tf.scalar(1);
+    gone.dispose();
+    expect(() => twice(gone)).toThrow(/compile\.test\.ts:\d+ gives it a tensor that is disposed of/);
   });
 });
 
