@@ -242,18 +242,27 @@ const leftOn = (home: string): number => {
   return bavail * bsize;
 };
 
-/** What `work` comes to, unless the disk fills while it is at it: of that workerd tells on stderr alone, and who writes through its buckets waits for ever. */
+/** With so little left a write has failed for want of room. */
+const FULL = 4e6;
+
+/**
+ * What `work` comes to, unless the disk fills while it is at it: workerd says so on stderr alone, then gives back what it had taken, and who
+ * wrote through its bucket waits for ever or is told that a connection was lost.
+ */
 async function whileRoom<T>(home: string, work: Promise<T>): Promise<T> {
-  const { promise, reject } = Promise.withResolvers<never>();
-  const { error } = console;
-  console.error = (...said) => {
-    if (!/No space left on device/.test(String(said[0]))) return error(...said);
-    reject(new UserError(`the disk of ${home} has filled meanwhile: free some, or set PLUMB_HOME, and do it again`));
-  };
+  const { promise: filled, reject } = Promise.withResolvers<never>();
+  const full = () =>
+    new UserError(`the disk of ${home} has filled meanwhile: free some, or set PLUMB_HOME, and do it again`);
+  const { error: print } = console;
+  console.error = (...said) => (/No space left on device/.test(String(said[0])) ? reject(full()) : print(...said));
   try {
-    return await Promise.race([work, promise]);
+    return await Promise.race([work, filled]);
+  } catch (error) {
+    if (error instanceof UserError) throw error;
+    await Promise.race([filled, new Promise((resolve) => setTimeout(resolve, 300))]); // it may be said a moment later
+    throw leftOn(home) < FULL ? full() : error;
   } finally {
-    console.error = error;
+    console.error = print;
   }
 }
 

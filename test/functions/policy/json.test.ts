@@ -89,6 +89,26 @@ test('takes what JSON.parse takes, of objects, and refuses what it refuses', () 
   expect(wrong).toBeGreaterThan(500);
 });
 
+test('an end of as many bytes as it says is there, wherever it stands', () => {
+  const rng = random(8, 'json');
+  const utf8 = new TextEncoder();
+  const ends = [...utf8.encode('{}[]":0nulltruefalse'), 0x80, 0xa0, 0x90];
+  const seen = new Set<number>();
+  for (let i = 0; i < 100; i++) {
+    const s = jsonStart();
+    for (const byte of utf8.encode(object(rng))) {
+      const nearer = ends.some((end) => {
+        const next = structuredClone(s);
+        return takeByte(next, end) && bytesToEnd(next) === bytesToEnd(s) - 1;
+      });
+      expect(nearer, `${bytesToEnd(s)} bytes in mode ${s.mode}`).toBe(true);
+      seen.add(s.mode);
+      takeByte(s, byte);
+    }
+  }
+  expect(seen.size).toBeGreaterThan(12);
+});
+
 test('white space ends, at last', () => {
   const s = jsonStart();
   let taken = 0;
