@@ -15,6 +15,11 @@ const positive = (text: string): number => {
   if (value <= 0) throw new InvalidArgumentError('not above 0');
   return value;
 };
+const notNegative = (text: string): number => {
+  const value = number(text);
+  if (value < 0) throw new InvalidArgumentError('below 0');
+  return value;
+};
 const seed = (text: string): number => {
   const value = number(text);
   if (!Number.isSafeInteger(value) || value < 0) throw new InvalidArgumentError('not a whole number, or above 2^53');
@@ -41,6 +46,14 @@ const shares = (text: string): Record<string, number> =>
       return [name, number(value)];
     }),
   );
+
+const settings = (text: string): object => {
+  try {
+    const value = JSON.parse(text);
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value;
+  } catch {}
+  throw new InvalidArgumentError('not a JSON object');
+};
 
 const rank = (text: string): number => {
   const value = seed(text);
@@ -120,7 +133,7 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .requiredOption('--base <policy>', 'policy to begin from')
     .requiredOption('--out <folder>', 'where reward.safetensors and reward.report.json go')
     .option('--epochs <n>', 'passes over the data', count, REWARD_DEFAULTS.epochs)
-    .option('--learning-rate <x>', 'at its peak', number, REWARD_DEFAULTS.learningRate)
+    .option('--learning-rate <x>', 'at its peak', notNegative, REWARD_DEFAULTS.learningRate)
     .option('--answer-tokens <n>', 'longest answer', count, 256)
     .option(
       '--members <n>',
@@ -149,14 +162,20 @@ export function trainCommand(ready: () => Promise<unknown>): Command {
     .requiredOption('--reward <folder>', 'of plumb train reward')
     .requiredOption('--out <folder>', 'where the policy goes')
     .option('--episodes <n>', 'answers drawn in all', count, PPO_DEFAULTS.episodes)
-    .option('--learning-rate <x>', 'at the start', number, PPO_DEFAULTS.learningRate)
-    .option('--beta <x>', 'KL coefficient at the start', number, PPO_DEFAULTS.beta)
-    .option('--kl-target <x>', 'nats a sequence', number, PPO_DEFAULTS.klTarget)
+    .option('--learning-rate <x>', 'at the start', notNegative, PPO_DEFAULTS.learningRate)
+    .option('--beta <x>', 'KL coefficient at the start', notNegative, PPO_DEFAULTS.beta)
+    .option('--kl-target <x>', 'nats a sequence', positive, PPO_DEFAULTS.klTarget)
     .option(
       '--spread-penalty <x>',
       'against an answer, times the standard deviation of its scores by several reward models',
-      number,
+      notNegative,
       PPO_DEFAULTS.spreadPenalty,
+    )
+    .option(
+      '--settings <json>',
+      'more of them, as config.ppo of POST /v1/runs names them, like {"separateValue": true, "answersPerPrompt": 1}; they go before the options',
+      settings,
+      {},
     )
     .option('--answer-tokens <n>', 'longest answer', count, 64)
     .addOption(loraRank())

@@ -4,7 +4,7 @@ import { isUtf8 } from 'node:buffer';
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { ChatTemplateError } from '../schema/chat.ts';
-import { Message } from '../schema/message.ts';
+import type { Message } from '../schema/message.ts';
 import { encode } from '../schema/tokenizer.ts';
 import type { Policy } from './policy.ts';
 import { UserError } from './user-error.ts';
@@ -15,10 +15,39 @@ export interface Row {
   answer: number[];
 }
 
-const Conversation = z.array(Message).min(1);
-const SftLine = z.union(
+const TextPart = z.strictObject({ type: z.literal('text'), text: z.string() });
+/** A message as files have it: OpenAI's parts of text are one text, its developers speak as the system does, and names are left out. */
+const FileMessage = z
+  .strictObject({
+    role: z.enum(['system', 'developer', 'user', 'assistant']),
+    content: z.union([z.string(), z.array(TextPart).min(1)], 'expected a string, or parts of text'),
+    name: z.string().optional(),
+    weight: z.literal([0, 1]).optional(),
+  })
+  .transform(({ role, content, weight }): Message & { weight?: 0 | 1 } => ({
+    role: role === 'developer' ? 'system' : role,
+    content: typeof content === 'string' ? content : content.map(({ text }) => text).join(''),
+    ...(weight !== undefined && { weight }),
+  }));
+const Conversation = z.array(FileMessage).min(1);
+export const TextOrMessages = z.union([z.string(), Conversation], 'expected a string or messages');
+
+/** TRL's implicit prompt: whole conversations stand in chosen and rejected, and what these begin with alike is what was asked. */
+export function withPrompt(line: unknown): unknown {
+  const { prompt, chosen, rejected } = (line ?? {}) as Record<string, unknown>;
+  if (prompt !== undefined || !Array.isArray(chosen)) return line;
+  const other = Array.isArray(rejected) ? rejected : chosen;
+  const most = Math.min(chosen.length, other.length) - 1;
+  let alike = 0;
+  while (alike < most && JSON.stringify(chosen[alike]) === JSON.stringify(other[alike])) alike++;
+  if (alike === 0) return line;
+  const asked = { ...(line as object), prompt: chosen.slice(0, alike), chosen: chosen.slice(alike) };
+  return Array.isArray(rejected) ? { ...asked, rejected: rejected.slice(alike) } : asked;
+}
+
+const SftForms = z.union(
   [
-    z.looseObject({ messages: z.array(Message.extend({ weight: z.literal([0, 1]).optional() })).min(1) }),
+    z.looseObject({ messages: Conversation }),
     z.looseObject({ prompt: Conversation, completion: Conversation }),
     z.looseObject({ prompt: z.string(), completion: z.string() }),
     z.looseObject({ prompt: Conversation, chosen: Conversation }),
@@ -27,6 +56,7 @@ const SftLine = z.union(
   ],
   'expected {messages}, {prompt, completion} or {prompt, chosen} (strings or messages), or {text}',
 );
+const SftLine = z.preprocess(withPrompt, SftForms);
 export type SftLine = z.infer<typeof SftLine>;
 
 function readText(path: string): string {
@@ -47,6 +77,15 @@ function readText(path: string): string {
   const text = bytes.toString('utf8').replace(/^\uFEFF/, '');
   if (text.trim() === '') throw new UserError(`${path} has no rows`);
   return text;
+}
+
+/** Of several forms, what is wrong with the one whose fields are all there; else what is said of them together. */
+function nearest(issue: z.core.$ZodIssue): z.core.$ZodIssue {
+  if (issue.code !== 'invalid_union') return issue;
+  const isMissing = ({ path, message }: z.core.$ZodIssue) =>
+    path.length === 1 && message.endsWith('received undefined');
+  const form = issue.errors.find((faults) => !faults.some(isMissing) && faults.some(({ path }) => path.length > 1));
+  return form ? nearest({ ...form[0]!, path: [...issue.path, ...form[0]!.path] }) : issue;
 }
 
 /**
@@ -70,7 +109,7 @@ export function readLines<T, R>(path: string, schema: z.ZodType<T>, make: (value
     }
     const parsed = schema.safeParse(value);
     if (!parsed.success) {
-      const issue = parsed.error.issues[0]!;
+      const issue = nearest(parsed.error.issues[0]!);
       bad.push(`line ${index + 1}: ${issue.path.length > 0 ? `${issue.path.join('.')}: ` : ''}${issue.message}`);
       return;
     }

@@ -3,7 +3,6 @@
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { Message } from '../schema/message.ts';
 import { GATE_DEFAULTS, type LoraConfig, PPO_DEFAULTS, REWARD_DEFAULTS } from '../schema/run-config.ts';
 import { tokenizerJson, trainBpe } from '../schema/tokenizer.ts';
 import { reportOn, tableOf } from './calibration.ts';
@@ -18,7 +17,9 @@ import {
   rootOf,
   type SftLine,
   sftRows,
+  TextOrMessages,
   textsIn,
+  withPrompt,
 } from './data.ts';
 import { compilations, dispose } from './engine/compile.ts';
 import { parked } from './engine/parked.ts';
@@ -234,6 +235,7 @@ export async function ppoOnFiles(
     beta: number;
     klTarget: number;
     spreadPenalty: number;
+    settings: object;
     answerTokens: number;
   },
 ): Promise<void> {
@@ -245,9 +247,12 @@ export async function ppoOnFiles(
   const { maxTokens, shape } = drawingShape(policy.config.max_position_embeddings, [], prompts, options.answerTokens);
   const { episodes, learningRate, beta, klTarget, spreadPenalty, seed } = options;
   const lora = loraOf(options);
-  const config = { ...runConfig({ lora, ppo: { episodes, learningRate, beta, klTarget, spreadPenalty } }).ppo, seed };
-  if (episodes < config.rollout)
-    throw new UserError(`--episodes ${episodes}: each step draws ${config.rollout} answers, so give that many or more`);
+  const given = { episodes, learningRate, beta, klTarget, spreadPenalty, ...options.settings };
+  const config = { ...runConfig({ lora, ppo: given }).ppo, seed };
+  if (config.episodes < config.rollout)
+    throw new UserError(
+      `--episodes ${config.episodes}: each step draws ${config.rollout} answers, so give that many or more`,
+    );
   const calls = {
     policy: policyCalls(policy.config, shape, config, lora),
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
@@ -264,7 +269,7 @@ export async function ppoOnFiles(
     const optimised = await ppo(
       policy.config,
       calls.policy,
-      async (rows) => cautious(await resting.use(() => byMember(rows)), spreadPenalty),
+      async (rows) => cautious(await resting.use(() => byMember(rows)), config.spreadPenalty),
       parent,
       prompts,
       sampler.sample,
@@ -362,9 +367,7 @@ function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train:
   return { train: rows.filter((row) => !held(row)), held: rows.filter(held) };
 }
 
-const PromptLine = z.looseObject({
-  prompt: z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages'),
-});
+const PromptLine = z.preprocess(withPrompt, z.looseObject({ prompt: TextOrMessages }));
 /** Distinct prompts, in the order in which they first come. */
 const readPrompts = (policy: Policy, path: string): number[][] => {
   const encoded = readLines(path, PromptLine, ({ prompt }) =>

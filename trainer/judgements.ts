@@ -2,9 +2,17 @@
 // ratings and outcomes. Read from a snapshot's votes or from files in TRL's shapes.
 
 import { z } from 'zod';
-import { Message } from '../schema/message.ts';
 import type { Vote } from '../schema/snapshot.ts';
-import { answerRow, openingOf, promptOf, type Row, readLines, requireRoom } from './data.ts';
+import {
+  answerRow,
+  openingOf,
+  promptOf,
+  type Row,
+  readLines,
+  requireRoom,
+  TextOrMessages,
+  withPrompt,
+} from './data.ts';
 import { ASPECTS, OUTCOMES } from './likelihood.ts';
 import type { Policy } from './policy.ts';
 import { mean, variance } from './rl.ts';
@@ -121,24 +129,28 @@ function shared(judgement: Judgement): Judgement | null {
   return total === 0 ? null : weighed(left, 1 / total);
 }
 
-const Text = z.union([z.string(), z.array(Message).min(1)], 'expected a string or messages');
 const common = {
-  prompt: Text,
+  prompt: TextOrMessages,
   /** An export's weight keeps a vote of many pairs from counting as many votes; other files have none. */
   weight: z.number().positive().optional(),
   rater: z.string().min(1).nullable().optional(),
 };
 const name = z.string().min(1).max(64);
-const JudgementLine = z.union(
+const JudgementForms = z.union(
   [
-    z.looseObject({ ...common, chosen: Text, rejected: Text }),
-    z.looseObject({ ...common, completions: z.array(Text).min(2).max(8), ranks: z.array(z.int().positive()) }),
-    z.looseObject({ ...common, completion: Text, label: z.boolean() }),
-    z.looseObject({ ...common, completion: Text, aspect: name, value: z.int().min(1).max(5) }),
-    z.looseObject({ ...common, completion: Text, name, outcome: z.union([z.boolean(), z.number()]) }),
+    z.looseObject({ ...common, chosen: TextOrMessages, rejected: TextOrMessages }),
+    z.looseObject({
+      ...common,
+      completions: z.array(TextOrMessages).min(2).max(8),
+      ranks: z.array(z.int().positive()),
+    }),
+    z.looseObject({ ...common, completion: TextOrMessages, label: z.boolean() }),
+    z.looseObject({ ...common, completion: TextOrMessages, aspect: name, value: z.int().min(1).max(5) }),
+    z.looseObject({ ...common, completion: TextOrMessages, name, outcome: z.union([z.boolean(), z.number()]) }),
   ],
   'expected {prompt, chosen, rejected}, {prompt, completions, ranks}, {prompt, completion, label}, {prompt, completion, aspect, value 1–5} or {prompt, completion, name, outcome}',
 );
+const JudgementLine = z.preprocess(withPrompt, JudgementForms);
 /** The cohorts of an export's row, which are JSON text there. */
 function cohortsOf(cohorts: unknown): Record<string, string> {
   if (cohorts === undefined) return {};
@@ -152,12 +164,12 @@ function cohortsOf(cohorts: unknown): Record<string, string> {
 /** Judgements of a file: TRL's preference and unpaired preference rows, rankings and ratings as Plumb exports them, and outcomes. */
 export function readJudgements(policy: Policy, path: string): Judgement[] {
   const text = (value: unknown) => {
-    const said = value as z.infer<typeof Text>;
+    const said = value as z.infer<typeof TextOrMessages>;
     return typeof said === 'string' ? said : said.map((message) => message.content).join('\n');
   };
   type Line = z.infer<typeof JudgementLine>;
   const made = readLines<Line, Judgement | null>(path, JudgementLine, (line, at) => {
-    const messages = promptOf(line.prompt as z.infer<typeof Text>);
+    const messages = promptOf(line.prompt as z.infer<typeof TextOrMessages>);
     let kind: Judgement['kind'];
     let texts: string[] = 'completion' in line ? [text(line.completion)] : [];
     let said: Partial<Said>;

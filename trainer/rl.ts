@@ -138,7 +138,7 @@ export function meanLength({ columns, lengths }: PerToken): number {
 /**
  * The truncated importance weight of each token, min(π_trainer / π_rollout, cap): what was sampled came from the served
  * image, whose numbers are rounded, while the gradient is the trainer's (Yao et al. 2025, "off-policy RL … rollout mismatch").
- * @returns the weights with their mean and maximum, the share of tokens whose weight was capped, and how many tokens they are worth
+ * @returns the weights with their mean, the largest ratio before the cap, the share of tokens whose weight was capped, and how many tokens they are worth
  * (Kish's effective sample size (Σw)²/Σw², as a share of all)
  */
 export function mismatch(trainer: Float32Array, rollout: Float32Array, cap: number, shape: PerToken) {
@@ -152,7 +152,7 @@ export function mismatch(trainer: Float32Array, rollout: Float32Array, cap: numb
     if (ratio > cap) capped++;
     sum += weight;
     squares += weight ** 2;
-    max = Math.max(max, weight);
+    max = Math.max(max, ratio);
   });
   return { weights, mean: sum / count, max, capped: capped / count, effective: sum ** 2 / squares / count };
 }

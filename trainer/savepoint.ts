@@ -32,8 +32,17 @@ function makeOut(path: string, base: string): void {
 /** Seconds between two saves, when some time has passed; and no more than a twentieth of the time goes into them. */
 const SAVE_EVERY = 10;
 const SAVE_SHARE = 1 / 20;
-const Save = z.object({ count: z.int(), sha256: z.string(), step: z.int(), scalars: z.unknown() });
-const Saved = z.object({ settings: z.string(), machines: z.array(Machine), saves: z.array(Save).min(1) });
+/** What is said of a save's tensors, in a file beside theirs with its own hash. */
+const Save = z.object({
+  settings: z.string(),
+  machines: z.array(Machine),
+  step: z.int(),
+  scalars: z.unknown(),
+  /** The tensors' hash. */
+  tensors: z.string(),
+});
+const Hashed = z.object({ sha256: z.string(), save: z.unknown() });
+const hashOf = (save: unknown): string => sha256(Buffer.from(JSON.stringify(save)));
 
 /** The stage that wrote a file of metrics, as its command is called. */
 function lastStage(path: string): string | undefined {
@@ -44,7 +53,7 @@ function lastStage(path: string): string | undefined {
 
 /**
  * What a stage leaves in its folder, which is this process's as long as it runs: metrics in metrics.jsonl and for TensorBoard; and where it
- * goes on if it is cut off, the tensors of its last two saves in files, and a place that names them once they are whole.
+ * goes on if it is cut off, its last two saves: a file of tensors each, and once that is whole one that says what they are.
  */
 export async function savepoint(
   stage: string,
@@ -60,18 +69,30 @@ export async function savepoint(
   // What the files hold counts, not how they are called.
   const numbers = Object.entries(rest).filter(([name, value]) => typeof value !== 'string' || name === 'schedule');
   const settings = JSON.stringify([...numbers.sort(), ...inputs.map((path) => sha256(readFileSync(path)))]);
-  const place = join(options.out, `${stage}.state.json`);
+  const aboutOf = (count: number) => join(options.out, `${stage}.state.${count}.json`);
   const tensorsOf = (count: number) => join(options.out, `${stage}.state.${count}.safetensors`);
-  const damaged = () => new UserError(`${place} is damaged: remove it, and the stage begins anew`);
-  let last: z.infer<typeof Saved> | null = null;
-  try {
-    if (existsSync(place)) last = Saved.parse(JSON.parse(readFileSync(place, 'utf8')));
-  } catch {
-    throw damaged();
-  }
+  const all = join(options.out, `${stage}.state.*`);
+  const damaged = () => new UserError(`${all} are damaged: remove them, and the stage begins anew`);
+  /** Null where a save's file is not as it was written. */
+  const about = (count: number): z.infer<typeof Save> | null => {
+    try {
+      const { sha256: hash, save } = Hashed.parse(JSON.parse(readFileSync(aboutOf(count), 'utf8')));
+      return hashOf(save) === hash ? Save.parse(save) : null;
+    } catch {
+      return null;
+    }
+  };
+  /** The newest first. */
+  let saves = readdirSync(options.out)
+    .flatMap((name) => (name.startsWith(`${stage}.state.`) && /\.(\d+)\.json$/.exec(name)?.[1]) || [])
+    .map(Number)
+    .sort((a, b) => b - a)
+    .map((count) => ({ count, save: about(count) }));
+  const last = saves.find(({ save }) => save)?.save ?? null;
+  if (saves.length > 0 && !last) throw damaged();
   if (last && last.settings !== settings)
     throw new UserError(
-      `${options.out} holds the unfinished work of a call with other settings or data: give it the same ones to go on, another --out, or remove ${place}`,
+      `${options.out} holds the unfinished work of a call with other settings or data: give it the same ones to go on, another --out, or remove ${all}`,
     );
   if (deterministic && onGpu())
     throw new UserError(
@@ -82,7 +103,7 @@ export async function savepoint(
   const other = machines.find((machine) => apart(machine, here) !== '');
   if (deterministic && other)
     throw new UserError(
-      `${place} is of another machine (${apart(other, here)}): ${alike(other, here)}, or leave --deterministic out`,
+      `${all} are of another machine (${apart(other, here)}): ${alike(other, here)}, or leave --deterministic out`,
     );
   if (other)
     console.error(
@@ -95,7 +116,6 @@ export async function savepoint(
     throw new UserError(`${options.out} holds what plumb train ${maker} made: give another --out, or remove it`);
   if (!last && finished)
     console.error(`${options.out} holds finished work: this call begins anew, and takes its place`);
-  let saves = last?.saves ?? [];
   let first = Number.NaN;
   let next = 0;
   return {
@@ -105,27 +125,27 @@ export async function savepoint(
       toTerminal(process.stderr, compilations),
     ),
     remove: () => {
-      rmSync(place, { force: true });
+      for (const { count } of saves) rmSync(aboutOf(count), { force: true }); // first: what is not whole is not said to be there
       for (const name of readdirSync(options.out))
         if (name.startsWith(`${stage}.state.`)) rmSync(join(options.out, name));
     },
     /** What has diverged would only diverge again: the last good state stays, for who wants to look at it. */
     giveUp: (error: unknown): never => {
-      if (error instanceof DivergedError && saves[0])
-        error.message += `; the state after step ${saves[0].step} is kept in ${options.out}: try a lower --learning-rate with another --out`;
+      if (error instanceof DivergedError && saves[0]?.save)
+        error.message += `; the state after step ${saves[0].save.step} is kept in ${options.out}: try a lower --learning-rate with another --out`;
       throw error;
     },
     /** Reads what there is to go on from, the one before it where the last is damaged; null where there is nothing. */
     saved: <T>(read: (tensors: Uint8Array, scalars: unknown) => T): T | null => {
-      for (const [index, { count, sha256: hash, scalars }] of saves.entries()) {
-        const path = tensorsOf(count);
+      for (const [index, { count, save }] of saves.entries()) {
         try {
-          const file = readFileSync(path);
-          if (sha256(file) !== hash) throw new Error('other bytes than were written');
-          const state = read(file, scalars);
+          const file = readFileSync(tensorsOf(count));
+          if (!save || sha256(file) !== save.tensors) throw new Error('other bytes than were written');
+          const state = read(file, save.scalars);
           saves = saves.slice(index);
           return state;
         } catch {
+          const path = save ? tensorsOf(count) : aboutOf(count);
           if (index + 1 < saves.length) console.error(`${path} is damaged: going on from the save before it`);
         }
       }
@@ -139,10 +159,12 @@ export async function savepoint(
       const count = (saves[0]?.count ?? 0) + 1;
       const file = treeToFile(tensors, { stage, step });
       writeWhole(tensorsOf(count), file);
+      const save = { settings, machines, step, scalars, tensors: sha256(file) };
+      writeWhole(aboutOf(count), new TextEncoder().encode(JSON.stringify({ sha256: hashOf(save), save })));
       const [kept, ...gone] = saves;
-      saves = [{ count, sha256: sha256(file), step, scalars }, ...(kept ? [kept] : [])];
-      writeWhole(place, new TextEncoder().encode(JSON.stringify({ settings, machines, saves })));
-      for (const { count } of gone) rmSync(tensorsOf(count), { force: true });
+      saves = [{ count, save }, ...(kept ? [kept] : [])];
+      for (const { count } of gone)
+        for (const path of [aboutOf(count), tensorsOf(count)]) rmSync(path, { force: true });
       if (code !== null) {
         const clear = process.stderr.isTTY ? '\r\x1b[K' : ''; // of the line of progress
         console.error(`${clear}${stage} was interrupted: the same call goes on from here`);

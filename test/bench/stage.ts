@@ -89,17 +89,11 @@ const rewardStage = (shared: number) =>
     return fitReward(model, calls, initialParameters(model, rng), judgements, on, 0, 'reward', report);
   });
 
-const ppoStage = (separateValue: boolean) =>
+/** As our defaults have it: four answers to a prompt, values from a head on the policy. Or as TRL has it: an answer to each, a value model. */
+const ppoStage = (asTrl: boolean) =>
   inTurn((report) => {
-    const settings = {
-      ...PPO_DEFAULTS,
-      rollout: 32,
-      minibatch: 8,
-      epochs: 4,
-      answersPerPrompt: 1,
-      separateValue,
-      seed: 0,
-    };
+    const size = { rollout: 32, minibatch: 8, epochs: 4, seed: 0 };
+    const settings = { ...PPO_DEFAULTS, ...size, ...(asTrl && { answersPerPrompt: 1, separateValue: true }) };
     const config = { ...settings, episodes: 32 * MANY, learningRate: 3e-6, beta: 0.05 };
     const calls = policyCalls(model, shapeFor(64), config);
     const reward = rewardCalls(model, shapeFor(64), REWARD_DEFAULTS);

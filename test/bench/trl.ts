@@ -22,12 +22,15 @@ const FLOP = {
   'ppo-separate': (model: ModelConfig) => ppoFlop(model, true),
 };
 
-/** 32 answers of 48 tokens to 16 are drawn, scored by policy, reference and reward model, and stepped on four times; beside it the same with a value model. */
-function ppoFlop(model: ModelConfig, separateValue: boolean): number {
-  const [tokens, T] = [32 * 64, 64];
+/**
+ * 32 answers of 48 tokens to prompts of 16 are drawn, scored by policy, reference and reward model, and stepped on four times: four answers to a
+ * prompt, which is computed once; or as TRL has it one to each, beside the policy a value model.
+ */
+function ppoFlop(model: ModelConfig, asTrl: boolean): number {
+  const [tokens, T] = [asTrl ? 32 * (16 + 48) : 8 * (16 + 4 * 48), 16 + 48];
   const trunk = forwardFlop(model, tokens, T, 0);
   const policy = forwardFlop(model, tokens, T, 32 * 48);
-  return (3 + 4 * 3) * policy + trunk + (separateValue ? (1 + 4 * 3) * trunk : 0);
+  return (3 + 4 * 3) * policy + trunk + (asTrl ? (1 + 4 * 3) * trunk : 0);
 }
 
 export const trl = (): AsyncGenerator<Pair> =>

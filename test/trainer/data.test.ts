@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { decode } from '../../schema/tokenizer.ts';
-import { readSftLines, rootOf, type SftLine, sftRows, textPieces, textsIn } from '../../trainer/data.ts';
+import { readSftLines, rootOf, type SftLine, sftRows, textPieces, textsIn, withPrompt } from '../../trainer/data.ts';
 import { readPolicy } from '../../trainer/policy.ts';
 import { UserError } from '../../trainer/user-error.ts';
 
@@ -31,6 +31,54 @@ test('what was chosen over another, as corrections are exported, is an answer to
   const [user, said] = [{ role: 'user', content: 'Hi' }, (content: string) => [{ role: 'assistant', content }]];
   expect(answers([{ prompt: [user], chosen: said('Yes.'), rejected: said('No.'), weight: 1 }])).toEqual([['Yes.']]);
   expect(answers([{ prompt: 'Hi', chosen: 'Yes.', rejected: 'No.' }])).toEqual([['Yes.']]);
+});
+
+test('messages may have OpenAI’s names, parts of text and developers', () => {
+  const messages = [
+    { role: 'developer', content: 'Be brief.' },
+    {
+      role: 'user',
+      name: 'Ada',
+      content: [
+        { type: 'text', text: 'Hi ' },
+        { type: 'text', text: 'there' },
+      ],
+    },
+    { role: 'assistant', content: [{ type: 'text', text: 'Yes.' }] },
+  ];
+  const plain = [
+    { role: 'system', content: 'Be brief.' },
+    { role: 'user', content: 'Hi there' },
+    { role: 'assistant', content: 'Yes.' },
+  ];
+  const rows = (line: object) => {
+    writeFileSync(path, JSON.stringify(line));
+    return readSftLines(path, (read) => sftRows(policy, read, 64));
+  };
+  const path = join(tmpdir(), `openai-${process.pid}.jsonl`);
+  expect(rows({ messages })).toEqual(rows({ messages: plain }));
+  const refused = (message: object) => expect(() => rows({ messages: [...plain, message] }));
+  refused({ role: 'tool', content: '4' }).toThrow(
+    /line 1: messages\.3\.role: Invalid option: expected one of "system"/,
+  );
+  refused({ role: 'user', content: [{ type: 'image_url', image_url: {} }] }).toThrow(/line 1: messages\.3\.content/);
+  refused({ role: 'assistant', content: '', tool_calls: [] }).toThrow(/messages\.3: Unrecognized key: "tool_calls"/);
+});
+
+test('TRL’s implicit prompt is what chosen and rejected begin with alike', () => {
+  const asked = [
+    { role: 'user', content: 'Hi' },
+    { role: 'assistant', content: 'Hello.' },
+    { role: 'user', content: 'Please' },
+  ];
+  const said = (content: string) => [{ role: 'assistant', content }];
+  const line = { chosen: [...asked, ...said('Yes.')], rejected: [...asked, ...said('No.')], margin: 1 };
+  expect(withPrompt(line)).toEqual({ prompt: asked, chosen: said('Yes.'), rejected: said('No.'), margin: 1 });
+  expect(withPrompt({ chosen: line.chosen })).toEqual({ prompt: asked, chosen: said('Yes.') });
+  expect(withPrompt({ prompt: asked, chosen: said('Yes.') })).toEqual({ prompt: asked, chosen: said('Yes.') });
+  for (const other of [{ chosen: 'Yes.', rejected: 'No.' }, { text: 'Yes.' }, null, 3])
+    expect(withPrompt(other)).toBe(other);
+  expect(answers([line])).toEqual([['Yes.']]);
 });
 
 test('lines are one conversation if they begin alike up to what the user says first', () => {

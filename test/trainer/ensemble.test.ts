@@ -4,7 +4,7 @@ import { rewardsFromFile, treeToFile } from '../../trainer/checkpoint.ts';
 import type { Row } from '../../trainer/data.ts';
 import { mapTree } from '../../trainer/engine/compile.ts';
 import { type Tensor, tf } from '../../trainer/engine/tf.ts';
-import { bootstrapped, cautious } from '../../trainer/ensemble.ts';
+import { bootstrapped, cautious, memberSees } from '../../trainer/ensemble.ts';
 import { stagesOf } from '../../trainer/judgements.ts';
 import { random } from '../../trainer/random.ts';
 import { fitReward, normalised, type RewardModel, rewardCalls, scores } from '../../trainer/reward.ts';
@@ -57,6 +57,14 @@ test('conversations are drawn with replacement, as many as there are, each with 
     const [own, all] = [drawn, judgements].map((of) => of.filter((judgement) => judgement.root === root).length);
     expect(own! % all!).toBe(0);
   }
+});
+
+test('the first member sees all, each other one conversations drawn for it', () => {
+  const seen = [0, 1, 2].map((member) => memberSees(said, member, 1).map(({ root }) => root));
+  expect(seen[0]).toEqual(said.map(({ root }) => root));
+  for (const own of seen.slice(1)) expect(new Set(own).size).toBeLessThan(said.length);
+  expect(seen[1]).not.toEqual(seen[2]);
+  expect(memberSees(said, 1, 1).map(({ root }) => root)).toEqual(seen[1]);
 });
 
 test('an offset and a scale of one member change nothing once it is normalised', async () => {

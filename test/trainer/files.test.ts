@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { readTensors, writeSafetensors } from '../../schema/safetensors.ts';
 import { tryLock } from '../../trainer/engine/lock.ts';
+import { sha256 } from '../../trainer/manifest.ts';
 import { tickets } from '../../trainer/seed/world.ts';
 import { PLUMB } from '../support/plumb.ts';
 import { tinyFolder } from '../support/tiny-folder.ts';
@@ -108,25 +109,38 @@ test('--plan says what a stage would take, and writes nothing', async () => {
 
 test('SIGTERM saves what is done and ends; of two saves a damaged one is passed over, and the weights come out the same', async () => {
   expect((await train(ppo('whole'))).out).toContain('policy written');
-  const stopped = await train(ppo('stopped'), join(at('stopped'), 'ppo.state.json'), 'SIGTERM');
+  const stopped = await train(ppo('stopped'), join(at('stopped'), 'ppo.state.1.json'), 'SIGTERM');
   expect(stopped).toMatchObject({
     code: 143,
     out: expect.stringContaining('ppo was interrupted: the same call goes on'),
   });
   const saves = readdirSync(at('stopped')).filter((name) => /state\.\d+\.safetensors/.test(name));
   expect(saves.sort()).toEqual(['ppo.state.1.safetensors', 'ppo.state.2.safetensors']);
-  const newest = join(at('stopped'), 'ppo.state.2.safetensors');
-  const bytes = readFileSync(newest);
+  cpSync(at('stopped'), at('edited'), { recursive: true });
+  const tensors = join(at('stopped'), 'ppo.state.2.safetensors');
+  const bytes = readFileSync(tensors);
   bytes[bytes.length - 5]! ^= 1;
-  writeFileSync(newest, bytes);
-  const { code, out } = await train(ppo('stopped'));
-  expect([code, out]).toEqual([0, expect.stringContaining('is damaged: going on from the save before it')]);
-  expect(out).toContain('ppo 2/3');
-  expect(out).not.toContain('ppo 1/3');
-  expect(readFileSync(join(at('stopped'), 'model.safetensors'))).toEqual(
-    readFileSync(join(at('whole'), 'model.safetensors')),
-  );
-  expect(readdirSync(at('stopped')).filter((name) => name.includes('state'))).toEqual([]);
+  writeFileSync(tensors, bytes);
+  const numbers = join(at('edited'), 'ppo.state.2.json');
+  const beta = readFileSync(numbers, 'utf8').replace(/"beta":[\d.]+/, '"beta":0.9');
+  expect(beta).not.toBe(readFileSync(numbers, 'utf8'));
+  writeFileSync(numbers, beta);
+  for (const [name, damaged] of [
+    ['stopped', tensors],
+    ['edited', numbers],
+  ] as const) {
+    const { code, out } = await train(ppo(name));
+    expect([code, out]).toEqual([
+      0,
+      expect.stringContaining(`${damaged} is damaged: going on from the save before it`),
+    ]);
+    expect(out).toContain('ppo 2/3');
+    expect(out).not.toContain('ppo 1/3');
+    expect(readFileSync(join(at(name), 'model.safetensors'))).toEqual(
+      readFileSync(join(at('whole'), 'model.safetensors')),
+    );
+    expect(readdirSync(at(name)).filter((file) => file.includes('state'))).toEqual([]);
+  }
 }, 300_000);
 
 test('what no training can come of is said before anything starts', async () => {
@@ -200,16 +214,17 @@ test('a folder that cannot be written to is said in one line', async () => {
 }, 300_000);
 
 test('unfinished work on other data is not gone on with', async () => {
-  await train(ppo('other'), join(at('other'), 'ppo.state.json'));
+  await train(ppo('other'), join(at('other'), 'ppo.state.1.json'));
   writeFileSync(at('prompts.jsonl'), jsonl(asked.slice(1).map((prompt) => ({ prompt }))));
   const { code, out } = await train(ppo('other'));
   expect(code).toBe(1);
   expect(out).toMatch(/unfinished work of a call with other settings or data/);
-  writeFileSync(join(at('other'), 'ppo.state.json'), '{"count":');
+  for (const name of readdirSync(at('other')).filter((name) => /state\.\d+\.json$/.test(name)))
+    writeFileSync(join(at('other'), name), '{"sha256":');
   const damaged = await train(ppo('other'));
   expect([damaged.code, damaged.out.trim()]).toEqual([
     1,
-    expect.stringMatching(/ppo\.state\.json is damaged: remove it/),
+    expect.stringMatching(/ppo\.state\.\* are damaged: remove them/),
   ]);
 }, 300_000);
 
@@ -218,7 +233,7 @@ test('nor is such that was begun under another schedule', async () => {
     ...['sft', '--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('curve')],
     ...['--steps', '400', '--schedule', schedule],
   ];
-  await train(sft('linear'), join(at('curve'), 'sft.state.json'));
+  await train(sft('linear'), join(at('curve'), 'sft.state.1.json'));
   const { code, out } = await train(sft('cosine'));
   expect([code, out]).toEqual([1, expect.stringMatching(/unfinished work of a call with other settings or data/)]);
 }, 300_000);
@@ -275,7 +290,7 @@ const short = (out: string, ...more: string[]) => [
 
 test('a save of another machine is gone on with and said, and with --deterministic refused by what differs', async () => {
   writeFileSync(at('tiny.jsonl'), jsonl(asked.map((prompt) => ({ prompt, completion: 'It is on its way.' }))));
-  const place = join(at('moved'), 'sft.state.json');
+  const place = join(at('moved'), 'sft.state.1.json');
   const threads = (count: string) => ({ TF_NUM_INTRAOP_THREADS: count });
   await train(short('moved'), place, 'SIGKILL', threads('2'));
   const saved = readFileSync(place, 'utf8');
@@ -283,18 +298,22 @@ test('a save of another machine is gone on with and said, and with --determinist
   const fewer = await train(short('moved', '--deterministic'), undefined, undefined, threads('1'));
   expect([fewer.code, fewer.out.trim()]).toEqual([
     1,
-    `plumb: ${place} is of another machine (2 threads there, 1 here): set TF_NUM_INTRAOP_THREADS=2, or leave --deterministic out`,
+    `plumb: ${join(at('moved'), 'sft.state.*')} are of another machine (2 threads there, 1 here): set TF_NUM_INTRAOP_THREADS=2, or leave --deterministic out`,
   ]);
-  const elsewhere = JSON.parse(saved);
-  elsewhere.machines[0].cpu = 'Abacus 3000';
-  writeFileSync(place, JSON.stringify(elsewhere));
-  const other = await train(short('moved', '--deterministic'), undefined, undefined, threads('2'));
-  expect([other.code, other.out.trim()]).toEqual([
-    1,
-    expect.stringMatching(
-      /\(a processor Abacus 3000 there, .* here\): go on with it on a machine like that one, or leave/,
-    ),
-  ]);
+  for (const [what, told] of [
+    [
+      { cpu: 'Abacus 3000' },
+      /\(a processor Abacus 3000 there, .* here\): go on with it on a machine like that one, or /,
+    ],
+    [{ flags: 'beads' }, /\(a processor with other flags there \(beads\), .* here\): go on with it on a machine like /],
+    [{ engine: 'tensorflow-cpu==1.0' }, /\(tensorflow-cpu==1\.0 there, .* here\): go on with it on a machine like /],
+  ] as const) {
+    const { save } = JSON.parse(saved);
+    Object.assign(save.machines[0], what);
+    writeFileSync(place, JSON.stringify({ sha256: sha256(Buffer.from(JSON.stringify(save))), save }));
+    const other = await train(short('moved', '--deterministic'), undefined, undefined, threads('2'));
+    expect([other.code, other.out.trim()]).toEqual([1, expect.stringMatching(told)]);
+  }
 
   writeFileSync(place, saved);
   const on = await train(short('moved'), undefined, undefined, threads('1'));

@@ -47,6 +47,25 @@ test('a step on a batch in many small calls is the step on the batch in one', ()
   expect(Math.max(...a!.map((x, i) => Math.abs(x - b![i]!)))).toBeLessThan(1e-5);
 });
 
+test.each([1, 2])('a gradient beyond the bound is brought to it, one within it is left, in %i parts', (parts) => {
+  const linear = ({ w }: { w: Tensor }, { c }: { c: Tensor }) => ({ loss: tf.sum(tf.mul(w, c)) as Tensor }); // its gradient is c
+  const step = trainer('linear', linear, ADAM);
+  for (const [length, left] of [
+    [10, 1],
+    [0.5, 0.5],
+  ] as const) {
+    const given = { w: tf.ones([2]) as Tensor };
+    const share = Array.from({ length: parts }, () => ({
+      c: tf.tensor1d([(0.6 * length) / parts, (0.8 * length) / parts]) as Tensor,
+    }));
+    const { norm, adam } = step(given, adamState(given), 1e-2, share);
+    expect(norm).toBeCloseTo(length, 5);
+    const [x, y] = (adam.m[0]!.dataSync() as Float32Array).map((m) => m / (1 - ADAM.beta1));
+    expect(x).toBeCloseTo(0.6 * left, 5);
+    expect(y).toBeCloseTo(0.8 * left, 5);
+  }
+});
+
 test('who goes on after a batch in parts adds up as the one before did, bit for bit', () => {
   const likelihood = (weights: { w: Tensor }, { x }: { x: Tensor }) => ({
     loss: tf.sum(tf.square(tf.matMul(x, weights.w))) as Tensor,

@@ -101,6 +101,17 @@ test('rollouts are drawn at the temperature at which they are scored: the traine
   }
 });
 
+test('every answer of a run is drawn from a seed of its own', async () => {
+  const seen: number[] = [];
+  const noting: Sampler = (policy, asked, seeds, options) => {
+    seen.push(...seeds);
+    return sampler.sample(policy, asked, seeds, options);
+  };
+  await run({}, null, () => {}, noting);
+  expect(seen).toHaveLength(CONFIG.episodes);
+  expect(new Set(seen).size).toBe(CONFIG.episodes);
+});
+
 test('an iteration’s updates end once the policy is far from where they began', async () => {
   const updates = async (stopKl: number) =>
     (await run({ episodes: 32, learningRate: 0.05, stopKl })).history[0]!.metrics['ppo/updates'];

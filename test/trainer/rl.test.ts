@@ -95,7 +95,7 @@ test('importance weights are the ratio of trainer to sampler, truncated, and say
   });
   const half = Math.exp(-0.5);
   close(weights, [1, 2, half, 0]);
-  close([mean, max, capped], [(3 + half) / 3, 2, 1 / 3]);
+  close([mean, max, capped], [(3 + half) / 3, Math.exp(trainer[1]! + 3), 1 / 3]);
   expect(effective).toBeCloseTo((3 + half) ** 2 / (1 + 4 + half ** 2) / 3);
 });
 

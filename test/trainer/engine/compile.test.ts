@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { compilations, compile, dispose, flatten, unflatten } from '../../../trainer/engine/compile.ts';
 import { gatherRows } from '../../../trainer/engine/ops.ts';
-import { type Tensor, tf } from '../../../trainer/engine/tf.ts';
+import { backend, type Tensor, tf } from '../../../trainer/engine/tf.ts';
+import { record } from '../../../trainer/engine/trace.ts';
 
 const value = (tensor: Tensor) => Array.from(tensor.dataSync());
 
@@ -18,6 +19,18 @@ test('large constants of one value are that value wherever they are read, at the
     const [x, expected] = [tf.fill([40, 30], value), new Float32Array(1200).fill(4 * value + 4)];
     expect(twice(x as Tensor).dataSync()).toEqual(expected);
   }
+});
+
+test.each([
+  [256, 0],
+  [257, 1],
+])('a constant of %i numbers: %i of them goes in as an input, not into the graph', (length, inputs) => {
+  const numbers = Float32Array.from({ length }, (_, i) => i);
+  const { captures } = record('constant', [{ dtype: 'float32', shape: [length], variable: false }], ([x], graph) =>
+    graph.referenceOf(tf.add(x!, tf.tensor1d(numbers))),
+  );
+  expect(captures).toHaveLength(inputs);
+  for (const { id } of captures) backend.binding.deleteTensor(id);
 });
 
 test('a compiled function gives what the plain one gives, call after call, for inputs that change', () => {
