@@ -249,16 +249,19 @@ const FULL = 4e6;
  * What `work` comes to, unless the disk fills while it is at it: workerd says so on stderr alone, then gives back what it had taken, and who
  * wrote through its bucket waits for ever or is told that a connection was lost.
  */
-async function whileRoom<T>(home: string, work: Promise<T>): Promise<T> {
+async function whileRoom<T>(home: string, work: () => Promise<T>): Promise<T> {
   const { promise: filled, reject } = Promise.withResolvers<never>();
   const full = () =>
     new UserError(`the disk of ${home} has filled meanwhile: free some, or set PLUMB_HOME, and do it again`);
   const { error: print } = console;
-  console.error = (...said) => (/No space left on device/.test(String(said[0])) ? reject(full()) : print(...said));
+  console.error = (...said) => {
+    if (/No space left on device|SQLITE_FULL/.test(String(said[0]))) reject(full());
+    else if (leftOn(home) >= FULL) print(...said);
+  };
   try {
-    return await Promise.race([work, filled]);
+    return await Promise.race([work(), filled]);
   } catch (error) {
-    if (error instanceof UserError) throw error;
+    if (error instanceof UserError && leftOn(home) > LEAST_FREE) throw error;
     await Promise.race([filled, new Promise((resolve) => setTimeout(resolve, 300))]); // it may be said a moment later
     throw leftOn(home) < FULL ? full() : error;
   } finally {
@@ -323,19 +326,22 @@ interface Bindings {
  */
 export async function withStore<T>(home: string, use: (env: Bindings) => Promise<T>, bytes = 0): Promise<T> {
   prepareHome(home, bytes);
-  const proxy = await getPlatformProxy<Bindings>({
-    configPath: join(ROOT, 'wrangler.jsonc'),
-    persist: { path: join(home, 'state/v3') },
-    envFiles: [],
-    remoteBindings: false,
-  });
+  let proxy: Awaited<ReturnType<typeof getPlatformProxy<Bindings>>> | undefined;
   try {
-    await migrate(patient(proxy.env.DB)).catch((error) => {
-      throw new UserError(`the database in ${home} cannot be brought up to date: ${error.message}`);
+    return await whileRoom(home, async () => {
+      proxy = await getPlatformProxy<Bindings>({
+        configPath: join(ROOT, 'wrangler.jsonc'),
+        persist: { path: join(home, 'state/v3') },
+        envFiles: [],
+        remoteBindings: false,
+      });
+      await migrate(patient(proxy.env.DB)).catch((error) => {
+        throw new UserError(`the database in ${home} cannot be brought up to date: ${error.message}`);
+      });
+      return use(proxy.env);
     });
-    return await whileRoom(home, use(proxy.env));
   } finally {
-    await proxy.dispose();
+    await proxy?.dispose();
   }
 }
 
