@@ -143,6 +143,18 @@ test.each([8, 4] as const)('a weight that is no number is refused with its matri
     }
 });
 
+test('heads that cannot share the keys evenly are refused', () => {
+  const config = tinyConfig({ num_attention_heads: 3, num_key_value_heads: 2 });
+  expect(() => packEdge(config, randomModel(config, 2))).toThrow(/^3 heads do not share 2 key-value heads evenly$/);
+});
+
+test('a tied model may carry its output matrix once more', () => {
+  const config = tinyConfig();
+  const tensors = randomModel(config, 2);
+  const twice = new Map([...tensors, ['lm_head.weight', tensors.get('model.embed_tokens.weight')!]]);
+  expect(packEdge(config, twice)).toEqual(packEdge(config, tensors));
+});
+
 test('packing what was unpacked gives the same bytes, and a block of zeros stays zeros', () => {
   const config = tinyConfig();
   const tensors = randomModel(config, 2);

@@ -249,6 +249,27 @@ test('of what is idle the oldest is given up, and no more of it than there is ne
   expect(first).toBeGreaterThan(50);
 });
 
+test('the oldest of what is idle is that whose answer ended first, wherever it lies', async () => {
+  const under = setUp(room);
+  const longer = about(`why ${'order '.repeat(40)}`, { ...endless, maxTokens: 12 });
+  const [brief, third] = [filling('where', 40), filling('who', 40)];
+  const like = filling('who now', 80); // begins like the third, which is kept for it, and needs one of the others' room
+  // The brief one lies behind the longer one, and ends before it.
+  await Promise.all([longer, brief, third].map((asked) => collect(under.complete(asked, never))));
+  const [, kept, gone] = await rowsOfEach(under, [like, { ...longer, maxTokens: 1 }, brief]);
+  expect(kept).toBe(1);
+  expect(gone).toBeGreaterThan(30);
+});
+
+test('who waits for what another is just running holds nobody up', async () => {
+  const { complete } = setUp({ rows: 4 });
+  const { began, ask } = askers(complete);
+  const long = 'order '.repeat(60);
+  const asks = { first: long, alike: long, other: 'why ?' };
+  await Promise.all(Object.entries(asks).map(([who, content]) => ask(who, about(content, { maxTokens: 4 }))));
+  expect(began[0]).toBe('other');
+});
+
 test('an answer that grows leaves what is idle where there is room beside it', async () => {
   const idle = filling('why');
   const growing = about('who ?', { ...endless, maxTokens: 130 });

@@ -147,6 +147,36 @@ test.each([
   expect((await collect(complete(request({ topLogprobs: 0 }), never))).answers[0]!.logprobs[0]!.top).toEqual([]);
 });
 
+test('a token’s log-probability comes with its text, though part of that was held back', async () => {
+  const { complete } = setUp();
+  const either = new Map([...'ex'].map((letter) => [tokenizer.byteIds[letter.charCodeAt(0)]!, 1000]));
+  const asked = request({ logitBias: either, topLogprobs: 0, maxTokens: 60, stop: ['e\u0007'] });
+  let text = '';
+  const told: number[] = [];
+  await collect(complete(asked, never), (chunk) => {
+    if (chunk.type !== 'text') return;
+    text += chunk.text;
+    told.push(...chunk.logprobs!.flatMap(({ bytes }) => bytes));
+    expect(new TextDecoder().decode(Uint8Array.from(told))).toBe(text);
+  });
+  expect(text).toMatch(/^(?=.*ex)(?=.*xe)[ex]{60}$/);
+});
+
+test('tokens that write nothing have their log-probabilities at the end', async () => {
+  const silent = tokenizer.added.get('<|user|>')!.id;
+  const asked = request({ topLogprobs: 0, maxTokens: 2, logitBias: new Map([[silent, 1000]]) });
+  const [{ text, logprobs }] = (await collect(setUp().complete(asked, never))).answers as [Answer];
+  expect([text, logprobs.length]).toEqual(['', 2]);
+});
+
+test('of a character that max_tokens cut in two there is U+FFFD, and its token’s log-probability', async () => {
+  const half = tokenizer.byteIds[0xc3]!;
+  const asked = request({ topLogprobs: 0, maxTokens: 2, logitBias: new Map([[half, 1000]]) });
+  const [{ text, logprobs, finishReason }] = (await collect(setUp().complete(asked, never))).answers as [Answer];
+  expect([text, finishReason]).toEqual(['\uFFFD\uFFFD', 'length']);
+  expect(logprobs.map(({ bytes }) => bytes)).toEqual([[0xc3], [0xc3]]);
+});
+
 test('a bias forbids and commands', async () => {
   const { complete } = setUp();
   const [wanted] = encode(tokenizer, 'kettle');

@@ -77,6 +77,13 @@ test('weights in several files are those of one', () => {
   ]);
 });
 
+test('where all weights are in one file, an index of others beside it is let be', () => {
+  const to = mkdtempSync(join(folder, 'policy-'));
+  cpSync(SEED_FOLDER, to, { recursive: true });
+  writeFileSync(join(to, 'model.safetensors.index.json'), JSON.stringify({ weight_map: { x: 'gone.safetensors' } }));
+  expect(weightFiles(to).map((file) => basename(file))).toEqual(['model.safetensors']);
+});
+
 test('weights in several types are put together in one that loses nothing', () => {
   const { files } = importFrom(
     sharded((map) => map, ['BF16', 'F32']),
