@@ -251,11 +251,12 @@ test('of what is idle the oldest is given up, and no more of it than there is ne
 
 test('the oldest of what is idle is that whose answer ended first, wherever it lies', async () => {
   const under = setUp(room);
-  const longer = about(`why ${'order '.repeat(40)}`, { ...endless, maxTokens: 12 });
+  const longer = about(`why ${'order '.repeat(40)}`, { ...endless, maxTokens: 30 });
   const [brief, third] = [filling('where', 40), filling('who', 40)];
   const like = filling('who now', 80); // begins like the third, which is kept for it, and needs one of the others' room
-  // The brief one lies behind the longer one, and ends before it.
-  await Promise.all([longer, brief, third].map((asked) => collect(under.complete(asked, never))));
+  const running = collect(under.complete(longer, never));
+  expect((await rowsOfEach(under, [brief, third])).length).toBe(2); // they lie behind the longer one, and end before it
+  await running;
   const [, kept, gone] = await rowsOfEach(under, [like, { ...longer, maxTokens: 1 }, brief]);
   expect(kept).toBe(1);
   expect(gone).toBeGreaterThan(30);
