@@ -65,8 +65,12 @@ function inTime(exact: number): string {
   return h > 0 ? `${h} h ${min} min` : min > 0 ? `${min} min ${s} s` : `${s} s`;
 }
 
-/** Bytes that a process held at most, its threads' among them; this one's, if it is not said which. */
+/** Bytes that a process holds now, or held at most, its threads' among them, as Linux counts them. */
+export const memoryOf = (of: number | 'self', what: 'VmRSS' | 'VmHWM'): number =>
+  1024 * Number(new RegExp(`^${what}:\\s+(\\d+) kB$`, 'm').exec(readFileSync(`/proc/${of}/status`, 'utf8'))![1]);
+
+/** Bytes that a process held at most; this one's, if it is not said which. */
 export function peakMemory(of: number | 'self' = 'self'): number {
   if (process.platform !== 'linux') return process.resourceUsage().maxRSS * 1024;
-  return 1024 * Number(/^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${of}/status`, 'utf8'))![1]);
+  return memoryOf(of, 'VmHWM');
 }

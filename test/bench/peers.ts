@@ -1,9 +1,8 @@
 // Python programs that do the same work, each in a process of its own that works when it is asked.
 import { spawn, spawnSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { peakMemory } from '../../trainer/plan.ts';
+import { memoryOf, peakMemory } from '../../trainer/plan.ts';
 import { UserError } from '../../trainer/user-error.ts';
 import { venvPython } from '../support/venv.ts';
 
@@ -59,7 +58,7 @@ async function start(command: string, args: string[], env: Record<string, string
       return Number(await next());
     },
     peak: () => peakMemory(child.pid),
-    held: () => 1024 * Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))![1]),
+    held: () => memoryOf(child.pid!, 'VmRSS'),
     close: () => child.stdin.end(),
   };
 }
