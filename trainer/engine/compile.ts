@@ -18,7 +18,7 @@ import { runInNewContext } from 'node:vm';
 import { inBfloat16 } from './bf16.ts';
 import { boolAttribute, graphDef, nodeOf, reachable, shapeAttribute, stringAttribute, typeAttribute } from './graph.ts';
 import { backend, type OutputTensor, type Tensor, tf } from './tf.ts';
-import { callersLine, record } from './trace.ts';
+import { callersLine, isRecording, record } from './trace.ts';
 
 /** Tensors, nested in arrays and plain objects. */
 export type Tree = Tensor | Tree[] | { [key: string]: Tree };
@@ -59,6 +59,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
 ): (...args: Arguments) => Result {
   const traces = new Map<string, Traced>();
   return (...args) => {
+    if (isRecording()) return fn(...args); // within another compiled function it is a part of that one
     if (!xla || !backend.binding.addGraphFunction) {
       const result = tf.tidy(() => fn(...args) as never) as Result;
       if (state) dispose(args[0]!);
@@ -162,9 +163,11 @@ function tensorsIn(name: string, verb: string, tree: Tree): Tensor[] {
   const refuseOthers = (branch: unknown): void => {
     if (branch instanceof tf.Tensor) {
       if (branch.isDisposed) wrong('a tensor that is disposed of');
-    } else if (typeof branch !== 'object' || branch === null)
-      wrong(`${branch} where a tensor, or an array or object of tensors, must be`);
-    else Object.values(branch).forEach(refuseOthers);
+    } else if (!Array.isArray(branch) && Object.getPrototypeOf(branch ?? 0) !== Object.prototype)
+      wrong(
+        `${branch instanceof Object ? `a ${branch.constructor.name}` : branch} where a tensor, or an array or plain object of tensors, must be`,
+      );
+    else Object.values(branch as object).forEach(refuseOthers);
   };
   refuseOthers(tree);
   return flatten(tree);

@@ -5,7 +5,8 @@
 // What a graph cannot hold is refused, with the line of the code that did it: the value of a traced tensor, randomness of
 // the host, a variable.
 
-import { webcrypto } from 'node:crypto';
+import crypto from 'node:crypto';
+import { syncBuiltinESMExports } from 'node:module';
 import { CONSTANT_BYTES, constantProto, type Node, shapeAttribute, TENSOR_ATTRIBUTE, typeAttribute } from './graph.ts';
 import { type Binding, backend, type OpAttribute, type Tensor, tf } from './tf.ts';
 
@@ -51,6 +52,16 @@ export function callersLine(): string {
 
 /** Ops of tfjs that draw numbers on the host, or in an op with a seed that would be frozen. */
 const RANDOM = /^(random|truncatedNormal|multinomial|dropout|rand(__op)?$)/;
+
+/** What of node:crypto draws: put in its place, and back, for those who imported it by name too. */
+const DRAWN = ['randomBytes', 'randomFill', 'randomFillSync', 'randomInt', 'randomUUID'] as const;
+function replaceDrawn(by: { [name: string]: unknown }): void {
+  Object.assign(crypto, by);
+  syncBuiltinESMExports();
+}
+
+let recording = false;
+export const isRecording = (): boolean => recording;
 
 export function record<Result>(
   name: string,
@@ -207,7 +218,9 @@ export function record<Result>(
   const withoutGradient = new Map<string, string>(); // kernel → line
   const draws = () => refuse('draws a random number: it would be the same at every call; give it as an argument');
   Math.random = draws;
-  Object.assign(webcrypto, { getRandomValues: draws, randomUUID: draws });
+  Object.assign(crypto.webcrypto, { getRandomValues: draws, randomUUID: draws });
+  const drawn = Object.fromEntries(DRAWN.map((own) => [own, crypto[own]]));
+  replaceDrawn(Object.fromEntries(DRAWN.map((own) => [own, draws])));
   tf.Variable.prototype.assign = function (this: { name: string }) {
     return refuse(`changes the variable ${this.name}: give state as the first argument and return it as \`state\``);
   };
@@ -235,6 +248,7 @@ export function record<Result>(
   };
   engine.startScope('trace');
   backend.binding = recorder;
+  recording = true;
   try {
     return { nodes, captures, result: fn(given, graph) };
   } catch (error) {
@@ -244,8 +258,10 @@ export function record<Result>(
     throw error;
   } finally {
     backend.binding = real;
+    recording = false;
     Math.random = random;
-    for (const own of ['getRandomValues', 'randomUUID']) Reflect.deleteProperty(webcrypto, own); // the prototype's again
+    for (const own of ['getRandomValues', 'randomUUID']) Reflect.deleteProperty(crypto.webcrypto, own); // the prototype's again
+    replaceDrawn(drawn);
     tf.Variable.prototype.assign = assign;
     Reflect.deleteProperty(backend, 'move');
     Reflect.deleteProperty(backend, 'getInputTensorIds');

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
 import { compilations, compile, dispose, flatten, unflatten } from '../../../trainer/engine/compile.ts';
 import { gatherRows } from '../../../trainer/engine/ops.ts';
@@ -96,6 +97,8 @@ describe('what would be frozen by mistake is an error that names the line', () =
     ['a variable that is read', (x) => tf.mul(x, counter), /reads the variable counter/],
     ['a tensor made outside', (x) => tf.mul(x, outside), /reads a tensor that was made outside of it/],
     ['random bytes', (x) => tf.mul(x, crypto.getRandomValues(new Uint32Array(1))[0]!), /draws a random number/],
+    ["random bytes of Node's", (x) => tf.mul(x, randomBytes(1)[0]!), /draws a random number/],
+    ['a promise of what it returns', (async (x: Tensor) => x) as never, /has it return a Promise where a tensor/],
     ['nothing returned', () => undefined as unknown as Tensor, /has it return undefined where a tensor/],
     [
       'an op without a gradient',
@@ -111,6 +114,7 @@ describe('what would be frozen by mistake is an error that names the line', () =
     expect(value(tf.mul(tf.scalar(2), 3))).toEqual([6]);
     expect(tf.randomNormal([2]).shape).toEqual([2]);
     expect(crypto.randomUUID()).toHaveLength(36);
+    expect(randomBytes(4)).toHaveLength(4);
     counter.assign(tf.scalar(1));
   });
 
@@ -131,6 +135,14 @@ describe('what would be frozen by mistake is an error that names the line', () =
     gone.dispose();
     expect(() => twice(gone)).toThrow(/compile\.test\.ts:\d+ gives it a tensor that is disposed of/);
   });
+});
+
+test('a compiled function within another is a part of it', () => {
+  const twice = compile('twice', (x: Tensor) => tf.mul(x, 2) as Tensor);
+  const add = compile('add', (state: Tensor, x: Tensor) => ({ state: tf.add(state, x) as Tensor }), { state: true });
+  const both = compile('both', (x: Tensor) => tf.add(twice(x), add(x, x).state) as Tensor);
+  expect(value(both(tf.scalar(3)))).toEqual([12]);
+  expect(value(both(tf.scalar(4)))).toEqual([16]);
 });
 
 test('in bfloat16 what is multiplied is rounded, and nothing else', () => {
