@@ -12,7 +12,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { readTensors, writeSafetensors } from '../../schema/safetensors.ts';
 import { tryLock } from '../../trainer/engine/lock.ts';
 import { sha256 } from '../../trainer/manifest.ts';
@@ -69,21 +69,29 @@ writeFileSync(
   ),
 );
 writeFileSync(at('prompts.jsonl'), jsonl(asked.map((prompt) => ({ prompt }))));
+writeFileSync(at('text.jsonl'), jsonl(asked.map((text) => ({ text }))));
+writeFileSync(at('answered.jsonl'), jsonl(asked.map((prompt) => ({ prompt, completion: 'It is on its way.' }))));
 tinyFolder(at('tiny'));
-const ppo = (out: string) => [
+const ppo = (out: string, data = at('prompts.jsonl')) => [
   'ppo',
-  ...['--data', at('prompts.jsonl'), '--base', at('tiny'), '--reward', at('reward'), '--out', at(out)],
+  ...['--data', data, '--base', at('tiny'), '--reward', at('reward'), '--out', at(out)],
   ...['--episodes', '192', '--answer-tokens', '12'],
 ];
 
-test('plumb train reward says how right its model is on held-out conversations, each of them held out whole', async () => {
-  const reward = await train(['reward', '--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('reward')]);
-  expect(reward.out).toContain('reward model written');
-  // every tenth conversation is held out whole: of its two rows none is fitted to
-  expect(reward.out).toContain('of the pairs in 2 held-out conversations');
-  expect(reward.out).toMatch(/pairs of a choice +\d+\.\d % of 4\n/);
-  expect(JSON.parse(readFileSync(join(at('reward'), 'reward.report.json'), 'utf8')).preferences.pairs).toBe(4);
+/** What plumb train reward says, whose model several tests go on with. */
+let fitted = '';
+beforeAll(async () => {
+  const args = ['reward', '--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('reward')];
+  fitted = (await train(args)).out;
+  expect(fitted).toContain('reward model written');
 }, 300_000);
+
+test('plumb train reward says how right its model is on held-out conversations, each of them held out whole', () => {
+  // every tenth conversation is held out whole: of its two rows none is fitted to
+  expect(fitted).toContain('of the pairs in 2 held-out conversations');
+  expect(fitted).toMatch(/pairs of a choice +\d+\.\d % of 4\n/);
+  expect(JSON.parse(readFileSync(join(at('reward'), 'reward.report.json'), 'utf8')).preferences.pairs).toBe(4);
+});
 
 test('--plan says what a stage would take, and writes nothing', async () => {
   const before = readdirSync(folder);
@@ -201,7 +209,6 @@ test('what another stage made is not written over', async () => {
 }, 300_000);
 
 test('a folder that cannot be written to is said in one line', async () => {
-  writeFileSync(at('text.jsonl'), jsonl(asked.map((text) => ({ text }))));
   for (const [out, reason] of [
     [at('pairs.jsonl'), /is a file: --out wants a folder/],
     ['/proc/plumb', /cannot write to \/proc\/plumb: \w+/],
@@ -215,8 +222,8 @@ test('a folder that cannot be written to is said in one line', async () => {
 
 test('unfinished work on other data is not gone on with', async () => {
   await train(ppo('other'), join(at('other'), 'ppo.state.1.json'));
-  writeFileSync(at('prompts.jsonl'), jsonl(asked.slice(1).map((prompt) => ({ prompt }))));
-  const { code, out } = await train(ppo('other'));
+  writeFileSync(at('fewer.jsonl'), jsonl(asked.slice(1).map((prompt) => ({ prompt }))));
+  const { code, out } = await train(ppo('other', at('fewer.jsonl')));
   expect(code).toBe(1);
   expect(out).toMatch(/unfinished work of a call with other settings or data/);
   for (const name of readdirSync(at('other')).filter((name) => /state\.\d+\.json$/.test(name)))
@@ -240,8 +247,9 @@ test('nor is such that was begun under another schedule', async () => {
 
 test('files of another model, or a folder that another writes to, are said in one line', async () => {
   const rest = ['--data', at('prompts.jsonl'), '--base', at('tiny'), '--episodes', '192'];
+  cpSync(at('reward'), at('foreign'), { recursive: true });
   writeFileSync(
-    join(at('reward'), 'reward.safetensors'),
+    join(at('foreign'), 'reward.safetensors'),
     writeSafetensors(
       new Map([
         ['parameters/embedding', { shape: [512, 192], data: new Float32Array(512 * 192) }],
@@ -250,7 +258,7 @@ test('files of another model, or a folder that another writes to, are said in on
       'F32',
     ),
   );
-  const mixed = await train(['ppo', ...rest, '--reward', at('reward'), '--out', at('mixed')]);
+  const mixed = await train(['ppo', ...rest, '--reward', at('foreign'), '--out', at('mixed')]);
   expect([mixed.code, mixed.out.trim()]).toEqual([1, expect.stringMatching(/reward\.safetensors: .* another model$/)]);
 
   mkdirSync(at('shared'));
@@ -284,12 +292,11 @@ test('bad lines are named by number and reason before anything starts', async ()
 }, 300_000);
 
 const short = (out: string, ...more: string[]) => [
-  ...['sft', '--data', at('tiny.jsonl'), '--base', at('tiny'), '--out', at(out)],
+  ...['sft', '--data', at('answered.jsonl'), '--base', at('tiny'), '--out', at(out)],
   ...['--steps', '100', '--batch', '4', ...more],
 ];
 
 test('a save of another machine is gone on with and said, and with --deterministic refused by what differs', async () => {
-  writeFileSync(at('tiny.jsonl'), jsonl(asked.map((prompt) => ({ prompt, completion: 'It is on its way.' }))));
   const place = join(at('moved'), 'sft.state.1.json');
   const threads = (count: string) => ({ TF_NUM_INTRAOP_THREADS: count });
   await train(short('moved'), place, 'SIGKILL', threads('2'));

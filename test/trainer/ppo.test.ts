@@ -213,6 +213,39 @@ test('values are fitted to returns, which are advantages and values together', a
   expect(metrics['ppo/val/error']).toBeCloseTo((2 - -7) ** 2, 3);
 });
 
+test('rewards are whitened only where it is asked for, and keep their mean then', async () => {
+  const { metrics } = await updateOnce(0, -7, { learningRate: 0, whitenRewards: true });
+  const [mean, deviation] = [-7 / 3, 7 * Math.sqrt(2 / 9)]; // of 0, 0, −7
+  const [other, last] = [mean - mean / deviation, mean + (-7 - mean) / deviation];
+  expect(metrics['ppo/returns/mean']).toBeCloseTo((other + 2 * other + 3 * last) / 3, 3);
+});
+
+test('each prompt has four answers, which stay in one minibatch, and each answer is learnt from twice', async () => {
+  const minibatches: number[][] = [];
+  const step: typeof calls.policy.step = (actor, adam, rate, parts) => {
+    minibatches.push(parts.flatMap(({ predictions }) => [...(predictions.target.dataSync() as Int32Array)]));
+    return calls.policy.step(actor, adam, rate, parts);
+  };
+  const named: Sampler = async (_, asked) =>
+    asked.map((_, i) => ({ ids: [8 + Math.floor(i / 4), TINY.eos_token_id], logprobs: [-3, -3] }));
+  const { rollout, minibatch } = CONFIG;
+  await ppo(
+    TINY,
+    { ...calls.policy, step },
+    (rows) => rows.map(() => 0),
+    parent,
+    prompts,
+    named,
+    MAX_TOKENS,
+    { ...CONFIG, episodes: rollout, importanceCap: 1 },
+    () => {},
+  );
+  const groups = minibatches.map((targets) =>
+    Array.from({ length: rollout / 4 }, (_, g) => targets.filter((id) => id === 8 + g).length).filter(Boolean),
+  );
+  expect(groups).toEqual(new Array((2 * rollout) / minibatch).fill(new Array(minibatch / 4).fill(4)));
+});
+
 test('the loss takes advantages that are whitened over the whole batch, not over a minibatch', async () => {
   const minibatches: number[][] = [];
   const step: typeof calls.policy.step = (actor, adam, rate, parts) => {

@@ -67,7 +67,7 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
     }
     const inputs = tensorsIn(name, 'gives it', args);
     const kept = state ? flatten(args[0]!).length : 0; // so many of the inputs are state
-    const key = inputs.map((tensor) => `${tensor.dtype}[${tensor.shape}]`).join();
+    const key = args.map(formOf).join();
     const known = traces.get(key);
     const started = performance.now();
     const traced = known ?? tidied(() => trace(name, fn, args, inputs, kept, precision));
@@ -114,11 +114,12 @@ function trace<Arguments extends Tree[]>(
     (given, { add, inputs: handles, referenceOf, typeOf, refuse }) => {
       const returned = fn(...(unflatten(args, given) as Arguments));
       tensorsIn(name, 'has it return', returned);
-      const { state = [], ...rest } = (kept > 0 ? returned : {}) as { state?: Tree; [key: string]: Tree | undefined };
-      const others = (kept > 0 ? rest : returned) as Tree;
-      const [before, after] = [given.slice(0, kept), flatten(state)];
-      if (before.map(({ shape }) => `[${shape}]`).join() !== after.map(({ shape }) => `[${shape}]`).join())
+      const { state: changed = [], ...rest } = (kept > 0 ? returned : {}) as { [key: string]: Tree };
+      const others = kept > 0 ? rest : returned;
+      const state = kept > 0 ? ordered(args[0]!, changed) : changed;
+      if (kept > 0 && formOf(state) !== formOf(args[0]!))
         refuse('is given a state of other tensors than it was: the changed state must be returned as `state`');
+      const after = flatten(state);
       // An Identity each: a function may not hand an input through, nor the same value twice.
       const outputs = flatten(others).map((tensor) => {
         const from = referenceOf(tensor);
@@ -227,6 +228,21 @@ function take({ id, dtype }: Variable): OutputTensor {
   const [held] = backend.binding.executeOp('ReadVariableOp', [typeAttribute('dtype', dtype)], [id], 1);
   backend.binding.executeOp('DestroyResourceOp', [boolAttribute('ignore_lookup_error', false)], [id], 0);
   return held!;
+}
+
+/** What tells a tree from others for which other code is compiled: its keys in their order, and of its tensors type and shape. */
+function formOf(tree: Tree): string {
+  if (tree instanceof tf.Tensor) return `${tree.dtype}[${tree.shape}]`;
+  if (Array.isArray(tree)) return `[${tree.map(formOf)}]`;
+  return `{${Object.entries(tree).map(([key, branch]) => `${JSON.stringify(key)}:${formOf(branch)}`)}}`;
+}
+
+/** The same tree with its keys in the order of another's, where it has them. */
+function ordered(like: Tree, tree: Tree): Tree {
+  if (tree instanceof tf.Tensor || like instanceof tf.Tensor) return tree;
+  if (Array.isArray(tree)) return Array.isArray(like) ? tree.map((branch, i) => ordered(like[i] ?? [], branch)) : tree;
+  const keys = new Set([...Object.keys(like).filter((key) => key in tree), ...Object.keys(tree)]);
+  return Object.fromEntries([...keys].map((key) => [key, ordered((like as typeof tree)[key] ?? [], tree[key]!)]));
 }
 
 /** The tensors of a tree, in the order of its keys. */

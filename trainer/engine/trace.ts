@@ -38,18 +38,25 @@ interface Recording<Result> {
 
 const RESOURCE = 20; // DT_RESOURCE, which the binding does not name
 
-/** Where the code is that is to blame: the innermost line outside of this folder and of packages. */
-export function callersLine(): string {
+/** A stack, which is read only if it is asked for: that takes long. */
+function here(): Error {
   const { stackTraceLimit } = Error;
   Error.stackTraceLimit = 50;
-  const { stack = '' } = new Error();
+  const error = new Error();
   Error.stackTraceLimit = stackTraceLimit;
+  return error;
+}
+
+/** Where the code is that is to blame: the innermost line outside of this folder and of packages. */
+export function callersLine({ stack = '' } = here()): string {
   const foreign = (line: string) =>
     /node_modules|node:|engine-(cpu|gpu)-/.test(line) || line.includes(import.meta.dirname);
   const frame = stack.split('\n').find((line) => /:\d+:\d+\)?$/.test(line) && !foreign(line));
   return /([^/\s(]+:\d+):\d+\)?$/.exec(frame ?? '')?.[1] ?? 'an unknown line';
 }
 
+/** Ops whose result's shape depends on values. */
+const OF_SHAPES_UNKNOWN = /^(Unique|Where|NonMaxSuppression|SparseFillEmptyRows)/;
 /** Ops of tfjs that draw numbers on the host, or in an op with a seed that would be frozen. */
 const RANDOM = /^(random|truncatedNormal|multinomial|dropout|rand(__op)?$)/;
 
@@ -72,6 +79,9 @@ export function record<Result>(
   const engine = tf.engine() as unknown as {
     startScope(name?: string): void;
     addTapeNode(kernel: string, ...rest: unknown[]): void;
+    state: { gradientDepth: number };
+    keep(tensor: Tensor): Tensor;
+    makeVariable(): Tensor;
     registeredVariables: Record<string, Tensor>;
   };
   const refuse = (what: string, line = callersLine()): never => {
@@ -163,8 +173,10 @@ export function record<Result>(
     },
     executeOp: {
       value: (op: string, attributes: OpAttribute[], ids: number[], count: number) => {
-        const node = add(op, ids.map(reference), attributes);
         const depends = ids.some((id) => traced.has(id));
+        if (depends && OF_SHAPES_UNKNOWN.test(op))
+          refuse(`calls ${op}, whose result's shape depends on values: compiled code has fixed shapes`);
+        const node = add(op, ids.map(reference), attributes);
         const stand = ids.map((id) => {
           const absent = traced.get(id) ?? uniform.get(id);
           return absent ? filled(absent) : id;
@@ -195,6 +207,7 @@ export function record<Result>(
     },
   }) as Binding;
 
+  const returned = new Set<Tensor>();
   const handles: string[] = [];
   const given = inputs.map(({ dtype, shape, variable }) => {
     const type = backend.getDTypeInteger(dtype);
@@ -207,7 +220,10 @@ export function record<Result>(
   const graph: Graph = {
     add,
     inputs: handles,
-    referenceOf: (tensor) => reference(backend.getInputTensorIds([tensor])[0]!),
+    referenceOf: (tensor) => {
+      returned.add(tensor);
+      return reference(backend.getInputTensorIds([tensor])[0]!);
+    },
     typeOf: (of) => types.get(of)!,
     refuse: (what) => refuse(what),
   };
@@ -235,6 +251,14 @@ export function record<Result>(
       if (dataId && backend.tensorMap.get(dataId)?.values && !madeHere.has(dataId)) outside();
     return Object.getPrototypeOf(backend).getInputTensorIds.call(backend, tensors);
   };
+  // What is kept would be there at the next call, but that call does not run fn. Backward passes keep what they read, and let it go; a
+  // loss may keep what else it computes, for it to be a result.
+  const kept = new Map<Tensor, { where: Error; inGradient: boolean }>();
+  engine.keep = (tensor) => {
+    kept.set(tensor, { where: here(), inGradient: engine.state.gradientDepth > 0 });
+    return Object.getPrototypeOf(engine).keep.call(engine, tensor);
+  };
+  engine.makeVariable = () => refuse('makes a variable, at its first call alone: give state as the first argument');
   engine.startScope = (scope?: string) => {
     if (scope && RANDOM.test(scope))
       refuse(
@@ -250,7 +274,14 @@ export function record<Result>(
   backend.binding = recorder;
   recording = true;
   try {
-    return { nodes, captures, result: fn(given, graph) };
+    const result = fn(given, graph);
+    for (const [tensor, { where, inGradient }] of kept)
+      if (!tensor.isDisposed && !(inGradient && returned.has(tensor)))
+        refuse(
+          'keeps a tensor beyond the call, as it was at the first: give state as the first argument and return it as `state`',
+          callersLine(where),
+        );
+    return { nodes, captures, result };
   } catch (error) {
     for (const { id } of captures) real.deleteTensor(id);
     const kernel = /gradient function not found for (\w+)/.exec((error as Error).message)?.[1];
@@ -266,7 +297,7 @@ export function record<Result>(
     Reflect.deleteProperty(backend, 'move');
     Reflect.deleteProperty(backend, 'getInputTensorIds');
     Reflect.deleteProperty(engine, 'startScope');
-    Reflect.deleteProperty(engine, 'addTapeNode');
+    for (const own of ['keep', 'makeVariable', 'addTapeNode']) Reflect.deleteProperty(engine, own);
     tf.engine().endScope();
     tf.dispose(given);
   }

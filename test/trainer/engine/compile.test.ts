@@ -78,6 +78,7 @@ test('the same tensor may be two arguments, and a large constant is as at the tr
 describe('what would be frozen by mistake is an error that names the line', () => {
   const counter = tf.variable(tf.scalar(1), false, 'counter');
   const outside = tf.scalar(1);
+  let total: Tensor | null = null;
   const withoutGradient = (x: Tensor) => tf.sum(tf.round(tf.cumprod(x))) as Tensor;
   test.each<[string, (x: Tensor) => Tensor, RegExp]>([
     ['a read', (x) => tf.mul(x, x.dataSync()[0]!), /reads the value of a tensor that depends on the inputs/],
@@ -99,6 +100,16 @@ describe('what would be frozen by mistake is an error that names the line', () =
     ['random bytes', (x) => tf.mul(x, crypto.getRandomValues(new Uint32Array(1))[0]!), /draws a random number/],
     ["random bytes of Node's", (x) => tf.mul(x, randomBytes(1)[0]!), /draws a random number/],
     ['a promise of what it returns', (async (x: Tensor) => x) as never, /has it return a Promise where a tensor/],
+    [
+      'a tensor that is kept for the next call',
+      (x) => {
+        total = tf.keep(total ? tf.add(total, x) : tf.mul(x, 1));
+        return tf.mul(total, 1);
+      },
+      /keeps a tensor beyond the call/,
+    ],
+    ['a variable that is made', (x) => tf.mul(x, tf.variable(tf.scalar(2), true, 'own')), /makes a variable/],
+    ['a shape that depends on values', (x) => tf.unique(x as never).values, /calls UniqueV2, whose result's shape/],
     ['nothing returned', () => undefined as unknown as Tensor, /has it return undefined where a tensor/],
     [
       'an op without a gradient',
@@ -126,6 +137,10 @@ describe('what would be frozen by mistake is an error that names the line', () =
       state: true,
     });
     expect(() => grows(tf.tensor1d([1]))).toThrow(/must be returned as `state`/);
+    const floats = compile('floats', (state: Tensor) => ({ state: tf.cast(state, 'float32') as Tensor }), {
+      state: true,
+    });
+    expect(() => floats(tf.tensor1d([1], 'int32'))).toThrow(/compile\.test\.ts:\d+ is given a state of other tensors/);
   });
 
   test('an argument that is no tensor, or none any more', () => {
@@ -135,6 +150,22 @@ describe('what would be frozen by mistake is an error that names the line', () =
     gone.dispose();
     expect(() => twice(gone)).toThrow(/compile\.test\.ts:\d+ gives it a tensor that is disposed of/);
   });
+});
+
+test('tensors are told apart by their names, in whatever order these come, and by the list that they are in', () => {
+  const [x, y] = [tf.scalar(3), tf.scalar(1)];
+  const less = compile('less', ({ a, b }: { [key: string]: Tensor }) => (b ? tf.sub(a!, b) : tf.neg(a!)) as Tensor);
+  expect([{ a: x, b: y }, { b: y, a: x }, { a: x }].map((named) => value(less(named))[0])).toEqual([2, 2, -3]);
+  const lists = compile('lists', (p: Tensor[], q: Tensor[]) => tf.mul(tf.addN(p as never), q.length) as Tensor);
+  expect([value(lists([x, y], [x])), value(lists([x], [y, x]))]).toEqual([[4], [6]]);
+  const step = compile(
+    'turned',
+    ({ w, m }: { w: Tensor; m: Tensor }) => ({ state: { m: tf.add(m, 1) as Tensor, w: tf.sub(w, m) as Tensor } }),
+    { state: true },
+  );
+  let state = { w: tf.scalar(10) as Tensor, m: tf.scalar(1) as Tensor };
+  for (let i = 0; i < 3; i++) ({ state } = step(state));
+  expect([value(state.w), value(state.m)]).toEqual([[10 - 1 - 2 - 3], [4]]);
 });
 
 test('a compiled function within another is a part of it', () => {
