@@ -1,6 +1,6 @@
 // The commands that ask a running Plumb, as its user types them.
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statfsSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -116,12 +116,16 @@ test('a disk that fills while something is stored ends that; with room it is sto
     const filler = join(small, 'filler');
     const bytes = new Uint8Array(40e6);
     const sha = await sha256(bytes);
-    const stored = withStore(join(small, 'home'), ({ BUCKET }) => {
-      expect(() => writeFileSync(filler, new Uint8Array(170e6))).toThrow('ENOSPC');
-      return putBlob(BUCKET, sha, bytes);
-    });
-    await expect(stored).rejects.toThrow(/^the disk of .* has filled meanwhile: free some, /);
-    rmSync(filler);
+    // Of the first workerd says that it cannot begin; in the midst of the second it says nothing to who waits.
+    for (const left of [0, 20e6]) {
+      const stored = withStore(join(small, 'home'), ({ BUCKET }) => {
+        const { bavail, bsize } = statfsSync(small);
+        writeFileSync(filler, new Uint8Array(bavail * bsize - left));
+        return putBlob(BUCKET, sha, bytes);
+      });
+      await expect(stored).rejects.toThrow(/^the disk of .* has filled meanwhile: free some, /);
+      rmSync(filler);
+    }
     const again = withStore(join(small, 'home'), async ({ BUCKET }) => {
       await putBlob(BUCKET, sha, bytes);
       return readBlob(BUCKET, sha);
