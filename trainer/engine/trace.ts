@@ -67,6 +67,8 @@ function replaceDrawn(by: { [name: string]: unknown }): void {
   syncBuiltinESMExports();
 }
 
+/** Below 0 and never twice, so that what one trace has left is nothing to another. */
+let lastId = 0;
 let recording = false;
 export const isRecording = (): boolean => recording;
 
@@ -97,7 +99,6 @@ export function record<Result>(
 
   /** Large constants of one value, which backward passes make a lot of: each is filled anew for the op that reads it. */
   const uniform = new Map<number, { dtype: number; shape: number[]; one: ArrayBufferView }>();
-  const unusedId = (): number => -1 - traced.size - uniform.size;
 
   const variables = new Map(
     Object.entries(engine.registeredVariables).map(([own, tensor]) => [backend.getInputTensorIds([tensor])[0]!, own]),
@@ -115,7 +116,7 @@ export function record<Result>(
   const placeholder = (dtype: number, shape: number[]): string =>
     `${add('Placeholder', [], [typeAttribute('dtype', dtype), shapeAttribute('shape', shape)])}:0`;
   const stranger = (dtype: number, shape: number[]): number => {
-    const id = unusedId();
+    const id = --lastId;
     traced.set(id, { dtype, shape });
     return id;
   };
@@ -162,7 +163,7 @@ export function record<Result>(
       value: (shape: number[], dtype: number, values: ArrayBufferView | number) => {
         const constant = ArrayBuffer.isView(values) ? constantProto(dtype, shape, values) : null;
         const large = constant && (values as ArrayBufferView).byteLength > CONSTANT_BYTES;
-        const id = large ? unusedId() : real.createTensor(shape, dtype, values);
+        const id = large ? --lastId : real.createTensor(shape, dtype, values);
         if (large) uniform.set(id, { dtype, shape, one: (values as Float32Array | Int32Array).slice(0, 1) });
         if (constant) {
           const value = { name: 'value', type: TENSOR_ATTRIBUTE, value: constant };

@@ -143,6 +143,17 @@ describe('what would be frozen by mistake is an error that names the line', () =
     expect(() => floats(tf.tensor1d([1], 'int32'))).toThrow(/compile\.test\.ts:\d+ is given a state of other tensors/);
   });
 
+  test('what one function has kept is nothing to another', () => {
+    let kept = tf.scalar(0) as Tensor;
+    const keeps = compile('keeps', (x: Tensor) => {
+      kept = tf.keep(tf.mul(x, 2));
+      return x;
+    });
+    expect(() => keeps(tf.scalar(1))).toThrow(/keeps a tensor beyond the call/);
+    const takes = compile('takes', (x: Tensor) => tf.mul(tf.mul(x, 3), kept) as Tensor);
+    expect(() => takes(tf.scalar(1))).toThrow(/reads a tensor that was made outside of it/);
+  });
+
   test('an argument that is no tensor, or none any more', () => {
     const twice = compile('twice', (x: Tensor) => tf.mul(x, 2) as Tensor);
     expect(() => twice(3 as unknown as Tensor)).toThrow(/compile\(twice\): compile\.test\.ts:\d+ gives it 3 where/);
