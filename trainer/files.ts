@@ -95,6 +95,16 @@ export async function sftOnFiles(
   const weights = fresh
     ? initialParameters(policy.config, random(options.seed, 'weights'))
     : readWeights(options.base, policy.config);
+  const answered = conversations.flatMap(({ line, rows }) => ('text' in line ? [] : rows));
+  const cut = answered.filter(({ answer }) => answer.at(-1) !== policy.config.eos_token_id).length;
+  const many = (count: number, what: string) => `: ${count} of ${answered.length} ${what}`;
+  if (cut > 0)
+    console.error(
+      `longer than ${options.answerTokens} tokens (--answer-tokens), and learnt to there alone${many(cut, 'answers')}`,
+    );
+  const long = answered.filter(({ prompt, answer }) => prompt.length + answer.length > context).length;
+  if (long > 0)
+    console.error(`longer than the policy's context, and learnt without the beginning${many(long, 'prompts')}`);
   const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
   const shape = shapeFor(Math.min(longest, policy.config.max_position_embeddings));
   const warmup = Math.max(1, Math.min(SFT_DEFAULTS.warmup, Math.floor(options.steps / 10)));

@@ -189,6 +189,17 @@ test('what no training can come of is said before anything starts', async () => 
   );
 }, 300_000);
 
+test('what of a conversation is not learnt is said', async () => {
+  const row = (prompt: string, completion: string) => ({ prompt, completion });
+  const rows = [row('kettle '.repeat(300), 'b'), row('a', 'kettle '.repeat(40)), row('a', 'b')];
+  writeFileSync(at('cut.jsonl'), jsonl(rows));
+  const args = ['sft', '--data', at('cut.jsonl'), '--base', at('tiny'), '--out', at('cut')];
+  const { code, out } = await train([...args, '--answer-tokens', '20', '--steps', '1']);
+  expect(code).toBe(0);
+  expect(out).toContain('longer than 20 tokens (--answer-tokens), and learnt to there alone: 1 of 3 answers\n');
+  expect(out).toContain("longer than the policy's context, and learnt without the beginning: 1 of 3 prompts\n");
+}, 300_000);
+
 test('a base is never written over', async () => {
   for (const out of [at('base'), join(at('base'), '..', 'base')]) {
     cpSync(at('tiny'), at('base'), { recursive: true });
