@@ -148,13 +148,20 @@ export function narrow(data: Float32Array, dtype: 'F16' | 'BF16'): Uint16Array {
   return out;
 }
 
-/** Writes tensors in the order of their names, all of one type; the same tensors give the same bytes. */
-export function writeSafetensors(tensors: Map<string, FloatTensor>, dtype: Dtype): Uint8Array {
+/** Writes tensors in the order of their names, matrices all of one type and vectors too; the same tensors give the same bytes. */
+export function writeSafetensors(
+  tensors: Map<string, FloatTensor>,
+  matrices: Dtype,
+  vectors: Dtype = matrices,
+): Uint8Array {
+  const dtypeOf = ({ shape }: FloatTensor) => (shape.length > 1 ? matrices : vectors);
   const names = [...tensors.keys()].sort();
   const header: Record<string, unknown> = { __metadata__: { format: 'pt' } };
   let place = 0;
   for (const name of names) {
-    const { shape, data } = tensors.get(name)!;
+    const tensor = tensors.get(name)!;
+    const { shape, data } = tensor;
+    const dtype = dtypeOf(tensor);
     const count = shape.reduce((product, n) => product * n, 1);
     if (count !== data.length) fail(`${name} has ${data.length} numbers, its shape [${shape}] needs ${count}`);
     header[name] = { dtype, shape, data_offsets: [place, place + count * SIZES[dtype]] };
@@ -168,7 +175,9 @@ export function writeSafetensors(tensors: Map<string, FloatTensor>, dtype: Dtype
   file.set(json, 8);
   let at = 8 + headerBytes;
   for (const name of names) {
-    const { data } = tensors.get(name)!;
+    const tensor = tensors.get(name)!;
+    const { data } = tensor;
+    const dtype = dtypeOf(tensor);
     const numbers = dtype === 'F32' ? data : narrow(data, dtype);
     const bytes = new Uint8Array(numbers.buffer, numbers.byteOffset, numbers.byteLength);
     file.set(bytes, at);

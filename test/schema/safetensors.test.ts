@@ -19,6 +19,17 @@ test.each<Dtype>(['F32', 'F16', 'BF16'])('%s goes out and comes back', (dtype) =
   expect(writeSafetensors(new Map([...tensors].reverse()), dtype)).toEqual(file);
 });
 
+test('vectors may be of another type than matrices', () => {
+  const [matrix, vector] = [Float32Array.of(1 + 2 ** -20, 2, 3, 4), Float32Array.of(1 + 2 ** -20, 5)];
+  const both = new Map([
+    ['a', { shape: [2, 2], data: matrix }],
+    ['b', { shape: [2], data: vector }],
+  ]);
+  const read = readSafetensors(writeSafetensors(both, 'BF16', 'F32'));
+  expect([read.get('a')!.dtype, read.get('b')!.dtype]).toEqual(['BF16', 'F32']);
+  expect([floats(read.get('a')!)[0], floats(read.get('b')!)]).toEqual([1, vector]);
+});
+
 test('F32 is not copied, unless it lies askew', () => {
   const file = writeSafetensors(tensors, 'F32');
   expect(floats(readSafetensors(file).get('b')!).buffer).toBe(file.buffer);

@@ -9,7 +9,7 @@ import { MalformedFile } from '../../schema/malformed.ts';
 import type { Dtype, FloatTensor } from '../../schema/safetensors.ts';
 import { byteLevelFile } from '../../schema/tokenizer.ts';
 import { reading, UserError } from '../user-error.ts';
-import { type Gguf, type GgufValue, readGguf } from './gguf.ts';
+import { type Gguf, type GgufTensor, type GgufValue, readGguf } from './gguf.ts';
 
 /** Whether a policy is one GGUF file and not a folder; a folder may be called so, too. */
 export const isGguf = (path: string): boolean =>
@@ -243,9 +243,19 @@ export function halves(data: Float32Array, hd: number, D: number, go: 'apart' | 
   return out;
 }
 
-/** In what its weights are written as safetensors: the file's own type where all are of one that is a float's, else the 16 bits that quantised numbers fit into best. */
-export function dtypeOf({ tensors }: Gguf): Dtype {
-  const names = new Set([...tensors.values()].filter(({ shape }) => shape.length > 1).map(({ format }) => format.name));
-  if (names.has('F32') || (names.has('BF16') && names.size > 1)) return 'F32'; // neither sixteen bits hold the other's numbers
-  return names.has('BF16') ? 'BF16' : 'F16';
+/**
+ * In what its matrices and its vectors are written as safetensors: the file's own type where all are of one that is a float's, else the 16
+ * bits that quantised numbers fit into best. Vectors are F32 in most files, whatever matrices are.
+ */
+export function dtypesOf({ tensors }: Gguf): { matrices: Dtype; vectors: Dtype } {
+  const dtypeOf = (of: GgufTensor[]): Dtype => {
+    const names = new Set(of.map(({ format }) => format.name));
+    if (names.has('F32') || (names.has('BF16') && names.size > 1)) return 'F32'; // neither sixteen bits hold the other's numbers
+    return names.has('BF16') ? 'BF16' : 'F16';
+  };
+  const all = [...tensors.values()];
+  return {
+    matrices: dtypeOf(all.filter(({ shape }) => shape.length > 1)),
+    vectors: dtypeOf(all.filter(({ shape }) => shape.length === 1)),
+  };
 }

@@ -9,7 +9,7 @@ import { filesOf, manifestOf } from '../manifest.ts';
 import { readPolicy } from '../policy.ts';
 import { reading, UserError } from '../user-error.ts';
 import { folderWeights } from './from-folder.ts';
-import { dtypeOf, isGguf, openGguf, tensorsOf } from './from-gguf.ts';
+import { dtypesOf, isGguf, openGguf, tensorsOf } from './from-gguf.ts';
 
 export function importFrom(path: string, name: string): { manifest: Manifest; files: Map<string, Uint8Array> } {
   const policy = readPolicy(path);
@@ -28,7 +28,8 @@ export function importFrom(path: string, name: string): { manifest: Manifest; fi
     }
     const gguf = openGguf(path);
     const tensors = tensorsOf(gguf);
-    return filesOf(policy, writeSafetensors(tensors, dtypeOf(gguf)), tensors);
+    const { matrices, vectors } = dtypesOf(gguf);
+    return filesOf(policy, writeSafetensors(tensors, matrices, vectors), tensors);
   });
   return { manifest: manifestOf(policy, files, name), files };
 }
