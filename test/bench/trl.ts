@@ -57,6 +57,7 @@ async function* beside(size: 'small' | 'large', rows: Row[]): AsyncGenerator<Pai
     const ours = await startOurs('stage.ts', stage, size);
     const peers: Peer[] = [];
     for (const dtype of ['float32', 'bfloat16']) peers.push(await startPeer('trl_stage.py', theirStage, dtype, size));
+    let rivals = peers; // one that is half as fast is asked no second time: without instructions for it, bfloat16 takes hours
     const note = 'TRL in float32 and bfloat16, the better of the two';
     const row = await pair({
       name: `trl/${name}`,
@@ -66,8 +67,10 @@ async function* beside(size: 'small' | 'large', rows: Row[]): AsyncGenerator<Pai
       ours: () => ours.rate(steps),
       theirs: async () => {
         const rates: number[] = [];
-        for (const peer of peers) rates.push(await peer.rate(steps));
-        return Math.max(...rates);
+        for (const peer of rivals) rates.push(await peer.rate(steps));
+        const best = Math.max(...rates);
+        rivals = rivals.filter((_, i) => rates[i]! > best / 2);
+        return best;
       },
     });
     const speed = (row.ours * FLOP[stage](model)) / 1e9;
