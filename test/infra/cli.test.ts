@@ -125,6 +125,7 @@ test('a disk that fills while something is stored ends that; with room it is sto
     const filler = join(small, 'filler');
     const bytes = new Uint8Array(40e6);
     const sha = await sha256(bytes);
+    const { error } = console;
     // Of the first workerd says that it cannot begin; in the midst of the second it says nothing to who waits.
     for (const left of [0, 20e6]) {
       const stored = withStore(join(small, 'home'), ({ BUCKET }) => {
@@ -140,6 +141,7 @@ test('a disk that fills while something is stored ends that; with room it is sto
       return readBlob(BUCKET, sha);
     });
     expect(await again).toHaveLength(bytes.length);
+    expect(console.error).toBe(error);
   } finally {
     spawnSync('umount', [small]);
   }

@@ -4,7 +4,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import type { ModelConfig } from '../../../schema/manifest.ts';
-import { type FloatTensor, readTensors, writeSafetensors } from '../../../schema/safetensors.ts';
+import {
+  type FloatTensor,
+  floats,
+  readSafetensors,
+  readTensors,
+  writeSafetensors,
+} from '../../../schema/safetensors.ts';
 import { loadTokenizer } from '../../../schema/tokenizer.ts';
 import { exportTo, requireWritable } from '../../../trainer/export/export.ts';
 import { GGUF_TYPES, type GgufType, writeGguf } from '../../../trainer/export/gguf.ts';
@@ -106,6 +112,18 @@ test.each<[GgufType, number]>([
           throw new Error(`${name}[${i}] is ${data[i]}, not ${given.data[i]}`);
     }
   }
+});
+
+test('norms of a .gguf file stay float32 in what is kept of it, whatever its matrices are', () => {
+  const path = join(tinyFolder(at('norms')), 'model.safetensors');
+  const tensors = new Map(readTensors(readFileSync(path)));
+  const norm = { shape: tensors.get('model.norm.weight')!.shape, data: tensors.get('model.norm.weight')!.data.slice() };
+  norm.data.fill(1 + 2 ** -20);
+  writeFileSync(path, writeSafetensors(tensors.set('model.norm.weight', norm), 'F32'));
+  exportTo(at('norms.gguf'), importFrom(at('norms'), 'x').files, 'x', 'f16');
+  const kept = readSafetensors(Buffer.from(importFrom(at('norms.gguf'), 'x').files.get('model.safetensors')!));
+  expect(kept.get('model.embed_tokens.weight')!.dtype).toBe('F16');
+  expect(floats(kept.get('model.norm.weight')!)).toEqual(norm.data);
 });
 
 test('numbers are rounded to the bits that llama.cpp’s own package rounds them to', () => {
