@@ -32,7 +32,7 @@ import { judgedPrompts, readJudgements, requireRated, subjectsOf } from './judge
 import { formOf } from './lora.ts';
 import { toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
-import { drawingShape, fullestShape, shapeFor } from './pack.ts';
+import { drawingShape, fullestShape, rolloutShape, shapeFor } from './pack.ts';
 import { planned } from './plan.ts';
 import { type Policy, policyFromTexts, readPolicy } from './policy.ts';
 import { policyCalls, ppo } from './ppo.ts';
@@ -254,7 +254,8 @@ export async function ppoOnFiles(
   const parent = readWeights(options.base, policy.config);
   const members = readRewards(options.reward, parent);
   const prompts = readPrompts(policy, options.data);
-  const { maxTokens, shape } = drawingShape(policy.config.max_position_embeddings, [], prompts, options.answerTokens);
+  const context = policy.config.max_position_embeddings;
+  const { maxTokens, longest } = drawingShape(context, [], prompts, options.answerTokens);
   const { episodes, learningRate, beta, klTarget, spreadPenalty, seed } = options;
   const lora = loraOf(options);
   const given = { episodes, learningRate, beta, klTarget, spreadPenalty, ...options.settings };
@@ -263,6 +264,9 @@ export async function ppoOnFiles(
     throw new UserError(
       `--episodes ${config.episodes}: each step draws ${config.rollout} answers, so give that many or more`,
     );
+  const first = prompts.slice(0, Math.ceil(config.rollout / config.answersPerPrompt));
+  const like = await drawn(policy, parent, first, maxTokens, seed);
+  const shape = rolloutShape(longest, prompts, like, config);
   const calls = {
     policy: policyCalls(policy.config, shape, config, lora),
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),

@@ -1,6 +1,7 @@
 // Token rows in calls of one fixed shape: a compiled function takes R lines of W tokens, so conversations are packed side by side in
 // them, and a batch is as many calls as it needs.
 
+import type { PpoConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import { type Tensor, tf } from './engine/tf.ts';
 import { UserError } from './user-error.ts';
@@ -253,10 +254,11 @@ const CALL_COSTS = 60;
 /**
  * Of shapes that take every bundle whole, no wider than `shapeFor`'s, the one in which batches of so many bundles cost least: lengths that
  * go badly together leave up to a quarter of every call empty.
+ * @param atMost tokens of a call, unless `shapeFor` needs more
  */
-export function fullestShape(longest: number, bundles: Row[][], atOnce: number): Shape {
+export function fullestShape(longest: number, bundles: Row[][], atOnce: number, atMost = 2 * CALL_TOKENS): Shape {
   const usual = shapeFor(longest, bundles);
-  const most = Math.max(2 * CALL_TOKENS, usual.rows * usual.columns);
+  const most = Math.max(atMost, usual.rows * usual.columns);
   const cost = (shape: Shape): number => {
     let calls = 0;
     for (let at = 0; at < Math.min(bundles.length, SAMPLED * atOnce); at += atOnce) {
@@ -274,7 +276,7 @@ export function fullestShape(longest: number, bundles: Row[][], atOnce: number):
     });
   let best = usual;
   let least = cost(usual);
-  for (let columns = Math.ceil(longest / 32) * 32; columns <= usual.columns; columns += 32)
+  for (let columns = Math.ceil(longest / 16) * 16; columns <= usual.columns; columns += 16)
     for (let rows = Math.floor(most / columns); 2 * rows * columns >= CALL_TOKENS; rows--) {
       const shape = { rows, columns };
       if (!takesAll(shape)) break; // nor do fewer rows
@@ -284,6 +286,27 @@ export function fullestShape(longest: number, bundles: Row[][], atOnce: number):
       least = costs;
     }
   return best;
+}
+
+/**
+ * The fullest shape for PPO's minibatches: of answers as long as the given ones, so many to each prompt. No larger than the usual call,
+ * for logits are what takes most memory in it.
+ */
+export function rolloutShape(
+  longest: number,
+  prompts: number[][],
+  like: Row[],
+  { answersPerPrompt, minibatch }: Pick<PpoConfig, 'answersPerPrompt' | 'minibatch'>,
+): Shape {
+  let next = 0;
+  const groups = prompts
+    .slice(0, SAMPLED * ANSWERS)
+    .map((prompt) =>
+      Array.from({ length: answersPerPrompt }, () => ({ prompt, answer: like[next++ % like.length]!.answer })),
+    );
+  const usual = shapeFor(longest);
+  const bundles = groups.flatMap((group) => byPrompt(group, usual).map((at) => at.map((i) => group[i]!)));
+  return fullestShape(longest, bundles, Math.ceil(minibatch / answersPerPrompt), CALL_TOKENS);
 }
 
 /**

@@ -13,7 +13,7 @@ import { tf } from '../../trainer/engine/tf.ts';
 import { type Judgement, stagesOf } from '../../trainer/judgements.ts';
 import type { Report } from '../../trainer/metrics.ts';
 import { initialParameters } from '../../trainer/model.ts';
-import { fullestShape, shapeFor } from '../../trainer/pack.ts';
+import { fullestShape, rolloutShape } from '../../trainer/pack.ts';
 import { policyCalls, ppo } from '../../trainer/ppo.ts';
 import { random } from '../../trainer/random.ts';
 import { fitReward, freshHead, rewardCalls, type Scorer, scores } from '../../trainer/reward.ts';
@@ -95,14 +95,16 @@ const ppoStage = (asTrl: boolean) =>
     const size = { rollout: 32, minibatch: 8, epochs: 4, seed: 0 };
     const settings = { ...PPO_DEFAULTS, ...size, ...(asTrl && { answersPerPrompt: 1, separateValue: true }) };
     const config = { ...settings, episodes: 32 * MANY, learningRate: 3e-6, beta: 0.05 };
-    const calls = policyCalls(model, shapeFor(64), config);
-    const reward = rewardCalls(model, shapeFor(64), REWARD_DEFAULTS);
+    const prompts = Array.from({ length: 32 * 1000 }, () => tokens(16));
+    const drawn = { prompt: [], answer: tokens(48) }; // random weights hardly ever end before
+    const shape = rolloutShape(64, prompts, [drawn], config);
+    const calls = policyCalls(model, shape, config);
+    const reward = rewardCalls(model, shape, REWARD_DEFAULTS);
     const weight = tf.tensor1d(freshHead(model.hidden_size, rng));
     const rm: Scorer = {
       parameters: initialParameters(model, rng),
       head: { weight, bias: tf.scalar(0) },
     };
-    const prompts = Array.from({ length: 32 * 1000 }, () => tokens(16));
     const parent = initialParameters(model, rng);
     const resting = parked(rm.parameters);
     return ppo(

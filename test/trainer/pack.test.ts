@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { Row } from '../../trainer/data.ts';
-import { ANSWERS, byPrompt, drawingShape, fullestShape, pack, shapeFor } from '../../trainer/pack.ts';
+import { ANSWERS, byPrompt, drawingShape, fullestShape, pack, rolloutShape, shapeFor } from '../../trainer/pack.ts';
 import { random } from '../../trainer/random.ts';
 
 const PAD = 0;
@@ -102,6 +102,23 @@ test('of the shapes that take each judgement whole the fullest is taken', () => 
   const every = [...judged, large];
   const shape = fullestShape(220, every, 16);
   expect(pack(large, [large.map((_, i) => i)], shape, PAD)).toHaveLength(1);
+});
+
+test('a shape for rollouts is filled by the groups of answers that minibatches have', () => {
+  const prompts = Array.from({ length: 64 }, (_, i) => Array<number>(16).fill(i));
+  const full = rolloutShape(64, prompts, [row([], Array(48).fill(3))], { answersPerPrompt: 4, minibatch: 8 });
+  expect(full).toEqual({ rows: 2, columns: 16 + 4 * 48 });
+  // of answers that mostly end early, several groups share a line; and whatever is drawn fits
+  const lengths = [5, 9, 12, 48];
+  const like = lengths.map((length) => row([], Array(length).fill(3)));
+  const mixed = rolloutShape(64, prompts, like, { answersPerPrompt: 4, minibatch: 32 });
+  expect(mixed.columns).toBeGreaterThanOrEqual(16 + 5 + 9 + 12 + 48);
+  expect(mixed.rows * mixed.columns).toBeLessThanOrEqual(512);
+  const drawn = prompts
+    .slice(0, 8)
+    .flatMap((prompt) => Array.from({ length: 4 }, () => row(prompt, Array(48).fill(3))));
+  const packs = pack(drawn, byPrompt(drawn, mixed), mixed, PAD);
+  expect(packs.flatMap(({ placed }) => placed).map(({ length }) => length)).toEqual(Array(32).fill(48));
 });
 
 test('answers are drawn no longer than any that was judged', () => {
