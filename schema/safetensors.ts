@@ -154,14 +154,13 @@ export function writeSafetensors(
   matrices: Dtype,
   vectors: Dtype = matrices,
 ): Uint8Array {
-  const dtypeOf = ({ shape }: FloatTensor) => (shape.length > 1 ? matrices : vectors);
-  const names = [...tensors.keys()].sort();
+  const named = [...tensors.keys()].sort().map((name) => {
+    const { shape, data } = tensors.get(name)!;
+    return { name, shape, data, dtype: shape.length > 1 ? matrices : vectors };
+  });
   const header: Record<string, unknown> = { __metadata__: { format: 'pt' } };
   let place = 0;
-  for (const name of names) {
-    const tensor = tensors.get(name)!;
-    const { shape, data } = tensor;
-    const dtype = dtypeOf(tensor);
+  for (const { name, shape, data, dtype } of named) {
     const count = shape.reduce((product, n) => product * n, 1);
     if (count !== data.length) fail(`${name} has ${data.length} numbers, its shape [${shape}] needs ${count}`);
     header[name] = { dtype, shape, data_offsets: [place, place + count * SIZES[dtype]] };
@@ -174,10 +173,7 @@ export function writeSafetensors(
   file.fill(0x20, 8, 8 + headerBytes);
   file.set(json, 8);
   let at = 8 + headerBytes;
-  for (const name of names) {
-    const tensor = tensors.get(name)!;
-    const { data } = tensor;
-    const dtype = dtypeOf(tensor);
+  for (const { data, dtype } of named) {
     const numbers = dtype === 'F32' ? data : narrow(data, dtype);
     const bytes = new Uint8Array(numbers.buffer, numbers.byteOffset, numbers.byteLength);
     file.set(bytes, at);

@@ -102,7 +102,7 @@ export async function sftOnFiles(
     console.error(
       `longer than ${options.answerTokens} tokens (--answer-tokens), and learnt to there alone${many(cut, 'answers')}`,
     );
-  const long = answered.filter(({ prompt, answer }) => prompt.length + answer.length > context).length;
+  const long = longerThan(context, answered);
   if (long > 0)
     console.error(`longer than the policy's context, and learnt without the beginning${many(long, 'prompts')}`);
   const longest = rows.reduce((most, { prompt, answer }) => Math.max(most, prompt.length + answer.length), 0);
@@ -157,9 +157,10 @@ export async function rewardOnFiles(
   requireContext(policy, options.answerTokens);
   const weights = readWeights(options.base, policy.config);
   const judgements = readJudgements(policy, options.data);
-  const long = judgements
-    .flatMap(({ rows }) => rows)
-    .filter(({ prompt, answer }) => prompt.length + answer.length > policy.config.max_position_embeddings).length;
+  const long = longerThan(
+    policy.config.max_position_embeddings,
+    judgements.flatMap(({ rows }) => rows),
+  );
   if (long > 0)
     console.error(`${long} answers are longer than the policy's context, and are judged by their beginnings`);
   const { train: fitted, held } = parted(judgements, (judgement) => judgement.root, 10);
@@ -264,6 +265,11 @@ export async function ppoOnFiles(
     throw new UserError(
       `--episodes ${config.episodes}: each step draws ${config.rollout} answers, so give that many or more`,
     );
+  const asked = prompts.reduce((sum, { length }) => sum + length, 0) / prompts.length;
+  const inputs = [options.data, ...weightsOf(options.base), ...members.map((_, i) => rewardFile(options.reward, i))];
+  const work = options.plan
+    ? planned(countParameters(parent), (metrics) => config.rollout * (asked + metrics['objective/length']!))
+    : await savepoint('ppo', options, inputs, policy.config);
   const first = prompts.slice(0, Math.ceil(config.rollout / config.answersPerPrompt));
   const like = await drawn(policy, parent, first, maxTokens, seed);
   const shape = rolloutShape(longest, prompts, like, config);
@@ -271,11 +277,6 @@ export async function ppoOnFiles(
     policy: policyCalls(policy.config, shape, config, lora),
     reward: rewardCalls(policy.config, shape, REWARD_DEFAULTS),
   };
-  const asked = prompts.reduce((sum, { length }) => sum + length, 0) / prompts.length;
-  const inputs = [options.data, ...weightsOf(options.base), ...members.map((_, i) => rewardFile(options.reward, i))];
-  const work = options.plan
-    ? planned(countParameters(parent), (metrics) => config.rollout * (asked + metrics['objective/length']!))
-    : await savepoint('ppo', options, inputs, policy.config);
   const byMember = (rows: Row[]) => scoresByMember(calls.reward, members, rows, policy.config.pad_token_id);
   const sampler = startSampler(policy.config);
   try {
@@ -415,7 +416,7 @@ function readRewards(folder: string, like: Parameters): RewardModel[] {
   return members;
 }
 
-/** Answers of the policy to given prompts, for bringing scores to mean 0 and variance 1. */
+/** Answers of the policy to given prompts, by which scores are brought to mean 0 and variance 1, or a shape is chosen. */
 async function drawn(
   policy: Policy,
   weights: Parameters,
@@ -437,6 +438,10 @@ async function drawn(
     await sampler.close();
   }
 }
+
+/** How many rows the policy's context does not take whole. */
+const longerThan = (context: number, rows: Row[]): number =>
+  rows.filter(({ prompt, answer }) => prompt.length + answer.length > context).length;
 
 /** The base's form with a tokenizer trained on the data; its special tokens come first, in their order. */
 function withOwnTokenizer(base: Policy, lines: SftLine[], vocabSize: number): Policy {
