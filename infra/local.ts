@@ -15,9 +15,9 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { createServer, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
-import { getPlatformProxy, unstable_startWorker } from 'wrangler';
+import { unstable_DevEnv as DevEnv, getPlatformProxy } from 'wrangler';
 import { z } from 'zod';
 import { settingFault } from '../functions/env.ts';
 import { insertKey, isValid, makeKey } from '../functions/store/keys.ts';
@@ -29,7 +29,7 @@ import { tryLock } from '../trainer/engine/lock.ts';
 import { makeFolder, writeWhole } from '../trainer/folder.ts';
 import { importFrom } from '../trainer/import/import.ts';
 import { UserError } from '../trainer/user-error.ts';
-import { type DevFile, devFile, ROOT } from './home.ts';
+import { type DevFile, devFile, portFree, ROOT } from './home.ts';
 import { type Launcher, startLauncher } from './launcher.ts';
 
 /** The embedded default policy. */
@@ -92,12 +92,16 @@ export async function startLocal(options: LocalOptions): Promise<Local> {
 
 /** Port and settings, which are looked at before anything is made. */
 async function requireStartable(port: number): Promise<void> {
-  if (!(await portFree(port)))
-    throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
+  await requirePort(port);
   for (const name of SETTABLE) {
     const refused = settingFault(name, process.env[name]);
     if (refused) throw new UserError(`${name}=${process.env[name]} cannot be: ${refused}`);
   }
+}
+
+async function requirePort(port: number): Promise<void> {
+  if (!(await portFree(port)))
+    throw new UserError(`port ${port} is in use: stop what listens there, or choose another with --port`);
 }
 
 async function start({ home, port, cronSeconds, variables = {}, environment = {} }: LocalOptions): Promise<Local> {
@@ -132,10 +136,18 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
   // What a start that was killed left there are addresses that lead nowhere, and would be asked before ours are known.
   rmSync(registryOf(home), { recursive: true, force: true });
   const worker = await startWorker(home, port, bindings);
-  const decoders = Promise.all(SLOTS.map((slot) => startDecoder(home, slot))).catch((error: Error) => {
-    console.error(`large policies cannot be served: ${error.message}`);
-    return [];
-  });
+  const unserved = ({ message, cause }: Error) =>
+    console.error(`large policies cannot be served: ${cause instanceof Error ? cause.message : message}`);
+  const decoders = Promise.all(SLOTS.map((slot) => startDecoder(home, slot))).then(
+    (started) => {
+      for (const { failed } of started) failed.catch(unserved);
+      return started;
+    },
+    (error) => {
+      unserved(error);
+      return [];
+    },
+  );
 
   let closed = false;
   const tick = async () => {
@@ -161,9 +173,10 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
   };
   try {
     await worker.ready;
-    await until(async () => isReady(await fetch(`${url}/readyz`)), 60_000);
+    await Promise.race([worker.failed, until(async () => isReady(await fetch(`${url}/readyz`)), 60_000)]);
   } catch (error) {
     await close();
+    await requirePort(port); // it was free at first: somebody has taken it meanwhile
     throw error;
   }
   const dev: DevFile = {
@@ -176,7 +189,38 @@ async function start({ home, port, cronSeconds, variables = {}, environment = {}
   return { ...dev, bindings, launcher, tick, close };
 }
 
-type WorkerOptions = Parameters<typeof unstable_startWorker>[0];
+type WorkerOptions = Parameters<DevEnv['startWorker']>[0];
+interface Script {
+  url: Promise<URL>;
+  ready: Promise<void>;
+  /** Rejects where it cannot start: its port is taken, it cannot be bundled, workerd ends. */
+  failed: Promise<never>;
+  dispose(): Promise<void>;
+}
+
+/** A script in workerd. Wrangler's own `ready`, and its `dispose`, wait for ever for one that cannot start. */
+async function startScript(options: WorkerOptions): Promise<Script> {
+  const env = new DevEnv();
+  const { promise: failed, reject } = Promise.withResolvers<never>();
+  failed.catch(() => {});
+  for (const kind of ['error', 'buildFailed'])
+    env.on(kind, (said: Error | { reason: string; cause: Error }) => {
+      const why = said instanceof Error ? said.message : `${said.reason}: ${said.cause.message}`;
+      reject(new Error(`a script of the Worker did not start: ${why}`));
+    });
+  const worker = await env.startWorker(options);
+  const url = Promise.race([worker.url, failed]);
+  const ready = url.then(() => {});
+  ready.catch(() => {}); // one that nobody waits for
+  // What could not start says so once more as it is torn down.
+  const dispose = () =>
+    ready.then(
+      () => env.teardown(),
+      () => env.teardown().catch(() => {}),
+    );
+  return { url, ready, failed, dispose };
+}
+
 /** Where the scripts of a home find one another. */
 const registryOf = (home: string) => join(home, 'state/registry');
 const workerd = (home: string, port: number) => ({
@@ -190,7 +234,7 @@ const workerd = (home: string, port: number) => ({
 
 /** One copy of the Worker over the home's database and bucket. */
 export const startWorker = (home: string, port: number, bindings: Record<string, string>) =>
-  unstable_startWorker({
+  startScript({
     config: join(ROOT, 'wrangler.jsonc'),
     envFiles: [],
     bindings: {
@@ -213,7 +257,7 @@ export const startDecoder = (
   slot: (typeof SLOTS)[number],
   { inspector = false, ...more }: { inspector?: { hostname: string; port: number } | false; entrypoint?: string } = {},
 ) =>
-  unstable_startWorker({
+  startScript({
     config: join(ROOT, 'wrangler.decoder.jsonc'),
     name: `plumb-decoder-${slot}`,
     envFiles: [],
@@ -444,13 +488,6 @@ function readKept<T>(path: string, schema: z.ZodType<T>): T {
     throw new UserError(`${path} is damaged: put it back from a copy, or set PLUMB_HOME to another folder`);
   }
 }
-
-const portFree = (port: number): Promise<boolean> =>
-  new Promise((resolve) => {
-    const probe = createServer();
-    probe.once('error', () => resolve(false));
-    probe.listen(port, '127.0.0.1', () => probe.close(() => resolve(true)));
-  });
 
 /** False while the Worker starts; what it says is wrong with its data would stay so. */
 async function isReady(answer: Response): Promise<boolean> {

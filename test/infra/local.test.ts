@@ -120,6 +120,20 @@ describe('plumb dev', { timeout: 300_000 }, () => {
     expect(elsewhere.dev.keys.public).not.toBe(first.dev.keys.public);
   });
 
+  test('a port that another takes while it starts is said in one line', async () => {
+    const home = join(homes, 'taken');
+    const port = await freePort();
+    const { ended } = plumb(['dev', '--port', String(port)], { PLUMB_HOME: home });
+    // the port has been looked at by then, and the Worker is not started yet
+    await expect.poll(() => existsSync(join(home, 'secrets.json')), { timeout: 60_000, interval: 20 }).toBe(true);
+    const thief = createServer();
+    await new Promise<void>((resolve) => thief.listen(port, '127.0.0.1', resolve));
+    const { code, out } = await ended;
+    await new Promise((resolve) => thief.close(resolve));
+    expect([code, lines({ code, out })]).toEqual([1, [expect.stringMatching(`port ${port} is in use.*--port`)]]);
+    await nothingLeft(home, `http://127.0.0.1:${port}`);
+  });
+
   const ends: [NodeJS.Signals, number | null][] = [
     ['SIGINT', 0],
     ['SIGHUP', 0],
