@@ -51,6 +51,8 @@ interface NodeBackend {
 // A fixed thread count repeats bit for bit; TensorFlow reads these once, when the binding loads.
 process.env.TF_NUM_INTRAOP_THREADS ??= String(availableParallelism());
 process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
+// TensorFlow's choice is by the processor: without AVX512-VNNI it takes neither oneDNN's products nor the allocator that `takeRegion` is for.
+process.env.TF_ENABLE_ONEDNN_OPTS ??= '1';
 
 /** What products can be computed in, beside float32: bfloat16 where the processor multiplies it. */
 export const hasBfloat16 =
