@@ -172,8 +172,10 @@ plumb
       toTensorBoard(join(homeFolder(), 'tensorboard', run)),
       toTerminal(process.stdout, compilations),
     );
-    const { saveOnSignals } = await import('../trainer/interrupt.ts');
+    const { GRACE, saveOnSignals } = await import('../trainer/interrupt.ts');
+    const { endInTime } = await import('../trainer/engine/tf.ts');
     saveOnSignals();
+    endInTime(GRACE);
     try {
       console.log(await workJob({ url, run, token, ...(fence && { fence: Number(fence) }) }, local));
     } catch (error) {

@@ -30,6 +30,7 @@ import { weightFiles } from './import/from-folder.ts';
 import { isGguf } from './import/from-gguf.ts';
 import { judgedPrompts, readJudgements, requireRated, subjectsOf } from './judgements.ts';
 import { formOf } from './lora.ts';
+import { sha256 } from './manifest.ts';
 import { toTerminal } from './metrics.ts';
 import { initialParameters, type Parameters } from './model.ts';
 import { drawingShape, fullestShape, rolloutShape, shapeFor } from './pack.ts';
@@ -187,14 +188,17 @@ export async function rewardOnFiles(
   const form = formOf(policy.config, lora, weights);
   const begun = work.saved((tensors, scalars) => ({
     fit: fitStateFromFile(tensors, scalars, form),
-    member: MemberScalar.parse(scalars).member,
+    ...MemberScalar.parse(scalars),
   }));
+  const finished: string[] = []; // hashes of the members' files
   const pad = policy.config.pad_token_id;
   const scored: number[][][] = []; // by member, judgement and answer
   for (let member = 0; member < members; member++) {
     const path = rewardFile(options.out, member);
     let rm: RewardModel;
-    if (begun && member < begun.member) rm = reading(path, () => rewardFromFile(readFileSync(path), weights));
+    const whole = begun?.finished[member] === hashOf(path);
+    if (begun && member < begun.member && !whole) console.error(`${path} is damaged: its model is fitted anew`);
+    if (begun && whole) rm = rewardFromFile(readFileSync(path), weights);
     else {
       rm = await fitReward(
         policy.config,
@@ -206,10 +210,11 @@ export async function rewardOnFiles(
         memberStage(member),
         work.report,
         begun?.member === member ? begun.fit : null,
-        ({ rm, adam, step }) => work.save(step, { rm, adam }, { step, member }),
+        ({ rm, adam, step }) => work.save(step, { rm, adam }, { step, member, finished }),
       ).catch(work.giveUp);
       writeWhole(path, treeToFile(rm));
     }
+    finished.push(hashOf(path)!);
     scored.push(await scoresOf(calls, rm, held, pad));
     if (member === 0) {
       const report = await reportOn(calls, rm, subjectsOf(fitted), held, scored[0]!, pad);
@@ -371,8 +376,9 @@ const weightsOf = (policy: string) => (isGguf(policy) ? [policy] : weightFiles(p
 /** Where a reward model is: the first, which is all of them unless --members says more, has no number. */
 const rewardFile = (folder: string, member: number) =>
   join(folder, member === 0 ? 'reward.safetensors' : `reward.${member + 1}.safetensors`);
-/** Of which reward model a save is. */
-const MemberScalar = z.object({ member: z.int() });
+/** Of which reward model a save is, and of those before it their files' hashes. */
+const MemberScalar = z.object({ member: z.int(), finished: z.array(z.string()) });
+const hashOf = (path: string): string | null => (existsSync(path) ? sha256(readFileSync(path)) : null);
 
 /** Every n-th conversation is held out, whole: rows of one conversation never stand on both sides. */
 function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train: T[]; held: T[] } {

@@ -29,7 +29,7 @@ let signalled: number | null = null;
 export const interrupted = (): number | null => signalled;
 
 /** Seconds in which a signal is answered, saved or not: whoever asks stops waiting after ten. */
-const GRACE = 9;
+export const GRACE = 9;
 
 /** From now on stages are asked to save and end. A second signal ends the process at once. */
 export function saveOnSignals(): void {

@@ -7,8 +7,9 @@ import type { ModelConfig } from '../schema/manifest.ts';
 import { treeToFile } from './checkpoint.ts';
 import { compilations, type Tree } from './engine/compile.ts';
 import { tryLock } from './engine/lock.ts';
+import { endInTime } from './engine/tf.ts';
 import { makeFolder, writeWhole } from './folder.ts';
-import { interrupted, saveOnSignals } from './interrupt.ts';
+import { GRACE, interrupted, saveOnSignals } from './interrupt.ts';
 import { alike, apart, Machine, onGpu, thisMachine } from './machine.ts';
 import { sha256 } from './manifest.ts';
 import { DivergedError, toAll, toFile, toTerminal } from './metrics.ts';
@@ -65,6 +66,7 @@ export async function savepoint(
   if (!(await tryLock(`out ${realpathSync(options.out)}`)))
     throw new UserError(`another plumb train writes to ${options.out}: wait for it, or give another --out`);
   saveOnSignals();
+  endInTime(GRACE);
   const { deterministic, plan: _, ...rest } = options;
   // What the files hold counts, not how they are called.
   const numbers = Object.entries(rest).filter(([name, value]) => typeof value !== 'string' || name === 'schedule');

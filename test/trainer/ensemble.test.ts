@@ -40,10 +40,10 @@ const byMember = async (models: RewardModel[], rows: Row[]) => {
 test('the penalty takes the members’ standard deviation from their mean', () => {
   const scored = [
     [1, 4],
-    [3, 4],
+    [5, 4],
   ];
-  expect(cautious(scored, 0)).toEqual([2, 4]);
-  expect(cautious(scored, 2)).toEqual([0, 4]);
+  expect(cautious(scored, 0)).toEqual([3, 4]);
+  expect(cautious(scored, 2)).toEqual([-1, 4]);
 });
 
 test('conversations are drawn with replacement, as many as there are, each with all that was said of it', () => {

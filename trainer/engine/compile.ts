@@ -1,10 +1,10 @@
 // compile(name, fn): plain tfjs code at XLA's speed.
 //
-// The first call with given shapes runs fn once and writes down every op that reaches the binding (trace.ts). What was written is a
+// The first call with given shapes runs fn (twice, to see that it does the same) and writes down every op that reaches the binding (trace.ts). What was written is a
 // TensorFlow graph (graph.ts); it is registered as a function, and from then on each call of the compiled function is one call into
 // TensorFlow, which XLA has turned into machine code.
 //
-//   plain code ──runs once──▶ list of ops ──GraphDef──▶ TensorFlow function ──XLA──▶ machine code
+//   plain code ──runs──▶ list of ops ──GraphDef──▶ TensorFlow function ──XLA──▶ machine code
 //
 // So fn must be pure: tensors in, tensors out. JavaScript numbers it reads are frozen into the graph; anything that changes
 // from call to call (step, learning rate, seeds) must come in as a tensor. What would be frozen by mistake is an error that names the line.
@@ -62,12 +62,16 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
     if (isRecording()) return fn(...args); // within another compiled function it is a part of that one
     if (!xla || !backend.binding.addGraphFunction) {
       const result = tf.tidy(() => fn(...args) as never) as Result;
-      if (state) dispose(args[0]!);
+      const stays = new Set(flatten(result));
+      if (state) tf.dispose(flatten(args[0]!).filter((tensor) => !stays.has(tensor)));
       return result;
     }
     const inputs = tensorsIn(name, 'gives it', args);
     const kept = state ? flatten(args[0]!).length : 0; // so many of the inputs are state
     const key = args.map(formOf).join();
+    const own = new Set(inputs.slice(0, kept));
+    if (own.size < kept || inputs.slice(kept).some((tensor) => own.has(tensor)))
+      throw new Error(`compile(${name}): ${callersLine()} gives a tensor of the state a second time`);
     const known = traces.get(key);
     const started = performance.now();
     const traced = known ?? tidied(() => trace(name, fn, args, inputs, kept, precision));
@@ -76,19 +80,25 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
 
     const ids = backend.getInputTensorIds(inputs);
     if (kept > 0) {
-      const own = new Set(inputs.slice(0, kept));
-      if (own.size < kept || inputs.slice(kept).some((tensor) => own.has(tensor)))
-        throw new Error(`compile(${name}): ${callersLine()} gives a tensor of the state a second time`);
       for (const [i, variable] of traced.variables.entries()) put(variable, ids[i]!);
       tf.dispose([...own]); // now the variables alone hold them
     }
-    const { binding } = backend;
-    const results = binding.executeOp(
-      traced.name,
-      precision === 'float32' ? [boolAttribute('_XlaMustCompile', true)] : [],
-      [...traced.variables.map(({ id }) => id), ...ids.slice(kept), ...traced.captures],
-      traced.outputs,
-    );
+    let results: OutputTensor[];
+    try {
+      results = backend.binding.executeOp(
+        traced.name,
+        precision === 'float32' ? [boolAttribute('_XlaMustCompile', true)] : [],
+        [...traced.variables.map(({ id }) => id), ...ids.slice(kept), ...traced.captures],
+        traced.outputs,
+      );
+    } catch (error) {
+      if (!known) {
+        for (const { id } of traced.variables.map(take)) backend.binding.deleteTensor(id);
+        free(traced);
+      }
+      (error as Error).message = `compile(${name}): ${callersLine()} ${(error as Error).message}`;
+      throw error;
+    }
     const tensors = (outputs: OutputTensor[]) => outputs.map((output) => backend.createOutputTensor(output));
     if (!known) {
       traces.set(key, traced);
@@ -112,7 +122,10 @@ function trace<Arguments extends Tree[]>(
     name,
     inputs.map(({ dtype, shape }, i) => ({ dtype, shape, variable: i < kept })),
     (given, { add, inputs: handles, referenceOf, typeOf, refuse }) => {
-      const returned = fn(...(unflatten(args, given) as Arguments));
+      const own = unflatten(args, given) as Arguments;
+      const returned = fn(...own);
+      if (own.map(formOf).join() !== args.map(formOf).join() || flatten(own).some((tensor, i) => tensor !== given[i]))
+        refuse('changes its arguments: return what is new');
       tensorsIn(name, 'has it return', returned);
       const { state: changed = [], ...rest } = (kept > 0 ? returned : {}) as { [key: string]: Tree };
       const others = kept > 0 ? rest : returned;
@@ -168,6 +181,8 @@ function tensorsIn(name: string, verb: string, tree: Tree): Tensor[] {
       wrong(
         `${branch instanceof Object ? `a ${branch.constructor.name}` : branch} where a tensor, or an array or plain object of tensors, must be`,
       );
+    else if (Array.isArray(branch) && Object.keys(branch).length !== branch.length)
+      wrong('an array with gaps, or with keys of its own');
     else Object.values(branch as object).forEach(refuseOthers);
   };
   refuseOthers(tree);

@@ -131,7 +131,7 @@ export function constantProto(dtype: number, shape: number[], values: ArrayBuffe
     return proto;
   }
   const elements = values as unknown as ArrayLike<number>;
-  for (let i = 1; i < elements.length; i++) if (elements[i] !== elements[0]) return null;
+  for (let i = 1; i < elements.length; i++) if (!Object.is(elements[i], elements[0])) return null; // 0 and −0 are two
   // One value stands for all of them.
   if (dtype === TF_FLOAT) proto.setFloatValList([elements[0]]);
   else if (dtype === TF_INT32) proto.setIntValList([elements[0]]);

@@ -219,7 +219,12 @@ function patchBinding(folder: string): void {
     `#include "${join(HERE, 'binding/graph_function.cc')}"\n\n`,
     'before',
   );
-  insert('tfjs_binding.cc', '#include "tfjs_backend.h"\n', '#include <malloc.h>\n', 'after');
+  insert(
+    'tfjs_binding.cc',
+    '#include "tfjs_backend.h"\n',
+    '#include <malloc.h>\n#include <signal.h>\n#include <unistd.h>\n',
+    'after',
+  );
   // Inside the backend's own namespace, where the file's last lines close it.
   insert(
     'tfjs_binding.cc',
@@ -234,7 +239,8 @@ function patchBinding(folder: string): void {
     '      {"loadSavedModel", nullptr,',
     entry('addGraphFunction', 'AddGraphFunction') +
       entry('removeGraphFunction', 'RemoveGraphFunction') +
-      entry('returnFreedMemory', 'ReturnFreedMemory'),
+      entry('returnFreedMemory', 'ReturnFreedMemory') +
+      entry('endAfterSignals', 'EndAfterSignals'),
     'before',
   );
 }

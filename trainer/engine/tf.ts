@@ -21,6 +21,7 @@ export interface Binding {
   addGraphFunction?(name: string, graphDef: Uint8Array, inputs: string, outputs: string): void;
   removeGraphFunction?(name: string): void;
   returnFreedMemory?(): void;
+  endAfterSignals?(seconds: number): void;
   readonly [constant: `TF_${string}`]: number;
 }
 export interface OpAttribute {
@@ -42,6 +43,7 @@ interface NodeBackend {
     get(dataId: object): { id: number; shape: number[]; dtype: number; refCount: number; values: object | null };
   };
   move(dataId: object, ...what: unknown[]): void;
+  readSync(dataId: object): ArrayBufferView;
   getDTypeInteger(dtype: string): number;
   getInputTensorIds(tensors: Tf.Tensor[]): number[];
   createOutputTensor(output: OutputTensor): Tf.Tensor;
@@ -159,3 +161,9 @@ function takeRegion(): void {
   const [region] = binding.executeOp('Empty', attributes, [size], 1);
   for (const id of [size, region!.id]) binding.deleteTensor(id);
 }
+
+/**
+ * From here on a signal that asks the process to end does end it, so many seconds later at the latest: what listens in JavaScript hears of it
+ * only between two calls, and the compiling of one may take a minute. To be called once something listens.
+ */
+export const endInTime = (seconds: number): void => backend.binding.endAfterSignals?.(seconds);

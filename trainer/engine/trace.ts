@@ -3,12 +3,14 @@
 // result is let go at once, so that tracing a step takes hardly any memory.
 //
 // What a graph cannot hold is refused, with the line of the code that did it: the value of a traced tensor, randomness of
-// the host, a variable.
+// the host, a variable. Then the function runs once more, without computing: what goes by the clock, or by what the function
+// keeps from one call to the next, does something else there.
 
 import crypto from 'node:crypto';
 import { syncBuiltinESMExports } from 'node:module';
+import { isDeepStrictEqual } from 'node:util';
 import { CONSTANT_BYTES, constantProto, type Node, shapeAttribute, TENSOR_ATTRIBUTE, typeAttribute } from './graph.ts';
-import { type Binding, backend, type OpAttribute, type Tensor, tf } from './tf.ts';
+import { type Binding, backend, type OpAttribute, type OutputTensor, type Tensor, tf } from './tf.ts';
 
 /** What goes into a traced function. */
 interface Input {
@@ -33,6 +35,8 @@ interface Recording<Result> {
   nodes: Node[];
   /** Large constants: inputs, too, that are the same at every call. */
   captures: { id: number; reference: string }[];
+  /** What each op of `nodes` gives, where it was computed. */
+  made: { dtype: number; shape: number[] }[][];
   result: Result;
 }
 
@@ -60,22 +64,65 @@ const OF_SHAPES_UNKNOWN = /^(Unique|Where|NonMaxSuppression|SparseFillEmptyRows)
 /** Ops of tfjs that draw numbers on the host, or in an op with a seed that would be frozen. */
 const RANDOM = /^(random|truncatedNormal|multinomial|dropout|rand(__op)?$)/;
 
-/** What of node:crypto draws: put in its place, and back, for those who imported it by name too. */
-const DRAWN = ['randomBytes', 'randomFill', 'randomFillSync', 'randomInt', 'randomUUID'] as const;
-function replaceDrawn(by: { [name: string]: unknown }): void {
-  Object.assign(crypto, by);
-  syncBuiltinESMExports();
-}
+/** What of the host draws. */
+const DRAWN: [object, string[]][] = [
+  [Math, ['random']],
+  [crypto.webcrypto, ['getRandomValues', 'randomUUID']],
+  [
+    crypto,
+    [
+      ...['randomBytes', 'pseudoRandomBytes', 'prng', 'rng', 'randomFill', 'randomFillSync', 'randomInt', 'randomUUID'],
+      ...[
+        'generateKey',
+        'generateKeySync',
+        'generateKeyPair',
+        'generateKeyPairSync',
+        'generatePrime',
+        'generatePrimeSync',
+      ],
+    ],
+  ],
+];
+/** Says no while a function is traced. */
+let draws: (() => never) | null = null;
+// For good, so that who takes it now and calls it later is heard too.
+for (const [of, names] of DRAWN)
+  for (const own of names) {
+    const real = Reflect.get(of, own) as ((...args: unknown[]) => unknown) | undefined;
+    const drawn = function (this: unknown, ...args: unknown[]) {
+      return draws ? draws() : Reflect.apply(real!, this, args);
+    };
+    if (real) Object.defineProperty(of, own, { value: drawn, writable: true, configurable: true });
+  }
+syncBuiltinESMExports(); // for those who import them by name
 
 /** Below 0 and never twice, so that what one trace has left is nothing to another. */
 let lastId = 0;
 let recording = false;
 export const isRecording = (): boolean => recording;
 
-export function record<Result>(
+type Recorded<Result> = (inputs: Tensor[], graph: Graph) => Result;
+
+export function record<Result>(name: string, inputs: Input[], fn: Recorded<Result>): Recording<Result> {
+  const recorded = recordOnce(name, inputs, fn);
+  const letGo = ({ captures }: Recording<Result>) => {
+    for (const { id } of captures) backend.binding.deleteTensor(id);
+  };
+  try {
+    letGo(recordOnce(name, inputs, fn, recorded));
+  } catch (error) {
+    letGo(recorded);
+    throw error;
+  }
+  return recorded;
+}
+
+/** @param first what it did before, where it is to do the same again */
+function recordOnce<Result>(
   name: string,
   inputs: Input[],
-  fn: (inputs: Tensor[], graph: Graph) => Result,
+  fn: Recorded<Result>,
+  first?: Recording<Result>,
 ): Recording<Result> {
   const real = backend.binding;
   const engine = tf.engine() as unknown as {
@@ -92,6 +139,7 @@ export function record<Result>(
 
   const nodes: Node[] = [];
   const captures: Recording<Result>['captures'] = [];
+  const made: Recording<Result>['made'] = [];
   const references = new Map<number, string>(); // tensor id → "node:output"
   const types = new Map<string, number>();
   /** What depends on an input: its id is below 0 and stands for no tensor of TensorFlow's. */
@@ -100,13 +148,18 @@ export function record<Result>(
   /** Large constants of one value, which backward passes make a lot of: each is filled anew for the op that reads it. */
   const uniform = new Map<number, { dtype: number; shape: number[]; one: ArrayBufferView }>();
 
+  const changed = () =>
+    refuse(
+      'does something else each time that it is called, by the clock or by what is kept between calls: give that as an argument',
+    );
   const variables = new Map(
     Object.entries(engine.registeredVariables).map(([own, tensor]) => [backend.getInputTensorIds([tensor])[0]!, own]),
   );
   const add = (op: string, from: string[], attributes: OpAttribute[]): string => {
-    const node = `n${nodes.length}`;
-    nodes.push({ name: node, op, inputs: from, attributes });
-    return node;
+    const node = { name: `n${nodes.length}`, op, inputs: from, attributes };
+    if (first && !isDeepStrictEqual(node, first.nodes[nodes.length])) changed();
+    nodes.push(node);
+    return node.name;
   };
   const named = (id: number, reference: string, dtype: number): string => {
     references.set(id, reference);
@@ -124,7 +177,10 @@ export function record<Result>(
   const capture = (id: number): string => {
     const [kept] = real.executeOp('Identity', [], [id], 1);
     const reference = named(id, placeholder(kept!.dtype, kept!.shape), kept!.dtype);
+    const before = first?.captures[captures.length]?.id;
     captures.push({ id: kept!.id, reference });
+    if (before !== undefined && !isDeepStrictEqual(real.tensorDataSync(before), real.tensorDataSync(kept!.id)))
+      changed();
     return reference;
   };
   const outside = (id?: number): never => {
@@ -178,6 +234,12 @@ export function record<Result>(
         if (depends && OF_SHAPES_UNKNOWN.test(op))
           refuse(`calls ${op}, whose result's shape depends on values: compiled code has fixed shapes`);
         const node = add(op, ids.map(reference), attributes);
+        const given = (id: number, dtype: number, shape: number[], index: number): OutputTensor => {
+          named(id, `${node}:${index}`, dtype);
+          return { id, dtype, shape };
+        };
+        const known = depends ? first?.made[nodes.length - 1] : undefined;
+        if (known) return known.map(({ dtype, shape }, index) => given(stranger(dtype, shape), dtype, shape, index));
         const stand = ids.map((id) => {
           const absent = traced.get(id) ?? uniform.get(id);
           return absent ? filled(absent) : id;
@@ -186,11 +248,10 @@ export function record<Result>(
         stand.forEach((id, i) => {
           if (id !== ids[i]) real.deleteTensor(id);
         });
-        return results.map((result, index) => {
-          const id = depends ? stranger(result.dtype, result.shape) : result.id;
-          if (depends) real.deleteTensor(result.id);
-          named(id, `${node}:${index}`, result.dtype);
-          return { ...result, id };
+        made[nodes.length - 1] = results;
+        return results.map(({ id, dtype, shape }, index) => {
+          if (depends) real.deleteTensor(id);
+          return given(depends ? stranger(dtype, shape) : id, dtype, shape, index);
         });
       },
     },
@@ -230,14 +291,9 @@ export function record<Result>(
   };
 
   // What cannot be seen at the binding is caught in tfjs itself, as long as the function runs.
-  const { random } = Math;
   const { assign } = tf.Variable.prototype;
   const withoutGradient = new Map<string, string>(); // kernel → line
-  const draws = () => refuse('draws a random number: it would be the same at every call; give it as an argument');
-  Math.random = draws;
-  Object.assign(crypto.webcrypto, { getRandomValues: draws, randomUUID: draws });
-  const drawn = Object.fromEntries(DRAWN.map((own) => [own, crypto[own]]));
-  replaceDrawn(Object.fromEntries(DRAWN.map((own) => [own, draws])));
+  draws = () => refuse('draws a random number: it would be the same at every call; give it as an argument');
   tf.Variable.prototype.assign = function (this: { name: string }) {
     return refuse(`changes the variable ${this.name}: give state as the first argument and return it as \`state\``);
   };
@@ -252,8 +308,13 @@ export function record<Result>(
       if (dataId && backend.tensorMap.get(dataId)?.values && !madeHere.has(dataId)) outside();
     return Object.getPrototypeOf(backend).getInputTensorIds.call(backend, tensors);
   };
+  backend.readSync = (dataId) => {
+    const { id, values } = backend.tensorMap.get(dataId);
+    if (values ? !madeHere.has(dataId) : !references.has(id)) outside(values ? undefined : id);
+    return Object.getPrototypeOf(backend).readSync.call(backend, dataId);
+  };
   // What is kept would be there at the next call, but that call does not run fn. Backward passes keep what they read, and let it go; a
-  // loss may keep what else it computes, for it to be a result.
+  // loss may keep what else it computes, for it to be a result, which is let go of as fn returns.
   const kept = new Map<Tensor, { where: Error; inGradient: boolean }>();
   engine.keep = (tensor) => {
     kept.set(tensor, { where: here(), inGradient: engine.state.gradientDepth > 0 });
@@ -282,7 +343,8 @@ export function record<Result>(
           'keeps a tensor beyond the call, as it was at the first: give state as the first argument and return it as `state`',
           callersLine(where),
         );
-    return { nodes, captures, result };
+    if (first && nodes.length < first.nodes.length) changed();
+    return { nodes, captures, made, result };
   } catch (error) {
     for (const { id } of captures) real.deleteTensor(id);
     const kernel = /gradient function not found for (\w+)/.exec((error as Error).message)?.[1];
@@ -291,12 +353,9 @@ export function record<Result>(
   } finally {
     backend.binding = real;
     recording = false;
-    Math.random = random;
-    for (const own of ['getRandomValues', 'randomUUID']) Reflect.deleteProperty(crypto.webcrypto, own); // the prototype's again
-    replaceDrawn(drawn);
+    draws = null;
     tf.Variable.prototype.assign = assign;
-    Reflect.deleteProperty(backend, 'move');
-    Reflect.deleteProperty(backend, 'getInputTensorIds');
+    for (const own of ['move', 'getInputTensorIds', 'readSync']) Reflect.deleteProperty(backend, own);
     Reflect.deleteProperty(engine, 'startScope');
     for (const own of ['keep', 'makeVariable', 'addTapeNode']) Reflect.deleteProperty(engine, own);
     tf.engine().endScope();

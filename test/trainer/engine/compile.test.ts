@@ -1,11 +1,31 @@
-import { randomBytes } from 'node:crypto';
+import { generatePrimeSync, randomBytes } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
 import { compilations, compile, dispose, flatten, unflatten } from '../../../trainer/engine/compile.ts';
 import { gatherRows } from '../../../trainer/engine/ops.ts';
-import { backend, type Tensor, tf } from '../../../trainer/engine/tf.ts';
+import { type Binding, backend, type Tensor, tf } from '../../../trainer/engine/tf.ts';
 import { record } from '../../../trainer/engine/trace.ts';
 
 const value = (tensor: Tensor) => Array.from(tensor.dataSync());
+
+/** While `work` runs, what the binding is asked for: each call's name and arguments. */
+function asked(work: () => void): [keyof Binding, ...unknown[]][] {
+  const { binding } = backend;
+  const calls: [keyof Binding, ...unknown[]][] = [];
+  const listening = (name: keyof Binding) => ({
+    value: (...args: unknown[]) => {
+      calls.push([name, ...args]);
+      return Reflect.apply(binding[name] as () => unknown, binding, args);
+    },
+  });
+  const names = ['addGraphFunction', 'removeGraphFunction', 'deleteTensor', 'executeOp'] as const;
+  backend.binding = Object.create(binding, Object.fromEntries(names.map((name) => [name, listening(name)])));
+  try {
+    work();
+  } finally {
+    backend.binding = binding;
+  }
+  return calls;
+}
 
 test('large constants of one value are that value wherever they are read, at the trace and in the compiled call', () => {
   const twice = compile('uniform', (x: Tensor) => {
@@ -20,6 +40,12 @@ test('large constants of one value are that value wherever they are read, at the
     const [x, expected] = [tf.fill([40, 30], value), new Float32Array(1200).fill(4 * value + 4)];
     expect(twice(x as Tensor).dataSync()).toEqual(expected);
   }
+});
+
+test('a large constant of 0 and −0 keeps their signs', () => {
+  const signs = Float32Array.from({ length: 300 }, (_, i) => (i === 1 ? -0 : 0));
+  const inverse = compile('signs', (x: Tensor) => tf.div(1, tf.mul(x, tf.tensor1d(signs))) as Tensor);
+  expect(value(inverse(tf.ones([300]))).slice(0, 3)).toEqual([Infinity, -Infinity, Infinity]);
 });
 
 test.each([
@@ -77,8 +103,12 @@ test('the same tensor may be two arguments, and a large constant is as at the tr
 
 describe('what would be frozen by mistake is an error that names the line', () => {
   const counter = tf.variable(tf.scalar(1), false, 'counter');
-  const outside = tf.scalar(1);
+  const outside = tf.add(tf.scalar(1), 1) as Tensor;
+  const waiting = tf.scalar(1); // no op has read it yet
   let total: Tensor | null = null;
+  let seen: Tensor | null = null;
+  let calls = 0;
+  const { random } = Math; // as a library takes it, long before it is called
   const withoutGradient = (x: Tensor) => tf.sum(tf.round(tf.cumprod(x))) as Tensor;
   test.each<[string, (x: Tensor) => Tensor, RegExp]>([
     ['a read', (x) => tf.mul(x, x.dataSync()[0]!), /reads the value of a tensor that depends on the inputs/],
@@ -99,6 +129,36 @@ describe('what would be frozen by mistake is an error that names the line', () =
     ['a tensor made outside', (x) => tf.mul(x, outside), /reads a tensor that was made outside of it/],
     ['random bytes', (x) => tf.mul(x, crypto.getRandomValues(new Uint32Array(1))[0]!), /draws a random number/],
     ["random bytes of Node's", (x) => tf.mul(x, randomBytes(1)[0]!), /draws a random number/],
+    ['a random number by another name', (x) => tf.mul(x, random()), /draws a random number/],
+    ['a random prime', (x) => tf.mul(x, generatePrimeSync(16).byteLength), /draws a random number/],
+    ['a value of a variable', (x) => tf.mul(x, counter.dataSync()[0]!), /reads the variable counter/],
+    ['a value from outside', (x) => tf.mul(x, outside.arraySync()), /reads a tensor that was made outside of it/],
+    ['a value that waits outside', (x) => tf.mul(x, waiting.dataSync()[0]!), /reads a tensor that was made outside/],
+    ['the clock', (x) => tf.mul(x, performance.now()), /does something else each time/],
+    ['a count of its calls', (x) => tf.mul(x, ++calls), /does something else each time/],
+    [
+      'a large constant that counts',
+      (x) => tf.mul(x, tf.sum(tf.range(0, 999, ++calls))),
+      /does something else each time/,
+    ],
+    [
+      'work at its first call alone',
+      (x) => (calls++ % 2 === 0 ? tf.mul(tf.mul(x, 2), 2) : tf.mul(x, 2)),
+      /something else/,
+    ],
+    [
+      'what a gradient kept at the call before',
+      (x) => {
+        const before = seen;
+        const loss = (y: Tensor) => {
+          seen = tf.keep(tf.square(y)) as Tensor;
+          return tf.sum(before ? tf.add(seen, before) : seen);
+        };
+        tf.grad(loss as never)(x as never);
+        return seen!;
+      },
+      /reads a tensor that was made outside of it/,
+    ],
     ['a promise of what it returns', (async (x: Tensor) => x) as never, /has it return a Promise where a tensor/],
     [
       'a tensor that is kept for the next call',
@@ -118,6 +178,7 @@ describe('what would be frozen by mistake is an error that names the line', () =
     ],
   ])('%s', (name, fn, message) => {
     const bad = compile(name, fn);
+    calls = 0;
     const thrown = () => bad(tf.tensor1d([2, 3]));
     expect(thrown).toThrow(message);
     expect(thrown).toThrow(/compile\(.+\): compile\.test\.ts:\d+ /);
@@ -152,6 +213,34 @@ describe('what would be frozen by mistake is an error that names the line', () =
     expect(() => keeps(tf.scalar(1))).toThrow(/keeps a tensor beyond the call/);
     const takes = compile('takes', (x: Tensor) => tf.mul(tf.mul(x, 3), kept) as Tensor);
     expect(() => takes(tf.scalar(1))).toThrow(/reads a tensor that was made outside of it/);
+  });
+
+  test('an argument that is changed, a list with a key of its own', () => {
+    const grows = compile('in place', (p: { w: Tensor }) => {
+      p.w = tf.add(p.w, 1);
+      return p.w;
+    });
+    expect(() => grows({ w: tf.scalar(1) })).toThrow(/compile\.test\.ts:\d+ changes its arguments/);
+    const list = Object.assign([tf.scalar(1)], { extra: tf.scalar(5) });
+    const sum = compile('list', (all: Tensor[]) => all[0]!);
+    expect(() => sum(list)).toThrow(/compile\.test\.ts:\d+ gives it an array with gaps, or with keys of its own/);
+  });
+
+  test('an op that XLA does not know; neither what is refused nor this leaves a function behind', () => {
+    const calls = asked(() => {
+      const crop = compile(
+        'crop',
+        (x: Tensor) => tf.image.cropAndResize(x as never, [[0, 0, 1, 1]], [0], [2, 2]) as Tensor,
+      );
+      expect(() => crop(tf.ones([1, 4, 4, 1]))).toThrow(/^compile\(crop\): compile\.test\.ts:\d+ .*CropAndResize/s);
+      const both = compile('both', (state: Tensor, x: Tensor) => ({ state: tf.add(state, x) as Tensor }), {
+        state: true,
+      });
+      const x = tf.ones([3]);
+      expect(() => both(x, x)).toThrow(/a second time/);
+    });
+    const count = (name: keyof Binding) => calls.filter(([own]) => own === name).length;
+    expect([count('addGraphFunction'), count('removeGraphFunction')]).toEqual([1, 1]);
   });
 
   test('an argument that is no tensor, or none any more', () => {
@@ -221,6 +310,30 @@ test('state comes back changed, in the memory that it was in, and what was given
   expect(tf.memory().numTensors).toBe(others + 2);
 });
 
+test.each(['float32', 'bfloat16'] as const)('in %s two states change places, call after call', (precision) => {
+  const swap = compile('swap', (state: { a: Tensor; b: Tensor }) => ({ state: { a: state.b, b: state.a } }), {
+    state: true,
+    precision,
+  });
+  let state = { a: tf.fill([1000], 1) as Tensor, b: tf.fill([1000], 2) as Tensor };
+  for (let i = 0; i < 3; i++) state = swap(state).state;
+  expect([value(state.a)[0], value(state.b)[999]]).toEqual([2, 1]);
+});
+
+test('op by op what of the state is handed on stays, and the rest is gone', () => {
+  const add = compile(
+    'plain',
+    ({ a, fixed }: { a: Tensor; fixed: Tensor }) => ({ state: { a: tf.add(a, 1) as Tensor, fixed } }),
+    {
+      state: true,
+      xla: false,
+    },
+  );
+  const given = { a: tf.scalar(1) as Tensor, fixed: tf.scalar(5) as Tensor };
+  const { state } = add(add(given).state);
+  expect([value(state.a), value(state.fixed), given.a.isDisposed]).toEqual([[3], [5], true]);
+});
+
 test('a tensor that somebody else holds is not written over', () => {
   const add = compile('shared', (state: Tensor) => ({ state: tf.add(state, 1) as Tensor }), { state: true });
   const parent = tf.ones([5000]) as Tensor;
@@ -235,6 +348,30 @@ test('functions of more shapes than are kept are freed, and traced anew when the
   for (let n = 1; n <= 70; n++) dispose(fast(tf.ones([n])));
   expect(value(fast(tf.fill([1], 3) as Tensor))).toEqual([9]);
   expect(compilations.filter(({ name }) => name === 'many')).toHaveLength(71);
+});
+
+test('with the function goes what it held: its constants and its variables; who was called of late stays', () => {
+  const constant = Float32Array.from({ length: 300 }, (_, i) => i);
+  const old = compile('old', (state: Tensor) => ({ state: tf.add(state, tf.tensor1d(constant)) as Tensor }), {
+    state: true,
+  });
+  const [hot, cold] = ['hot', 'cold'].map((name) => compile(name, (x: Tensor) => tf.square(x) as Tensor)) as [
+    (x: Tensor) => Tensor,
+    (x: Tensor) => Tensor,
+  ];
+  const calls = asked(() => {
+    hot(tf.ones([2]));
+    dispose(old(tf.zeros([300])));
+    for (let n = 1; n <= 70; n++) dispose(cold(tf.ones([n])), hot(tf.ones([2])));
+  });
+  const of = (name: keyof Binding) => calls.filter(([own]) => own === name);
+  const held = of('executeOp').find(([, op]) => `${op}`.startsWith('plumb_old'))![3] as number[];
+  expect(held).toHaveLength(2); // variable and constant
+  const deleted = new Set(of('deleteTensor').map(([, id]) => id));
+  expect(held.filter((id) => !deleted.has(id))).toEqual([]);
+  const removed = of('removeGraphFunction').map(([, name]) => `${name}`);
+  expect(removed.filter((name) => /plumb_(old|hot)/.test(name))).toEqual([expect.stringContaining('plumb_old')]);
+  expect(compilations.filter(({ name }) => name === 'hot')).toHaveLength(1);
 });
 
 test('each combination of shapes is compiled once, and listed with its seconds', () => {

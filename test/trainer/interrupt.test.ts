@@ -1,0 +1,30 @@
+// What a signal does to a process that trains.
+import { spawn } from 'node:child_process';
+import { expect, test } from 'vitest';
+import { GRACE } from '../../trainer/interrupt.ts';
+
+const trainer = JSON.stringify(`${import.meta.dirname}/../../trainer`);
+
+test('a signal ends what computes without a pause, and is counted from when it came', async () => {
+  expect(GRACE).toBeLessThan(10);
+  const script = `
+    const { endInTime } = await import(${trainer} + '/engine/tf.ts');
+    const { saveOnSignals } = await import(${trainer} + '/interrupt.ts');
+    saveOnSignals();
+    endInTime(1);
+    console.log('listens');
+    for (const began = Date.now(); Date.now() < began + 60_000; );
+  `;
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script]);
+  let said = '';
+  child.stderr.on('data', (chunk) => {
+    said += chunk;
+  });
+  await new Promise((resolve) => child.stdout.once('data', resolve));
+  const asked = performance.now();
+  child.kill('SIGTERM');
+  const code = await new Promise((resolve) => child.on('close', resolve));
+  expect(code).toBe(143);
+  expect(performance.now() - asked).toBeLessThan(20_000);
+  expect(said).toMatch(/^ended while it computed, before it could save: .*\n$/);
+});
