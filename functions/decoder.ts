@@ -19,28 +19,24 @@ import { readBlob, streamBlob } from './store/blobs.ts';
  * policy; one that is idle is taken over, with its weights where they are the same.
  */
 let decoder: WasmDecoder | undefined;
+/** The one that was loaded last, whole or not: the next takes its place in memory. */
+let latest: WasmDecoder | undefined;
 let owner: { object: Decoding; call: DecoderCall; ready: Promise<Complete>; uses: number } | undefined;
 /** This isolate's name. */
 let isolate: string | undefined;
 
-/** A policy that was trained from the one before has its tokenizer: reading that takes time, and memory that is not there beside a decoder. */
+/** A policy that was trained from the one before has its tokenizer: reading that takes time, and memory. */
 let read: { tokenizer: string; encoding: Tokenizer } | undefined;
 
 async function load(bucket: R2Bucket, { image, tokenizer, chatTemplate }: DecoderCall): Promise<Complete> {
-  let former = decoder;
   decoder = undefined; // until the image is whole
   if (read?.tokenizer !== tokenizer) {
-    former = undefined;
     read = undefined;
     read = { tokenizer, encoding: await encodingOf(bucket, tokenizer) };
   }
-  const giveUp = () => {
-    const given = former;
-    former = undefined;
-    return given;
-  };
   const { encoding } = read;
-  decoder = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, giveUp);
+  latest = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, latest);
+  decoder = latest;
   return batcher(decoder, encoding, chatTemplate);
 }
 

@@ -16,9 +16,9 @@ import { type Decoder, type DecoderOptions, ropeTables, stretch } from './decode
 export interface WasmDecoder extends Decoder {
   /** Overwrites the weights in place by those of another image of the same shape. What the cache holds is void after. */
   load(image: Uint8Array): void;
-  /** Room for the weights of another image, if that has the same shape; else in what it differs is thrown. */
-  roomFor(header: EdgeHeader): Uint8Array;
   memoryBytes: number;
+  /** In which another decoder may take this one's place: its memory grows where that needs more, and never shrinks. */
+  instance: Exports;
 }
 
 type Exports = { memory: WebAssembly.Memory } & Record<
@@ -63,28 +63,17 @@ export function wasmDecoder(module: WebAssembly.Module, image: Uint8Array, optio
 
 /**
  * A decoder of an image that comes in pieces, each copied to its place as it comes: no memory is taken for the whole.
- * Where the former one is of the same shape, in its place: an isolate has no memory for two.
- * @param giveUp the former one, which whoever has it keeps no longer: if it is of another shape its memory is to be free
+ * @param former the one before it, whose place it takes whatever its shape: an isolate has no memory for two, nor for one and another that
+ * waits to be collected. It is void from here on.
  */
 export async function streamedDecoder(
   module: WebAssembly.Module,
   image: AsyncIterable<Uint8Array>,
   optionsFor: (header: EdgeHeader) => DecoderOptions,
-  giveUp: () => WasmDecoder | undefined = () => undefined,
+  former?: WasmDecoder,
 ): Promise<WasmDecoder> {
   let head = new Uint8Array();
   let made: ReturnType<typeof instance> | undefined;
-  const inPlace = (header: EdgeHeader) => {
-    const former = giveUp();
-    try {
-      if (former?.config.max_position_embeddings !== header.config.max_position_embeddings) return undefined;
-      const weights = former.roomFor(header);
-      Object.assign(former.config, header.config); // which token ends an answer may be another
-      return { decoder: former, weights };
-    } catch {
-      return undefined;
-    }
-  };
   let at = 0;
   for await (const piece of image) {
     let rest = piece;
@@ -96,7 +85,7 @@ export async function streamedDecoder(
       if (head.length < 16 || head.length < headerBytes(head)) continue;
       const start = headerBytes(head);
       const header = readHeader(head.subarray(0, start));
-      made = inPlace(header) ?? instance(module, header, optionsFor(header));
+      made = instance(module, header, optionsFor(header), former);
       rest = head.subarray(start);
     }
     if (at + rest.length > made.weights.length) throw new MalformedFile('edge.bin: is longer than its config says');
@@ -112,6 +101,7 @@ function instance(
   module: WebAssembly.Module,
   header: EdgeHeader,
   { context, slots = 1, rows = 64, positions }: DecoderOptions = {},
+  former?: WasmDecoder,
 ): { decoder: WasmDecoder; weights: Uint8Array } {
   const { config, bits, corrected, bytes } = header;
   const inner = paddedInner(config);
@@ -125,7 +115,7 @@ function instance(
     throw new RangeError(
       `${slots} slots of ${longest} positions need ${Math.ceil(needed / 2 ** 20)} MiB; a decoder has 3,584`,
     );
-  const wasm = new WebAssembly.Instance(module).exports as unknown as Exports;
+  const wasm = former?.instance ?? (new WebAssembly.Instance(module).exports as unknown as Exports);
   wasm.init(
     config.num_hidden_layers,
     config.hidden_size,
@@ -146,12 +136,12 @@ function instance(
   );
   const { buffer } = wasm.memory;
   const ints = (at: number, length: number) => new Int32Array(buffer, at, length);
+  if (former) new Uint8Array(buffer, wasm.weightsAt()).fill(0); // as memory is at first
+  const weights = new Uint8Array(buffer, wasm.weightsAt(), bytes);
   const { cos, sin } = ropeTables(config, longest);
   new Float32Array(buffer, wasm.cosinesAt(), cos.length).set(cos);
   new Float32Array(buffer, wasm.sinesAt(), sin.length).set(sin);
   ints(wasm.offsetsAt(), header.tensors.length).set(header.tensors.map((tensor) => tensor.offset));
-  const weights = new Uint8Array(buffer, wasm.weightsAt(), bytes);
-
   const tokenRow = ints(wasm.tokensAt(), rows); // (T)
   const positionRow = ints(wasm.positionsAt(), rows); // (T)
   const startRow = ints(wasm.startsAt(), rows); // (T)
@@ -172,6 +162,7 @@ function instance(
     rows,
     logitRows,
     memoryBytes: buffer.byteLength,
+    instance: wasm,
     forward(tokens, positions, starts, wanted) {
       const count = tokens.length;
       if (count < 1 || count > rows) throw new RangeError(`${count} rows, of at most ${rows}`);
@@ -202,20 +193,16 @@ function instance(
       return shares;
     },
     copy: (from, to, count) => wasm.copyPositions(from, to, count),
-    roomFor(header) {
-      const { bos_token_id, eos_token_id, pad_token_id, max_position_embeddings, ...shape } = config;
-      for (const [key, value] of Object.entries(shape))
-        if (String(header.config[key as keyof typeof shape]) !== String(value))
-          throw new Error(`an image with another ${key} cannot take this one's place`);
-      if (header.bits !== bits)
-        throw new Error(`an image of ${header.bits} bits cannot take the place of one of ${bits}`);
-      if (header.corrected !== corrected)
-        throw new Error('of two images one has corrections and the other has none: neither can take the other’s place');
-      return weights;
-    },
     load(next) {
       const read = readEdge(next);
-      decoder.roomFor(read).set(read.data);
+      const { bos_token_id, eos_token_id, pad_token_id, max_position_embeddings, ...shape } = config;
+      for (const [key, value] of Object.entries(shape))
+        if (String(read.config[key as keyof typeof shape]) !== String(value))
+          throw new Error(`an image with another ${key} cannot take this one's place`);
+      if (read.bits !== bits) throw new Error(`an image of ${read.bits} bits cannot take the place of one of ${bits}`);
+      if (read.corrected !== corrected)
+        throw new Error('of two images one has corrections and the other has none: neither can take the other’s place');
+      weights.set(read.data);
     },
   };
   return { decoder, weights };

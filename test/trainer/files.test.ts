@@ -27,7 +27,7 @@ const at = (name: string) => join(folder, name);
 /** Runs plumb train; once `whenSeen` is there, it is killed as a power cut would, or by another signal. */
 function train(
   args: string[],
-  whenSeen?: string,
+  whenSeen?: string | (() => boolean),
   signal: NodeJS.Signals = 'SIGKILL',
   environment: Record<string, string> = {},
 ): Promise<{ code: number | null; out: string }> {
@@ -42,7 +42,7 @@ function train(
   });
   let sent = false;
   const watch = setInterval(() => {
-    if (sent || !whenSeen || !existsSync(whenSeen)) return;
+    if (sent || !whenSeen || !(typeof whenSeen === 'string' ? existsSync(whenSeen) : whenSeen())) return;
     sent = true;
     child.kill(signal);
   }, 5);
@@ -351,6 +351,29 @@ test('what has diverged ends with step, stage and number, and its last good stat
     /^plumb: sft: (loss\/train|grad\/norm) is \S+ at step (\d+); the state after step \d+ is kept in .*diverged: try a lower --learning-rate with another --out$/,
   );
   expect(readdirSync(at('diverged')).filter((name) => name.startsWith('sft.state'))).not.toEqual([]);
+}, 300_000);
+
+test('of an ensemble that was killed a member that is damaged since is fitted anew, to what it was', async () => {
+  const inputs = ['--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('bitten')];
+  const args = ['reward', ...inputs, '--members', '2', '--epochs', '100'];
+  const atSecond = () =>
+    existsSync(at('bitten')) &&
+    readdirSync(at('bitten'))
+      .filter((name) => /state\.\d+\.json$/.test(name))
+      .some((name) => readFileSync(join(at('bitten'), name), 'utf8').includes('"member":1'));
+  const { code } = await train(args, atSecond);
+  expect(code).toBe(null);
+  const first = join(at('bitten'), 'reward.safetensors');
+  const whole = readFileSync(first);
+  const bitten = Buffer.from(whole);
+  bitten[bitten.length - 3]! ^= 0x40;
+  writeFileSync(first, bitten);
+  const again = await train(args);
+  expect([again.code, again.out]).toEqual([
+    0,
+    expect.stringContaining(`${first} is damaged: its model is fitted anew`),
+  ]);
+  expect(readFileSync(first).equals(whole)).toBe(true);
 }, 300_000);
 
 test('an ensemble with LoRA that was killed keeps the members it has; PPO by LoRA goes by all of them', async () => {

@@ -2,7 +2,17 @@ import { appendFileSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
-import { toFile, toTerminal } from '../../trainer/metrics.ts';
+import { requireFinite, toFile, toTerminal } from '../../trainer/metrics.ts';
+
+test.each([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])(
+  '%s is told with stage, number and step',
+  (value) => {
+    requireFinite('ppo', 3, { 'objective/kl': 1 });
+    expect(() => requireFinite('ppo', 3, { 'objective/kl': 1, 'ppo/loss/total': value })).toThrow(
+      `ppo: ppo/loss/total is ${value} at step 3`,
+    );
+  },
+);
 
 test('rate and time left are of the steps made here, where a stage goes on in its middle, too', () => {
   vi.useFakeTimers();

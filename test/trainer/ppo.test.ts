@@ -87,6 +87,11 @@ test('before any step the ratio is 1 and nothing is clipped', async () => {
   expect(metrics['ppo/policy/ratio_error_max']).toBeLessThan(1e-4);
   expect(metrics['ppo/policy/ratio_error_max']).toBeGreaterThanOrEqual(metrics['ppo/policy/ratio_error']!);
   expect(metrics['ppo/policy/approxkl']).toBeLessThan(1e-9);
+  // the entropy of each token, and as the answers that were drawn tell it of a whole one
+  const drawn = metrics['objective/entropy']! / metrics['objective/length']!;
+  expect(metrics['ppo/policy/entropy']).toBeGreaterThan(0.5);
+  expect(metrics['ppo/policy/entropy']! / drawn).toBeGreaterThan(0.8);
+  expect(metrics['ppo/policy/entropy']! / drawn).toBeLessThan(1.25);
   // and after steps it isn't
   const { history: later } = await run({ rollout: 16, episodes: 16, epochs: 2 });
   expect(later[0]!.metrics['ppo/policy/ratio_error_max']).toBeGreaterThan(1e-3);
@@ -217,7 +222,15 @@ test('rewards are whitened only where it is asked for, and keep their mean then'
   const { metrics } = await updateOnce(0, -7, { learningRate: 0, whitenRewards: true });
   const [mean, deviation] = [-7 / 3, 7 * Math.sqrt(2 / 9)]; // of 0, 0, −7
   const [other, last] = [mean - mean / deviation, mean + (-7 - mean) / deviation];
-  expect(metrics['ppo/returns/mean']).toBeCloseTo((other + 2 * other + 3 * last) / 3, 3);
+  const returns = [2 * other + last, other + last, last];
+  expect(metrics['ppo/returns/mean']).toBeCloseTo(returns.reduce((sum, x) => sum + x) / 3, 3);
+  // what is told of them, of values that are all 0
+  const variance = (2 / 3) * other ** 2;
+  const error = returns.reduce((sum, x) => sum + x * x, 0) / 3;
+  expect(metrics['ppo/returns/var']).toBeCloseTo(variance, 3);
+  expect([metrics['ppo/val/mean'], metrics['ppo/val/var']]).toEqual([0, 0]);
+  expect(metrics['ppo/val/error']).toBeCloseTo(error, 2);
+  expect(metrics['ppo/val/var_explained']! / (1 - error / variance)).toBeCloseTo(1, 3);
 });
 
 test('each prompt has four answers, which stay in one minibatch, and each answer is learnt from twice', async () => {

@@ -4,11 +4,20 @@ import { join } from 'node:path';
 import { describe, expect, test, vi } from 'vitest';
 import type { Decoder } from '../../../functions/policy/decoder.ts';
 import { generate, generateBatch } from '../../../functions/policy/generate.ts';
-import { positionBytes, streamedDecoder, workBytes } from '../../../functions/policy/load.ts';
+import { positionBytes, streamedDecoder, type WasmDecoder, workBytes } from '../../../functions/policy/load.ts';
 import { decoderModule, loadDecoder } from '../../../functions/policy/node.ts';
 import { referenceDecoder } from '../../../functions/policy/reference.ts';
 import { argmax, logSumExp } from '../../../functions/policy/sample.ts';
-import { cacheBytes, headerBytes, type Low, packEdge, readEdge, unpackEdge, withLow } from '../../../schema/edge.ts';
+import {
+  cacheBytes,
+  type EdgeHeader,
+  headerBytes,
+  type Low,
+  packEdge,
+  readEdge,
+  unpackEdge,
+  withLow,
+} from '../../../schema/edge.ts';
 import type { ModelConfig } from '../../../schema/manifest.ts';
 import { readTensors } from '../../../schema/safetensors.ts';
 import { openGguf, tensorsOf } from '../../../trainer/import/from-gguf.ts';
@@ -598,29 +607,43 @@ describe('an image that comes in pieces', () => {
     expect(run(decoder)).toEqual(run(loadDecoder(image)));
   });
 
-  test('of the same shape as a former takes its place and its memory; of another shape it has its own', async () => {
-    const former = loadDecoder(packEdge(config, randomModel(config, 5), 4), { context: 8 });
-    const at = (from: Uint8Array) =>
-      streamedDecoder(
-        module,
-        pieces(from, 1000),
-        () => ({ context: 8 }),
-        () => former,
-      );
-    const ending = packEdge({ ...config, eos_token_id: 9 }, randomModel(config, 4), 4);
-    expect(await at(ending)).toBe(former);
-    expect(former.config.eos_token_id).toBe(9);
-    expect(await at(image)).toBe(former);
-    expect(run(former)).toEqual(run(loadDecoder(image)));
-    const shorter = packEdge({ ...config, max_position_embeddings: 64 }, randomModel(config, 4), 4);
-    expect(await at(shorter)).not.toBe(former); // its room is that of another context
-    const wider = tinyConfig({ vocab_size: 240 });
-    const other = await at(packEdge(wider, randomModel(wider, 1), 4));
-    expect(other).not.toBe(former);
-    expect(other.config.vocab_size).toBe(240);
+  test('takes the place of a former decoder, of whatever shape: all live in one memory, which is no larger than the largest needs', async () => {
+    const options = ({ bits }: EdgeHeader) => ({ context: bits === 4 ? 16 : 8 });
+    const small = tinyConfig({ vocab_size: 240 });
+    const shape = tinyConfig({ hidden_size: 192 });
+    const images = [
+      packEdge(config, randomModel(config, 5), 4),
+      packEdge({ ...config, eos_token_id: 9 }, randomModel(config, 4), 4),
+      adapted(shape), // with corrections, which the next has not
+      packEdge(shape, randomModel(shape, 1), 4),
+      packEdge(small, randomModel(small, 1), 8),
+      packEdge({ ...config, max_position_embeddings: 64 }, randomModel(config, 4), 4),
+    ];
+    const alone = images.map((image) => loadDecoder(image, options(readEdge(image))));
+    let former: WasmDecoder | undefined;
+    for (const [i, image] of images.entries()) {
+      const before = former?.instance;
+      former = await streamedDecoder(module, pieces(image, 1000), options, former);
+      if (before) expect(former.instance).toBe(before);
+      expect(former.config).toEqual(alone[i]!.config);
+      expect(run(former)).toEqual(run(alone[i]!));
+    }
+    expect(former!.memoryBytes).toBe(Math.max(...alone.map(({ memoryBytes }) => memoryBytes)));
+  });
+
+  test('after one that was damaged another takes the same place', async () => {
+    const former = await streamedDecoder(module, pieces(image, 1000), () => ({ context: 8 }));
+    const cut = streamedDecoder(module, pieces(image.subarray(0, 9000), 1000), () => ({ context: 8 }), former);
+    await expect(cut).rejects.toThrow('ends too soon');
+    const next = await streamedDecoder(module, pieces(image, 1000), () => ({ context: 8 }), former);
+    expect(next.instance).toBe(former.instance);
+    expect(run(next)).toEqual(run(loadDecoder(image)));
+  });
+
+  test('images of other shapes cannot be read into one’s weights', () => {
     const shape = tinyConfig({ hidden_size: 192 });
     const plain = loadDecoder(packEdge(shape, randomModel(shape, 1), 4), { context: 8 });
-    expect(() => plain.roomFor(readEdge(adapted(shape)))).toThrow('one has corrections');
+    expect(() => plain.load(adapted(shape))).toThrow('one has corrections');
   });
 
   test('of too few or too many bytes is refused, and so is what is no image', async () => {
