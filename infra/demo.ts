@@ -51,6 +51,9 @@ async function play<Asked extends { text: string }>(
 ): Promise<void> {
   const raters: RaterConfig = { ...RATER_DEFAULTS, mode, bias: bias ? BIASED_SHARE : 0 };
   const home = mkdtempSync(join(tmpdir(), 'plumb-demo-'));
+  const remove = () => rmSync(home, { recursive: true, force: true });
+  process.once('exit', remove);
+  stopOnSignals(async () => {}, 130); // until something runs that is to be stopped
   const began = performance.now();
   const say = (line = '') => console.log(line);
   if (from) {
@@ -74,7 +77,7 @@ async function play<Asked extends { text: string }>(
   });
   const stop = async () => {
     await local.close();
-    rmSync(home, { recursive: true, force: true });
+    remove();
   };
   // An interrupted demo has not shown that gold rose.
   stopOnSignals(stop, 130);

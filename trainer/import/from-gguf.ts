@@ -17,6 +17,7 @@ export const isGguf = (path: string): boolean =>
 
 export function openGguf(path: string): Gguf {
   if (!existsSync(path)) throw new UserError(`there is no file ${path}`);
+  if (!statSync(path).isFile()) throw new UserError(`${path} is no regular file, whose end can be known`);
   return reading(path, () => readGguf(readFileSync(path)));
 }
 

@@ -88,9 +88,9 @@ export const SENTENCES: Scene<Question> = {
     gate: { comparisons: 300, lengthRatio: 2 },
   },
   budget: {
-    judging: 300,
-    training: { 'reward model': 450, ppo: 550, judge: 300, 'gate and publishing': 270 },
-    evaluation: 600,
+    judging: 280,
+    training: { 'reward model': 390, ppo: 400, judge: 220, 'gate and publishing': 310 },
+    evaluation: 500,
   },
   asked: sentenceQuestions,
   gold: (asked, answer) => sentenceGold(asked, answer).mean,

@@ -320,7 +320,7 @@ test('one is cancelled: it stops within a token, the others go on, and its room 
 });
 
 test('a queue that is full refuses, a prompt that is too long too, and what waits can leave', async () => {
-  const { complete } = setUp({ slots: 1 });
+  const { complete, steps } = setUp({ slots: 1 });
   const leaving = new AbortController();
   const many = Array.from({ length: 33 }, (_, i) =>
     collect(complete(request({ seed: i, maxTokens: 2 }), i === 20 ? leaving.signal : never)),
@@ -330,6 +330,11 @@ test('a queue that is full refuses, a prompt that is too long too, and what wait
   const results = await settled;
   expect(results.map(({ status }) => status).filter((status) => status === 'rejected')).toHaveLength(2);
   expect((results[20] as PromiseRejectedResult).reason.message).toBe('gone');
+  const asked = rowsOf(steps);
+  const others = setUp({ slots: 1 });
+  const stayed = Array.from({ length: 32 }, (_, i) => i).filter((i) => i !== 20);
+  await Promise.all(stayed.map((seed) => collect(others.complete(request({ seed, maxTokens: 2 }), never))));
+  expect(asked).toBe(rowsOf(others.steps)); // nobody decoded for who left
   expect((results[32] as PromiseRejectedResult).reason).toBeInstanceOf(DecoderBusy);
   await expect(collect(complete(about('order '.repeat(600)), never))).rejects.toBeInstanceOf(ContextOverflow);
 });

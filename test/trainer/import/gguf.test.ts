@@ -154,6 +154,11 @@ test.each<[string, () => string, RegExp]>([
     },
     /the vocabulary has a token twice/,
   ],
+  [
+    'attention to a window',
+    () => asFile({ 'llama.attention.sliding_window': 64 }),
+    /attention\.sliding_window is 64: not supported/,
+  ],
   ['experts', () => asFile({ 'llama.expert_count': 8 }), /expert_count is 8/],
   [
     'biases',
