@@ -402,13 +402,19 @@ test('an ensemble with LoRA that was killed keeps the members it has; PPO by LoR
 
   const trained = [
     ...['ppo', '--data', at('prompts.jsonl'), '--base', at('tiny'), '--reward', at('several'), '--out', at('mean')],
-    ...['--episodes', '64', '--answer-tokens', '8', '--spread-penalty', '0.5', ...lora],
+    ...['--episodes', '64', '--answer-tokens', '24', '--spread-penalty', '0.5', ...lora],
   ];
   writeFileSync(join(at('several'), 'reward.2.safetensors'), kept.subarray(0, 1000));
   const damaged = await train(trained);
   expect([damaged.code, damaged.out.trim()]).toEqual([1, expect.stringMatching(/reward\.2\.safetensors: .*beyond/)]);
   writeFileSync(join(at('several'), 'reward.2.safetensors'), second);
   expect(await train(trained)).toEqual({ code: 0, out: expect.stringContaining('policy written') });
+  // where the two disagree an answer is worth less
+  const free = trained.map((option) => (option === at('mean') ? at('free') : option === '0.5' ? '0' : option));
+  expect((await train(free)).code).toBe(0);
+  const score = (of: string) =>
+    JSON.parse(readFileSync(join(at(of), 'metrics.jsonl'), 'utf8').split('\n')[0]!)['objective/score'];
+  expect(score('mean')).toBeLessThan(score('free'));
   const ours = readTensors(readFileSync(join(at('mean'), 'model.safetensors')));
   const base = readTensors(readFileSync(join(at('tiny'), 'model.safetensors')));
   const moved = [...base.keys()].filter((name) => !sameNumbers(ours.get(name)!.data, base.get(name)!.data));
