@@ -93,6 +93,14 @@ test('plumb train reward says how right its model is on held-out conversations, 
   expect(JSON.parse(readFileSync(join(at('reward'), 'reward.report.json'), 'utf8')).preferences.pairs).toBe(4);
 });
 
+test('many answers to one prompt are one conversation, and none of them is held out from the others', async () => {
+  const answers = Array.from({ length: 20 }, (_, i) => ({ prompt: asked[0], completion: `It is the ${i}th.` }));
+  writeFileSync(at('one.jsonl'), jsonl(answers));
+  const args = ['sft', '--data', at('one.jsonl'), '--base', at('tiny'), '--out', at('one'), '--steps', '1', '--plan'];
+  const { code, out } = await train(args);
+  expect([code, out]).toEqual([0, expect.stringContaining('fewer than ten conversations: none is held out')]);
+}, 300_000);
+
 test('--plan says what a stage would take, and writes nothing', async () => {
   const before = readdirSync(folder);
   const base = ['--base', at('tiny'), '--out', at('planned'), '--plan'];
