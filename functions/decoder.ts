@@ -19,7 +19,7 @@ import { readBlob, streamBlob } from './store/blobs.ts';
  * policy; one that is idle is taken over, with its weights where they are the same.
  */
 let decoder: WasmDecoder | undefined;
-/** The one that was loaded last, whole or not: the next takes its place in memory. */
+/** The last that was loaded whole: the next takes its place in memory, though one that was damaged has been there since. */
 let latest: WasmDecoder | undefined;
 let owner: { object: Decoding; call: DecoderCall; ready: Promise<Complete>; uses: number } | undefined;
 /** This isolate's name. */

@@ -51,8 +51,7 @@ async function play<Asked extends { text: string }>(
 ): Promise<void> {
   const raters: RaterConfig = { ...RATER_DEFAULTS, mode, bias: bias ? BIASED_SHARE : 0 };
   const home = mkdtempSync(join(tmpdir(), 'plumb-demo-'));
-  const remove = () => rmSync(home, { recursive: true, force: true });
-  process.once('exit', remove);
+  process.once('exit', () => rmSync(home, { recursive: true, force: true }));
   stopOnSignals(async () => {}, 130); // until something runs that is to be stopped
   const began = performance.now();
   const say = (line = '') => console.log(line);
@@ -75,12 +74,8 @@ async function play<Asked extends { text: string }>(
       PLUMB_RUN_CONFIG: JSON.stringify(scene.config),
     },
   });
-  const stop = async () => {
-    await local.close();
-    remove();
-  };
   // An interrupted demo has not shown that gold rose.
-  stopOnSignals(stop, 130);
+  stopOnSignals(local.close, 130);
 
   try {
     const { data } = await call<{ data: { id: string }[] }>(local, 'GET', '/v1/models');
@@ -184,7 +179,7 @@ async function play<Asked extends { text: string }>(
     }
     if (!rose) process.exitCode = 1;
   } finally {
-    await stop();
+    await local.close();
   }
 }
 

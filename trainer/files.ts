@@ -196,10 +196,11 @@ export async function rewardOnFiles(
   for (let member = 0; member < members; member++) {
     const path = rewardFile(options.out, member);
     let rm: RewardModel;
-    const whole = begun?.finished[member] === hashOf(path);
-    if (begun && member < begun.member && !whole) console.error(`${path} is damaged: its model is fitted anew`);
-    if (begun && whole) rm = rewardFromFile(readFileSync(path), weights);
+    const hash = begun?.finished[member];
+    let file: Uint8Array | null = hash && existsSync(path) ? readFileSync(path) : null;
+    if (file && sha256(file) === hash) rm = rewardFromFile(file, weights);
     else {
+      if (hash) console.error(`${path} is damaged: its model is fitted anew`);
       rm = await fitReward(
         policy.config,
         calls,
@@ -212,9 +213,10 @@ export async function rewardOnFiles(
         begun?.member === member ? begun.fit : null,
         ({ rm, adam, step }) => work.save(step, { rm, adam }, { step, member, finished }),
       ).catch(work.giveUp);
-      writeWhole(path, treeToFile(rm));
+      file = treeToFile(rm);
+      writeWhole(path, file);
     }
-    finished.push(hashOf(path)!);
+    finished.push(sha256(file));
     scored.push(await scoresOf(calls, rm, held, pad));
     if (member === 0) {
       const report = await reportOn(calls, rm, subjectsOf(fitted), held, scored[0]!, pad);
@@ -378,7 +380,6 @@ const rewardFile = (folder: string, member: number) =>
   join(folder, member === 0 ? 'reward.safetensors' : `reward.${member + 1}.safetensors`);
 /** Of which reward model a save is, and of those before it their files' hashes. */
 const MemberScalar = z.object({ member: z.int(), finished: z.array(z.string()) });
-const hashOf = (path: string): string | null => (existsSync(path) ? sha256(readFileSync(path)) : null);
 
 /** Every n-th conversation is held out, whole: rows of one conversation never stand on both sides. */
 function parted<T>(rows: T[], rootOf: (row: T) => string, nth: number): { train: T[]; held: T[] } {

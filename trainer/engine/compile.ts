@@ -1,8 +1,8 @@
 // compile(name, fn): plain tfjs code at XLA's speed.
 //
-// The first call with given shapes runs fn (twice, to see that it does the same) and writes down every op that reaches the binding (trace.ts). What was written is a
-// TensorFlow graph (graph.ts); it is registered as a function, and from then on each call of the compiled function is one call into
-// TensorFlow, which XLA has turned into machine code.
+// The first call with given shapes runs fn (twice, to see that it does the same) and writes down every op that reaches the binding
+// (trace.ts). What was written is a TensorFlow graph (graph.ts); it is registered as a function, and from then on each call of the
+// compiled function is one call into TensorFlow, which XLA has turned into machine code.
 //
 //   plain code ──runs──▶ list of ops ──GraphDef──▶ TensorFlow function ──XLA──▶ machine code
 //

@@ -314,7 +314,7 @@ function recordOnce<Result>(
     return Object.getPrototypeOf(backend).readSync.call(backend, dataId);
   };
   // What is kept would be there at the next call, but that call does not run fn. Backward passes keep what they read, and let it go; a
-  // loss may keep what else it computes, for it to be a result, which is let go of as fn returns.
+  // loss may keep what else it computes, for it to be a result.
   const kept = new Map<Tensor, { where: Error; inGradient: boolean }>();
   engine.keep = (tensor) => {
     kept.set(tensor, { where: here(), inGradient: engine.state.gradientDepth > 0 });
