@@ -4,14 +4,14 @@
 import { DurableObject } from 'cloudflare:workers';
 import { ChatTemplateError } from '../schema/chat.ts';
 import type { Complete } from '../schema/completion.ts';
-import { loadTokenizer, type Tokenizer } from '../schema/tokenizer.ts';
+import { readTokenizer, type Tokenizer } from '../schema/tokenizer.ts';
 import { batcher } from './policy/batch.ts';
 import { ContextOverflow, DecoderBusy } from './policy/choice.ts';
 import module from './policy/decoder.relaxed.wasm';
-import { streamedDecoder, type WasmDecoder } from './policy/load.ts';
+import { type Place, streamedDecoder, type WasmDecoder } from './policy/load.ts';
 import { type DecoderCall, type DecoderLine, type DecoderProblem, ISOLATE_HEADER } from './policy/remote.ts';
 import { roomInSlot } from './policy/room.ts';
-import { readBlob, streamBlob } from './store/blobs.ts';
+import { streamBlob } from './store/blobs.ts';
 
 /**
  * The one decoder of this isolate, and which object's it is: several objects may live in an isolate, which has no memory
@@ -19,8 +19,7 @@ import { readBlob, streamBlob } from './store/blobs.ts';
  * policy; one that is idle is taken over, with its weights where they are the same.
  */
 let decoder: WasmDecoder | undefined;
-/** The last that was loaded whole: the next takes its place in memory, though one that was damaged has been there since. */
-let latest: WasmDecoder | undefined;
+const place: Place = {};
 let owner: { object: Decoding; call: DecoderCall; ready: Promise<Complete>; uses: number } | undefined;
 /** This isolate's name. */
 let isolate: string | undefined;
@@ -35,15 +34,28 @@ async function load(bucket: R2Bucket, { image, tokenizer, chatTemplate }: Decode
     read = { tokenizer, encoding: await encodingOf(bucket, tokenizer) };
   }
   const { encoding } = read;
-  latest = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, latest);
-  decoder = latest;
+  decoder = await streamedDecoder(module, streamBlob(bucket, image), roomInSlot, place);
   return batcher(decoder, encoding, chatTemplate);
 }
 
-/** By itself, so that the file is let go before there is an image. */
+/**
+ * By itself, so that the file is let go before there is an image. Where there was one its place is void, and in memory that nothing else may
+ * have: the file is read into that.
+ */
 async function encodingOf(bucket: R2Bucket, sha: string): Promise<Tokenizer> {
-  const { file: _, ...encoding } = loadTokenizer(JSON.parse(new TextDecoder().decode(await readBlob(bucket, sha))));
-  return encoding;
+  const { instance } = place;
+  let file = instance ? new Uint8Array(instance.memory.buffer, instance.weightsAt()) : new Uint8Array();
+  let length = 0;
+  for await (const piece of streamBlob(bucket, sha)) {
+    if (length + piece.length > file.length) {
+      const longer = new Uint8Array(length + Math.max(length, piece.length));
+      longer.set(file.subarray(0, length));
+      file = longer;
+    }
+    file.set(piece, length);
+    length += piece.length;
+  }
+  return readTokenizer(file.subarray(0, length));
 }
 
 function problem(status: number, body: DecoderProblem): Response {

@@ -5,7 +5,7 @@
 import type { Complete } from '../schema/completion.ts';
 import { isLarge } from '../schema/edge.ts';
 import type { AnyManifest } from '../schema/manifest.ts';
-import { loadTokenizer } from '../schema/tokenizer.ts';
+import { readTokenizer } from '../schema/tokenizer.ts';
 import { type Env, settings } from './env.ts';
 import { busy } from './error.ts';
 import { completer } from './policy/complete.ts';
@@ -58,10 +58,7 @@ async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded
   }
   // side by side: each is a way to the bucket and back
   const [encoding, decoder] = await Promise.all([
-    readBlob(BUCKET, tokenizer).then((bytes) => {
-      const { file: _, ...encoding } = loadTokenizer(JSON.parse(new TextDecoder().decode(bytes)));
-      return encoding;
-    }),
+    readBlob(BUCKET, tokenizer).then(readTokenizer),
     streamedDecoder(module, streamBlob(BUCKET, image), roomInApi),
   ]);
   const complete = completer(decoder, encoding, template);

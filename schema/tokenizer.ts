@@ -3,6 +3,7 @@
 //
 // Left out: normalizers but NFC, byte_fallback, WordPiece and Unigram, dropout, post-processors that add tokens.
 import { MalformedFile } from './malformed.ts';
+import { type Merges, openTokenizer, rankOf, type Vocabulary } from './vocabulary.ts';
 
 interface AddedToken {
   id: number;
@@ -52,9 +53,7 @@ export interface Tokenizer {
   addedPattern: RegExp | undefined;
   plainPattern: RegExp | undefined;
   byteIds: Int32Array;
-  /** Pair of ids (left · size + right) → rank; `merged[rank]` is what they become. */
-  ranks: Map<number, number>;
-  merged: Int32Array;
+  merges: Merges;
   /** Whole pieces that are taken as they are, where the file says ignore_merges. */
   whole: Map<string, number> | undefined;
   cache: Map<string, number[]>;
@@ -187,49 +186,69 @@ function alternatives(texts: string[]): RegExp | undefined {
 
 const typeOf = (node: unknown): string => (node as { type?: string } | null)?.type ?? 'null';
 
-/** All ids' bytes, one after another: arrays of their own would take thirty times the memory. An added token is its own text. */
-function packed(tokens: (string | undefined)[], added: TokenizerFile['added_tokens']): Tokenizer['bytesOf'] {
-  const isAdded = new Set(added.map(({ id }) => id));
-  const starts = new Uint32Array(tokens.length + 1);
-  const text = new Uint8Array(tokens.reduce((sum, token) => sum + 3 * (token?.length ?? 0), 0));
+/**
+ * All ids' bytes, one after another: arrays of their own would take thirty times the memory. An added token is its own text.
+ * @param entryOf by id, −1 where the vocabulary has none
+ */
+function packed(
+  { bytes, from, to }: Vocabulary,
+  entryOf: Int32Array,
+  added: TokenizerFile['added_tokens'],
+): Tokenizer['bytesOf'] {
+  const texts = new Map(added.map(({ id, content }) => [id, encoder.encode(content)]));
+  const starts = new Uint32Array(entryOf.length + 1);
+  let most = 0;
+  for (const text of texts.values()) most += text.length;
+  for (let id = 0; id < entryOf.length; id++) {
+    const entry = entryOf[id]!; // by its number: what `of` makes for each is garbage of megabytes
+    if (entry >= 0) most += to[entry]! - from[entry]!;
+  }
+  const all = new Uint8Array(most);
   const holes = new Set<number>();
   let at = 0;
-  for (let id = 0; id < tokens.length; id++) {
-    const token = tokens[id];
-    if (token === undefined) holes.add(id);
+  for (let id = 0; id < entryOf.length; id++) {
+    const entry = entryOf[id]!;
+    const text = texts.get(id);
+    if (text) {
+      all.set(text, at);
+      at += text.length;
+    } else if (entry < 0) holes.add(id);
     else {
-      let end = isAdded.has(id) ? -1 : at;
-      for (let i = 0; i < token.length && end >= 0; i++) {
-        const byte = CHAR_BYTES[token.charCodeAt(i)] ?? -1;
-        text[end] = byte;
+      let end = at;
+      for (let i = from[entry]!; i < to[entry]! && end >= 0; i++) {
+        let code = bytes[i]!;
+        if (code >= 0x80) code = code < 0xe0 ? ((code & 0x1f) << 6) | (bytes[++i]! & 0x3f) : CHAR_BYTES.length;
+        const byte = CHAR_BYTES[code] ?? -1;
+        all[end] = byte;
         end = byte < 0 ? -1 : end + 1;
       }
       // A token that was never made of bytes (a special one with a space in it, say) is its own text, too.
-      at = end < 0 ? at + encoder.encodeInto(token, text.subarray(at)).written : end;
+      if (end < 0) all.set(bytes.subarray(from[entry], to[entry]), at);
+      at = end < 0 ? at + to[entry]! - from[entry]! : end;
     }
     starts[id + 1] = at;
   }
-  const all = text.slice(0, at);
+  const kept = all.slice(0, at);
   return (id) =>
-    id >= 0 && id < starts.length - 1 && !holes.has(id) ? all.subarray(starts[id], starts[id + 1]) : undefined;
+    id >= 0 && id < starts.length - 1 && !holes.has(id) ? kept.subarray(starts[id], starts[id + 1]) : undefined;
 }
 
 const composed: Step = (pieces) => pieces.map((piece) => piece.normalize('NFC'));
-
-/** The two tokens of a merge, which is a list of them or a text with a space between. */
-function pairOf(merge: unknown): string[] {
-  if (typeof merge !== 'string') return Array.isArray(merge) && merge.length === 2 ? merge : [];
-  const space = merge.indexOf(' ');
-  return space < 0 || merge.includes(' ', space + 1) ? [] : [merge.slice(0, space), merge.slice(space + 1)];
-}
 
 // A function of its own: made within loadTokenizer, it would hold on to all that is there.
 const splitting = (steps: ((pieces: string[]) => string[])[]) => (text: string) =>
   steps.reduce((pieces, step) => step(pieces), [text]);
 
-/** @returns the tokenizer, and the file that it was made from, which whoever only encodes and decodes need not keep */
+/** Of a file that has been parsed, with the file. */
 export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFile } {
-  const file = checked(source);
+  const tokenizer = readTokenizer(encoder.encode(JSON.stringify(source ?? null)));
+  return { file: source as TokenizerFile, ...tokenizer };
+}
+
+/** @param json a tokenizer.json, which is written over. Throws MalformedFile, or SyntaxError where it is no JSON. */
+export function readTokenizer(json: Uint8Array): Tokenizer {
+  const { rest, vocabulary, merges } = openTokenizer(json);
+  const file = checked(rest);
   const model = file.model;
   if (model.type !== 'BPE') refuse(`model ${model.type}`);
   if (model.byte_fallback === true) refuse('byte_fallback');
@@ -242,78 +261,57 @@ export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFil
   if (!addsNothing(file.post_processor)) refuse(`post_processor ${typeOf(file.post_processor)}`);
   const steps = preTokenizer(file.pre_tokenizer);
 
-  const vocab = new Map<string, number>();
-  const given = (model.vocab ?? {}) as Record<string, unknown>;
-  for (const token of Object.keys(given)) {
-    const id = given[token];
-    if (!Number.isInteger(id) || (id as number) < 0)
-      throw new MalformedFile(`tokenizer.json: the id of ${token} is not a number`);
-    vocab.set(token, id as number);
-  }
+  const { ids } = vocabulary;
   let size = 0;
-  for (const id of vocab.values()) size = Math.max(size, id + 1);
+  for (let entry = 0; entry < ids.length; entry++) size = Math.max(size, ids[entry]! + 1);
   for (const { id } of file.added_tokens) size = Math.max(size, id + 1);
   if (size > 1 << 24) throw new MalformedFile('tokenizer.json: ids go beyond 16,777,216');
 
-  const tokens: (string | undefined)[] = Array.from({ length: size });
-  for (const [token, id] of vocab) {
-    if (tokens[id] !== undefined) throw new MalformedFile(`tokenizer.json: two tokens have the id ${id}`);
-    tokens[id] = token;
+  const entryOf = new Int32Array(size).fill(-1);
+  for (let entry = 0; entry < ids.length; entry++) {
+    const id = ids[entry]!;
+    if (id < 0) continue;
+    if (entryOf[id]! >= 0) throw new MalformedFile(`tokenizer.json: two tokens have the id ${id}`);
+    entryOf[id] = entry;
   }
 
   const added = new Map<string, { id: number; special: boolean }>();
   const special = new Set<number>();
+  const taken = new Set<number>();
   for (const token of file.added_tokens) {
     for (const flag of ['lstrip', 'rstrip', 'single_word'])
       if (token[flag] === true) refuse(`${flag} of the added token ${token.content}`);
     if (token.content.length < 2)
       refuse(`the added token ${JSON.stringify(token.content)} of fewer than two characters`);
-    const inVocab = vocab.get(token.content);
-    if (inVocab === undefined ? tokens[token.id] !== undefined : inVocab !== token.id)
+    const inVocab = vocabulary.find(encoder.encode(token.content));
+    if (inVocab < 0 ? entryOf[token.id]! >= 0 || taken.has(token.id) : inVocab !== token.id)
       throw new MalformedFile(`tokenizer.json: the added token ${token.content} has an id that is another's`);
     added.set(token.content, { id: token.id, special: token.special });
-    tokens[token.id] = token.content;
+    taken.add(token.id);
     if (token.special) special.add(token.id);
   }
 
-  const byteIds = Int32Array.from(BYTE_CHARS, (char) => vocab.get(char) ?? -1);
+  const byteIds = Int32Array.from(BYTE_CHARS, (char) => vocabulary.find(encoder.encode(char)));
   if (model.unk_token && byteIds.includes(-1)) refuse('unk_token with bytes missing from the vocabulary');
-
-  const merges = (model.merges ?? []) as unknown[];
-  const ranks = new Map<number, number>();
-  const merged = new Int32Array(merges.length);
-  for (let rank = 0; rank < merges.length; rank++) {
-    const merge = merges[rank];
-    const [a, b] = pairOf(merge);
-    const left = vocab.get(a!);
-    const right = vocab.get(b!);
-    const whole = vocab.get(`${a}${b}`);
-    if (left === undefined || right === undefined || whole === undefined)
-      throw new MalformedFile(
-        `tokenizer.json: merge ${rank} (${JSON.stringify(merge)}) is not two tokens that make a third`,
-      );
-    // Of a pair given twice Hugging Face keeps the last.
-    ranks.set(left * size + right, rank);
-    merged[rank] = whole;
-  }
 
   let whole: Map<string, number> | undefined;
   if (model.ignore_merges === true) {
     whole = new Map();
-    for (const [token, id] of vocab) if (!special.has(id)) whole.set(token, id);
+    const utf8 = new TextDecoder();
+    const { bytes, from, to } = vocabulary;
+    for (const [entry, id] of ids.entries())
+      if (id >= 0 && !special.has(id)) whole.set(utf8.decode(bytes.subarray(from[entry], to[entry])), id);
   }
   return {
-    file,
     size,
     added,
-    bytesOf: packed(tokens, file.added_tokens),
+    bytesOf: packed(vocabulary, entryOf, file.added_tokens),
     special,
     split: splitting(file.normalizer ? [composed, ...steps] : steps),
     addedPattern: alternatives([...added.keys()]),
     plainPattern: alternatives([...added].filter(([, token]) => !token.special).map(([text]) => text)),
     byteIds,
-    ranks,
-    merged,
+    merges: merges(),
     whole,
     cache: new Map(),
   };
@@ -367,8 +365,8 @@ function mergePiece(t: Tokenizer, piece: string): number[] {
   const PLACE = 2 ** 26; // a heap's key is rank, then place; pieces are far shorter than this
   const offer = (at: number) => {
     if (at < 0 || next[at]! >= count) return;
-    const rank = t.ranks.get(ids[at]! * t.size + ids[next[at]!]!);
-    if (rank !== undefined) push(heap, rank * PLACE + at);
+    const rank = rankOf(t.merges, ids[at]!, ids[next[at]!]!);
+    if (rank >= 0) push(heap, rank * PLACE + at);
   };
   for (let i = 0; i < count; i++) offer(i);
   while (heap.length > 0) {
@@ -377,8 +375,8 @@ function mergePiece(t: Tokenizer, piece: string): number[] {
     const rank = (key - at) / PLACE;
     const right = next[at]!;
     // An older pair, gone by now: one of the two is -1, or is none.
-    if (t.ranks.get(ids[at]! * t.size + ids[right]!) !== rank) continue;
-    ids[at] = t.merged[rank]!;
+    if (rankOf(t.merges, ids[at]!, ids[right]!) !== rank) continue;
+    ids[at] = t.merges.merged[rank]!;
     ids[right] = -1;
     next[at] = next[right]!;
     if (next[at]! < count) previous[next[at]!] = at;

@@ -17,8 +17,11 @@ export interface WasmDecoder extends Decoder {
   /** Overwrites the weights in place by those of another image of the same shape. What the cache holds is void after. */
   load(image: Uint8Array): void;
   memoryBytes: number;
-  /** In which another decoder may take this one's place: its memory grows where that needs more, and never shrinks. */
-  instance: Exports;
+}
+
+/** Where one decoder takes the place of another: the instance of all of them, whose memory grows where one needs more, and never shrinks. */
+export interface Place {
+  instance?: Exports;
 }
 
 type Exports = { memory: WebAssembly.Memory } & Record<
@@ -56,21 +59,21 @@ export const positionBytes = ({ head_dim }: ModelConfig): number => 4 * (head_di
 /** A decoder of an image that is in memory. */
 export function wasmDecoder(module: WebAssembly.Module, image: Uint8Array, options?: DecoderOptions): WasmDecoder {
   const read = readEdge(image);
-  const { decoder, weights } = instance(module, read, options);
+  const { decoder, weights } = instance(module, read, {}, options);
   weights.set(read.data);
   return decoder;
 }
 
 /**
  * A decoder of an image that comes in pieces, each copied to its place as it comes: no memory is taken for the whole.
- * @param former the one before it, whose place it takes whatever its shape: an isolate has no memory for two, nor for one and another that
- * waits to be collected. It is void from here on.
+ * @param place of which whatever decoder had it is void from here on, whatever its shape, and though this one fails: an isolate has no memory
+ * for two, nor for one and another that waits to be collected.
  */
 export async function streamedDecoder(
   module: WebAssembly.Module,
   image: AsyncIterable<Uint8Array>,
   optionsFor: (header: EdgeHeader) => DecoderOptions,
-  former?: WasmDecoder,
+  place: Place = {},
 ): Promise<WasmDecoder> {
   let head = new Uint8Array();
   let made: ReturnType<typeof instance> | undefined;
@@ -85,7 +88,7 @@ export async function streamedDecoder(
       if (head.length < 16 || head.length < headerBytes(head)) continue;
       const start = headerBytes(head);
       const header = readHeader(head.subarray(0, start));
-      made = instance(module, header, optionsFor(header), former);
+      made = instance(module, header, place, optionsFor(header));
       rest = head.subarray(start);
     }
     if (at + rest.length > made.weights.length) throw new MalformedFile('edge.bin: is longer than its config says');
@@ -100,8 +103,8 @@ export async function streamedDecoder(
 function instance(
   module: WebAssembly.Module,
   header: EdgeHeader,
+  place: Place,
   { context, slots = 1, rows = 64, positions }: DecoderOptions = {},
-  former?: WasmDecoder,
 ): { decoder: WasmDecoder; weights: Uint8Array } {
   const { config, bits, corrected, bytes } = header;
   const inner = paddedInner(config);
@@ -115,7 +118,9 @@ function instance(
     throw new RangeError(
       `${slots} slots of ${longest} positions need ${Math.ceil(needed / 2 ** 20)} MiB; a decoder has 3,584`,
     );
-  const wasm = former?.instance ?? (new WebAssembly.Instance(module).exports as unknown as Exports);
+  const former = place.instance;
+  const wasm = former ?? (new WebAssembly.Instance(module).exports as unknown as Exports);
+  place.instance = wasm;
   wasm.init(
     config.num_hidden_layers,
     config.hidden_size,
@@ -162,7 +167,6 @@ function instance(
     rows,
     logitRows,
     memoryBytes: buffer.byteLength,
-    instance: wasm,
     forward(tokens, positions, starts, wanted) {
       const count = tokens.length;
       if (count < 1 || count > rows) throw new RangeError(`${count} rows, of at most ${rows}`);

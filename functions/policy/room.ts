@@ -9,8 +9,11 @@ const LEAST_POSITIONS = 256;
 
 // in a slot of the decoder script
 
-/** Script, tokenizer and what a request needs, in JavaScript's heap. */
-export const HEAP = 6e6;
+/**
+ * What JavaScript's heap holds at most: the script, what comes from the bucket, requests; and by token the tokenizer, while it is read
+ * beside what the policy before leaves in memory (afterwards half of it).
+ */
+export const heapOf = ({ vocab_size }: Pick<ModelConfig, 'vocab_size'>): number => 2.6e6 + 69 * vocab_size;
 /** Choices under way at once, and rows of a call of the decoder: what a prompt may hold up the others by. */
 const SLOTS = 8;
 const ROWS = 32;
@@ -42,13 +45,14 @@ export function requireWorkerRoom(config: ModelConfig): void {
 /** Of a large policy. Throws a RangeError with the arithmetic where there is none. */
 export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
   const { max_position_embeddings } = config;
+  const heap = heapOf(config);
   const work = workBytes(config, bits, ROWS, SLOTS);
   const each = cacheBytes(config, bits) + positionBytes(config);
-  const positions = Math.floor(Math.min(CACHE, ISOLATE - HEAP - bytes - work) / each / 8) * 8;
+  const positions = Math.floor(Math.min(CACHE, ISOLATE - heap - bytes - work) / each / 8) * 8;
   const needed = leastOf(config);
   if (positions < needed) {
     throw new RangeError(
-      `is too large to be served in a Worker: its ${bits}-bit image of ${mb(bytes)}, ${mb(HEAP)} of script and tokenizer, ${mb(work)} to work in and ${mb(needed * each)} for ${needed} positions make ${mb(bytes + HEAP + work + needed * each)}, and a Worker has ${mb(ISOLATE)}`,
+      `is too large to be served in a Worker: its ${bits}-bit image of ${mb(bytes)}, ${mb(heap)} of script and tokenizer, ${mb(work)} to work in and ${mb(needed * each)} for ${needed} positions make ${mb(bytes + heap + work + needed * each)}, and a Worker has ${mb(ISOLATE)}`,
     );
   }
   return { context: Math.min(max_position_embeddings, positions), slots: SLOTS, rows: ROWS, positions };

@@ -1,10 +1,15 @@
 // The tokenizer beside Hugging Face's, on the cases of test/golden/tokenizer.py.
 import { readFileSync } from 'node:fs';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { describe, expect, test } from 'vitest';
+import { heapOf } from '../../functions/policy/room.ts';
 import {
+  byteLevelFile,
   decode,
   encode,
   loadTokenizer,
+  readTokenizer,
   streamDecoder,
   type TokenizerFile,
   tokenizerJson,
@@ -164,4 +169,32 @@ test('an id that stands for nothing has no bytes, and is no text', () => {
   expect([size, size + 1].map((id) => tokenizer.bytesOf(id))).toEqual([undefined, undefined]);
   expect(tokenizer.bytesOf(size + 2)).toBeDefined();
   expect(decode(tokenizer, [size, size + 1])).toBe('');
+});
+
+test('of 49,000 tokens reading takes no more memory beside the file than a Worker has for it', () => {
+  const alphabet = trainBpe([], { vocabSize: 256, special: [], individualDigits: false });
+  const bytes = Object.keys(alphabet.model.vocab as object);
+  const pairs = Array.from({ length: 49_000 }, (_, i): [string, string] => [bytes[i >> 8]!, bytes[i & 255]!]);
+  const tokens = [...bytes, ...pairs.map((pair) => pair.join(''))];
+  const json = new TextEncoder().encode(
+    JSON.stringify(byteLevelFile(tokens, pairs, [], alphabet.pre_tokenizer as object)),
+  );
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  const used = () => {
+    const { heapUsed, arrayBuffers } = process.memoryUsage();
+    return heapUsed + arrayBuffers;
+  };
+  const taken: number[] = [];
+  for (let i = 0; i < 5; i++) {
+    const copy = json.slice();
+    collect();
+    const before = used();
+    const t = readTokenizer(copy);
+    taken.push(used() - before); // with what is garbage by now; the first time also what the compiler takes
+    expect(encode(t, 'ab')).toEqual([256 + pairs.findIndex((pair) => pair.join('') === 'ab')]);
+  }
+  const median = taken.sort((a, b) => a - b)[2]!;
+  expect(median).toBeLessThan(heapOf({ vocab_size: tokens.length }) - heapOf({ vocab_size: 0 }));
+  expect(median).toBeGreaterThan(20 * tokens.length); // of which it keeps so much
 });

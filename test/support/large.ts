@@ -26,7 +26,8 @@ export async function serveLarge(home: string, more: Parameters<typeof startDeco
   return {
     url: `http://127.0.0.1:${port}`,
     key,
-    image: files.get('edge.bin')!,
+    manifest,
+    files,
     close: () => Promise.all([decoder.dispose(), api.dispose()]),
   };
 }
