@@ -99,19 +99,19 @@ async function heapBytes(): Promise<number> {
   return all;
 }
 
-/** Memories of instances that are alive. */
-async function instances(): Promise<number> {
+/** What is to be known of the list of the memories that are alive, one an instance. */
+async function ofMemories(expression: string): Promise<unknown> {
   const { result } = await inspect('Runtime.evaluate', {
     expression: 'WebAssembly.Memory.prototype',
     uniqueContextId: context,
   });
   const { objects } = await inspect('Runtime.queryObjects', { prototypeObjectId: result.objectId });
-  const { result: count } = await inspect('Runtime.callFunctionOn', {
+  const { result: told } = await inspect('Runtime.callFunctionOn', {
     objectId: objects.objectId,
-    functionDeclaration: 'function () { return this.length; }',
+    functionDeclaration: `function () { return ${expression}; }`,
     returnByValue: true,
   });
-  return count.value;
+  return told.value;
 }
 
 /** The same weights with another file of the same tokenizer become stable, in the slot that this policy has: another has been stable meanwhile. */
@@ -168,12 +168,13 @@ test(
     const resident = residentBytes(); // before a snapshot, whose own memory the process gives back meanwhile
     await inspect('HeapProfiler.enable');
     await inspect('Runtime.enable');
-    expect(await instances()).toBe(0);
+    expect(await ofMemories('this.length')).toBe(0);
     const before = await heapBytes();
     const heap = heapOf(served.manifest.config);
     const first = await eightAnswers(resident, 48);
     expect(first.answers).toEqual(Array(8).fill({ status: 200, model: served.manifest.id }));
-    expect(await instances()).toBe(1);
+    expect(await ofMemories('this.length')).toBe(1);
+    expect(await ofMemories('(this[0].isTheFirst = true)')).toBe(true);
     expect(first.heaps.length).toBeGreaterThan(3);
     expect(Math.max(...first.heaps)).toBeGreaterThan(before + 1e6); // the tokenizer is in it
     expect(Math.max(...first.totals)).toBeGreaterThan(110e6); // and the weights in this
@@ -185,7 +186,8 @@ test(
     do second = await eightAnswers(resident, 16);
     while (second.answers.some(({ model }) => model !== next));
     expect(second.answers.every(({ status }) => status === 200)).toBe(true);
-    expect(await instances()).toBe(1);
+    expect(await ofMemories('this.length')).toBe(1);
+    expect(await ofMemories('this[0].isTheFirst')).toBe(true); // not another, beside which it would wait to be collected
     expect(Math.max(...second.heaps)).toBeLessThan(heap);
     expect(wasmBytes + heap).toBeLessThan(ISOLATE);
   },
