@@ -118,16 +118,20 @@ test('as many reward models as are wanted are fitted, on conversations of their 
   expect(first('reward 2')['reward 2/loss']).not.toBe(first('reward')['reward/loss']);
   expect(first('reward 3')).toBeDefined();
 
-  let saved: Progressed = {};
+  let two: Uint8Array | undefined;
   const keep = ({ reward, fit }: Progressed) => {
-    if (reward?.length === 2 && !fit) saved = { reward: rewardsFromFile(treeToFile(reward), input.parent) };
+    if (reward?.length === 2 && !fit) two = treeToFile(reward);
   };
+  const saved = () => ({ reward: rewardsFromFile(two!, input.parent) });
   await runStages(input, config, calls, sampler, 8, () => {}, {}, keep);
   const stages: string[] = [];
-  const resumed = await runStages(input, config, calls, sampler, 8, ({ stage }) => void stages.push(stage), saved);
+  const resumed = await runStages(input, config, calls, sampler, 8, ({ stage }) => void stages.push(stage), saved());
   expect(stages[0]).toBe('reward 3');
   const bytes = (weights: typeof candidate) => treeToFile(weights!);
   expect(Buffer.compare(bytes(resumed.candidate), bytes(candidate))).toBe(0);
+  const bold = { ...config, ppo: { ...config.ppo, spreadPenalty: 0 } };
+  const other = await runStages(input, bold, calls, sampler, 8, () => {}, saved());
+  expect(Buffer.compare(bytes(other.candidate), bytes(candidate))).not.toBe(0); // what they disagree about counts against an answer
 });
 
 test('a run goes on in the middle of fitting its reward model, bit for bit', async () => {
