@@ -239,10 +239,9 @@ const composed: Step = (pieces) => pieces.map((piece) => piece.normalize('NFC'))
 const splitting = (steps: ((pieces: string[]) => string[])[]) => (text: string) =>
   steps.reduce((pieces, step) => step(pieces), [text]);
 
-/** Of a file that has been parsed, with the file. */
-export function loadTokenizer(source: unknown): Tokenizer & { file: TokenizerFile } {
-  const tokenizer = readTokenizer(encoder.encode(JSON.stringify(source ?? null)));
-  return { file: source as TokenizerFile, ...tokenizer };
+/** The tokenizer of a file's text, as a Worker reads it, and the file. */
+export function loadTokenizer(json: string): Tokenizer & { file: TokenizerFile } {
+  return { ...readTokenizer(encoder.encode(json)), file: JSON.parse(json) };
 }
 
 /** @param json a tokenizer.json, which is written over. Throws MalformedFile, or SyntaxError where it is no JSON. */

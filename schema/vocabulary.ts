@@ -27,7 +27,9 @@ const [QUOTE, BACKSLASH, COMMA, COLON, SPACE] = [0x22, 0x5c, 0x2c, 0x3a, 0x20];
 const [OPEN, CLOSE, OPEN_LIST, CLOSE_LIST, ZERO] = [0x7b, 0x7d, 0x5b, 0x5d, 0x30];
 const ESCAPES: Record<string, string> = { b: '\b', f: '\f', n: '\n', r: '\r', t: '\t' };
 const utf8 = new TextEncoder();
-const plain = new TextDecoder();
+const plain = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
+/** Nothing that tokenizers are made of is as deep, and what walks through it need not care. */
+const DEEPEST = 100;
 
 const EMPTY_HASH = 0x811c9dc5;
 /** FNV-1a, which goes on from the hash of what comes before. */
@@ -56,7 +58,8 @@ export function rankOf({ left, right, ranks }: Merges, a: number, b: number): nu
  * is wrong with a file is then known. Throws SyntaxError or MalformedFile.
  */
 export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vocabulary; merges: () => Merges } {
-  let at = json[0] === 0xef ? 3 : 0; // a byte order mark
+  const start = json[0] === 0xef ? 3 : 0; // a byte order mark
+  let at = start;
   const fail = (what: string): never => {
     throw new MalformedFile(`tokenizer.json: ${what}`);
   };
@@ -80,7 +83,7 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
         for (at++; at < json.length && json[at] !== QUOTE; at++) if (json[at] === BACKSLASH) at++;
         at++;
       } else if (char === OPEN || char === OPEN_LIST) {
-        depth++;
+        if (++depth > DEEPEST) fail(`is nested more than ${DEEPEST} deep`);
         at++;
       } else if (char === CLOSE || char === CLOSE_LIST) {
         depth--;
@@ -118,8 +121,10 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
   // where the two are
 
   const places = new Map<string, { from: number; to: number; most: number }>();
+  let models = 0;
   if (next() === OPEN)
     object((key) => {
+      if (key === 'model' && ++models > 1) fail('model is there twice');
       if (key !== 'model' || json[at] !== OPEN) return void skip();
       object((part) => {
         const from = at;
@@ -130,7 +135,7 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
       });
     });
   let text = '';
-  let end = 0;
+  let end = start;
   for (const [part, { from, to }] of [...places].sort(([, a], [, b]) => a.from - b.from)) {
     text += `${plain.decode(json.subarray(end, from))}${part === 'vocab' ? '{}' : '[]'}`;
     end = to;

@@ -122,7 +122,8 @@ export function policyFromTexts(text: (name: string) => string): Policy {
   const given = json('config.json', Supported);
   const names = json('tokenizer_config.json', TokenizerConfig);
   json('generation_config.json', GenerationConfig);
-  const tokenizer = loadTokenizer(json('tokenizer.json', z.unknown()));
+  json('tokenizer.json', z.unknown());
+  const tokenizer = loadTokenizer(text('tokenizer.json'));
   const config = json(
     'config.json',
     z.preprocess(() => filledIn(given, tokenizer, names), ModelConfig),

@@ -21,7 +21,7 @@ export async function tinyPolicy(seed = 1, over: Partial<Manifest> = {}): Promis
     special: ['<|pad|>', '<|eos|>'],
     individualDigits: false,
   });
-  const tokenizer = loadTokenizer(file);
+  const tokenizer = loadTokenizer(JSON.stringify(file));
   const config: ModelConfig = {
     architectures: ['LlamaForCausalLM'],
     model_type: 'llama',

@@ -7,7 +7,7 @@ import type { Message } from '../../schema/message.ts';
 import { decode, encode, loadTokenizer } from '../../schema/tokenizer.ts';
 
 const golden = JSON.parse(readFileSync(`${import.meta.dirname}/../golden/tokenizer.json`, 'utf8'));
-const t = loadTokenizer(golden.tokenizers[1].file);
+const t = loadTokenizer(JSON.stringify(golden.tokenizers[1].file));
 const template =
   "{% for m in messages %}{{ '<|' + m.role + '|>' + (m.content | trim) + '<|end|>' }}{% endfor %}" +
   "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";

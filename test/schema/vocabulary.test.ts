@@ -129,7 +129,10 @@ test.each([
 test.each([
   ['a vocabulary that is a list', file('["a","b"]'), 'model.vocab is no object'],
   ['merges that are no list', file('{}', '{"a":1}'), 'model.merges is no list'],
+  ['two models', '{"model":{"merges":[]},"model":{"vocab":{}}}', 'model is there twice'],
+  ['what is too deep', `{"pre_tokenizer":${'['.repeat(200)}${']'.repeat(200)}}`, 'is nested more than 100 deep'],
   ['two vocabularies', '{"model":{"vocab":{},"vocab":{}}}', 'model.vocab is there twice'],
+  ['an id behind a byte order mark', file('{"a":\ufeff1}'), 'not valid JSON'],
   ['an id that is none', file('{"a":-1}'), 'the id of a is not a number'],
   [
     'a merge of three',
@@ -164,7 +167,7 @@ test('half of a pair of surrogates is what it is in UTF-8, and what follows is r
 
 test('depth is no trap', () => {
   const deep = '['.repeat(200_000);
-  expect(() => openTokenizer(utf8.encode(`{"model":{"vocab":${deep}`))).toThrow('ends too soon');
+  expect(() => openTokenizer(utf8.encode(`{"model":{"vocab":${deep}`))).toThrow('is nested more than 100 deep');
 });
 
 test('of 3,000 damaged files it refuses those that JSON.parse or a look at them refuses, and reads the others alike', () => {

@@ -10,7 +10,7 @@ import { loadTokenizer } from '../../../schema/tokenizer.ts';
 import { randomModel, tinyConfig } from '../../support/model.ts';
 
 const golden = JSON.parse(readFileSync(`${import.meta.dirname}/../../golden/tokenizer.json`, 'utf8'));
-export const tokenizer = loadTokenizer(golden.tokenizers[1].file);
+export const tokenizer = loadTokenizer(JSON.stringify(golden.tokenizers[1].file));
 export const config = tinyConfig({
   vocab_size: tokenizer.size,
   max_position_embeddings: 256,

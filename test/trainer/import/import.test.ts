@@ -187,6 +187,19 @@ test.each<[string, () => string, RegExp]>([
     /rope_parameters: scaled RoPE is not supported/,
   ],
   ['no tokenizer', () => changed('tokenizer.json', () => '{}'), /tokenizer\.json: version/],
+  [
+    'a tokenizer with two vocabularies, which a Worker would refuse',
+    () => changed('tokenizer.json', (b) => `${b}`.replace('"vocab": {', '"vocab": {"zz": 1}, "vocab": {')),
+    /tokenizer\.json: model\.vocab is there twice/,
+  ],
+  [
+    'a tokenizer that is nested without end',
+    () =>
+      changed('tokenizer.json', (b) =>
+        `${b}`.replace('"pre_tokenizer": {', `"x": ${'['.repeat(20_000)}${']'.repeat(20_000)}, "pre_tokenizer": {`),
+      ),
+    /tokenizer\.json: is nested more than 100 deep/,
+  ],
   ['a generation configuration that is not JSON', () => changed('generation_config.json', () => '{'), /n is not JSON/],
   [
     'one of other types',
