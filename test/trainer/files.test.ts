@@ -254,6 +254,30 @@ test('unfinished work on other data is not gone on with', async () => {
   ]);
 }, 300_000);
 
+test.each([
+  ['another shape', 'config.json', (json: string) => json.replace(/"rope_theta": ?\d+/, '"rope_theta": 5')],
+  [
+    'another template',
+    'tokenizer_config.json',
+    (json: string) => json.replace('"chat_template": "', '"chat_template": "\\n'),
+  ],
+])(
+  'nor is such whose base has %s by now',
+  async (_, name, change) => {
+    const base = at(`base of ${name}`);
+    cpSync(at('tiny'), base, { recursive: true });
+    const out = at(`out of ${name}`);
+    const sft = ['sft', '--data', at('pairs.jsonl'), '--base', base, '--out', out, '--steps', '400'];
+    await train(sft, join(out, 'sft.state.1.json'));
+    const before = readFileSync(join(base, name), 'utf8');
+    writeFileSync(join(base, name), change(before));
+    expect(change(before)).not.toBe(before);
+    const { code, out: said } = await train(sft);
+    expect([code, said]).toEqual([1, expect.stringMatching(/unfinished work of a call with other settings or data/)]);
+  },
+  300_000,
+);
+
 test('nor is such that was begun under another schedule', async () => {
   const sft = (schedule: string) => [
     ...['sft', '--data', at('pairs.jsonl'), '--base', at('tiny'), '--out', at('curve')],

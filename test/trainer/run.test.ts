@@ -14,7 +14,7 @@ import { TINY, tinyParameters } from '../support/tiny.ts';
 
 /** What the stages are given, beside what they do. */
 const given = vi.hoisted(() => ({
-  fits: [] as { stage: string; base: unknown; judgements: string[] }[],
+  fits: [] as { stage: string; seed: number; base: unknown; judgements: string[] }[],
   ppo: [] as { parent: unknown; prompts: number[][] }[],
   gates: [] as { policies: unknown; judgements: string[] }[],
 }));
@@ -22,7 +22,7 @@ const idsOf = (judgements: Judgement[]) => judgements.map(({ id }) => id);
 vi.mock(import('../../trainer/reward.ts'), async (original) => {
   const real = await original();
   const fitReward: typeof real.fitReward = (...args) => {
-    given.fits.push({ stage: args[6], base: args[2], judgements: idsOf(args[3]) });
+    given.fits.push({ stage: args[6], seed: args[5], base: args[2], judgements: idsOf(args[3]) });
     return real.fitReward(...args);
   };
   return { ...real, fitReward };
@@ -117,6 +117,10 @@ test('as many reward models as are wanted are fitted, on conversations of their 
   const first = (stage: string) => reports.find((report) => report.stage === stage)!.metrics;
   expect(first('reward 2')['reward 2/loss']).not.toBe(first('reward')['reward/loss']);
   expect(first('reward 3')).toBeDefined();
+  const fits = given.fits.slice(-4).filter(({ stage }) => stage !== 'judge');
+  expect(fits.map(({ stage }) => stage)).toEqual(['reward', 'reward 2', 'reward 3']);
+  expect(new Set(fits.map(({ seed }) => seed)).size).toBe(3);
+  expect(new Set(fits.map(({ judgements }) => judgements.join())).size).toBe(3);
 
   let two: Uint8Array | undefined;
   const keep = ({ reward, fit }: Progressed) => {

@@ -66,6 +66,10 @@ export function compile<Arguments extends Tree[], Result extends Tree>(
       if (state) tf.dispose(flatten(args[0]!).filter((tensor) => !stays.has(tensor)));
       return result;
     }
+    if (tf.engine().state.gradientDepth > 0)
+      throw new Error(
+        `compile(${name}): ${callersLine()} calls it within a gradient, which sees nothing of what it does: compile what takes the gradient`,
+      );
     const inputs = tensorsIn(name, 'gives it', args);
     const kept = state ? flatten(args[0]!).length : 0; // so many of the inputs are state
     const key = args.map(formOf).join();
@@ -118,15 +122,18 @@ function trace<Arguments extends Tree[]>(
   kept: number,
   precision: Precision,
 ): Traced {
+  let form: string | undefined; // of what it returns
   const { nodes, captures, result } = record(
     name,
     inputs.map(({ dtype, shape }, i) => ({ dtype, shape, variable: i < kept })),
-    (given, { add, inputs: handles, referenceOf, typeOf, refuse }) => {
+    (given, { add, inputs: handles, referenceOf, typeOf, refuse, changed: differs }) => {
       const own = unflatten(args, given) as Arguments;
       const returned = fn(...own);
       if (own.map(formOf).join() !== args.map(formOf).join() || flatten(own).some((tensor, i) => tensor !== given[i]))
         refuse('changes its arguments: return what is new');
       tensorsIn(name, 'has it return', returned);
+      form ??= formOf(returned);
+      if (form !== formOf(returned)) differs();
       const { state: changed = [], ...rest } = (kept > 0 ? returned : {}) as { [key: string]: Tree };
       const others = kept > 0 ? rest : returned;
       const state = kept > 0 ? ordered(args[0]!, changed) : changed;

@@ -40,6 +40,7 @@ interface NodeBackend {
   isUsingGpuDevice: boolean;
   /** What lies behind a tensor, by its dataId: which of the binding's tensors, and how many of tfjs' share it. */
   tensorMap: {
+    has(dataId: object): boolean;
     get(dataId: object): { id: number; shape: number[]; dtype: number; refCount: number; values: object | null };
   };
   move(dataId: object, ...what: unknown[]): void;

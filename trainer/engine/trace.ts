@@ -3,8 +3,8 @@
 // result is let go at once, so that tracing a step takes hardly any memory.
 //
 // What a graph cannot hold is refused, with the line of the code that did it: the value of a traced tensor, randomness of
-// the host, a variable. Then the function runs once more, without computing: what goes by the clock, or by what the function
-// keeps from one call to the next, does something else there.
+// the host, a variable. Then the function runs once more, without computing, two weeks later by the clock: what goes by that, or by what the
+// function keeps from one call to the next, does something else there. What will only do so at a later call no second run can see.
 
 import crypto from 'node:crypto';
 import { syncBuiltinESMExports } from 'node:module';
@@ -26,6 +26,8 @@ interface Graph {
   /** "node:output" of a tensor. */
   referenceOf(tensor: Tensor): string;
   typeOf(reference: string): number;
+  /** Says that the second run is not as the first was. */
+  changed(): never;
   /** "node:output" of each input: of a variable, its handle. */
   inputs: string[];
   refuse(what: string): never;
@@ -96,6 +98,30 @@ for (const [of, names] of DRAWN)
   }
 syncBuiltinESMExports(); // for those who import them by name
 
+/** What the clock is ahead by while a function runs a second time: no round number of anything, and more than float32 tells from 1970. */
+const AHEAD = 1_234_567_891; // ms
+let ahead = 0;
+{
+  const { now } = Date;
+  const since = performance.now.bind(performance);
+  const { hrtime } = process;
+  const bigint = hrtime.bigint.bind(hrtime);
+  Date.now = () => now() + ahead;
+  globalThis.Date = new Proxy(Date, {
+    construct: (of, args, made) => Reflect.construct(of, args.length > 0 ? args : [Date.now()], made),
+    apply: () => new Date().toString(),
+  });
+  Object.defineProperty(performance, 'now', { value: () => since() + ahead, writable: true, configurable: true });
+  const nanoseconds = () => bigint() + BigInt(ahead) * 1_000_000n;
+  process.hrtime = Object.assign(
+    ([seconds, rest] = [0, 0] as [number, number]): [number, number] => {
+      const passed = nanoseconds() - BigInt(seconds) * 1_000_000_000n - BigInt(rest);
+      return [Number(passed / 1_000_000_000n), Number(passed % 1_000_000_000n)];
+    },
+    { bigint: nanoseconds },
+  );
+}
+
 /** Below 0 and never twice, so that what one trace has left is nothing to another. */
 let lastId = 0;
 let recording = false;
@@ -133,8 +159,10 @@ function recordOnce<Result>(
     makeVariable(): Tensor;
     registeredVariables: Record<string, Tensor>;
   };
+  let refused: Error | undefined; // though the function catches it
   const refuse = (what: string, line = callersLine()): never => {
-    throw new Error(`compile(${name}): ${line} ${what}`);
+    refused ??= new Error(`compile(${name}): ${line} ${what}`);
+    throw refused;
   };
 
   const nodes: Node[] = [];
@@ -148,9 +176,10 @@ function recordOnce<Result>(
   /** Large constants of one value, which backward passes make a lot of: each is filled anew for the op that reads it. */
   const uniform = new Map<number, { dtype: number; shape: number[]; one: ArrayBufferView }>();
 
-  const changed = () =>
+  const changed = (line?: string) =>
     refuse(
       'does something else each time that it is called, by the clock or by what is kept between calls: give that as an argument',
+      line,
     );
   const variables = new Map(
     Object.entries(engine.registeredVariables).map(([own, tensor]) => [backend.getInputTensorIds([tensor])[0]!, own]),
@@ -190,6 +219,7 @@ function recordOnce<Result>(
         : 'a tensor that was made outside of it';
     return refuse(`reads ${what}, which would be frozen as it is now: give it as an argument`);
   };
+  const gone = () => refuse('reads a tensor that is gone: disposed of, or left by an earlier call');
   const reference = (id: number): string => references.get(id) ?? outside(id);
 
   const zeroOf = (dtype: number): number => {
@@ -288,6 +318,7 @@ function recordOnce<Result>(
     },
     typeOf: (of) => types.get(of)!,
     refuse: (what) => refuse(what),
+    changed: () => changed(),
   };
 
   // What cannot be seen at the binding is caught in tfjs itself, as long as the function runs.
@@ -304,11 +335,14 @@ function recordOnce<Result>(
     Object.getPrototypeOf(backend).move.call(backend, dataId, ...rest);
   };
   backend.getInputTensorIds = (tensors) => {
-    for (const { dataId } of tensors)
+    for (const { dataId } of tensors) {
+      if (dataId && !backend.tensorMap.has(dataId)) gone();
       if (dataId && backend.tensorMap.get(dataId)?.values && !madeHere.has(dataId)) outside();
+    }
     return Object.getPrototypeOf(backend).getInputTensorIds.call(backend, tensors);
   };
   backend.readSync = (dataId) => {
+    if (!backend.tensorMap.has(dataId)) gone();
     const { id, values } = backend.tensorMap.get(dataId);
     if (values ? !madeHere.has(dataId) : !references.has(id)) outside(values ? undefined : id);
     return Object.getPrototypeOf(backend).readSync.call(backend, dataId);
@@ -335,8 +369,12 @@ function recordOnce<Result>(
   engine.startScope('trace');
   backend.binding = recorder;
   recording = true;
+  ahead = first ? AHEAD : 0;
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 50; // for the line, should it throw
   try {
     const result = fn(given, graph);
+    if (refused) throw refused;
     for (const [tensor, { where, inGradient }] of kept)
       if (!tensor.isDisposed && !(inGradient && returned.has(tensor)))
         refuse(
@@ -349,10 +387,13 @@ function recordOnce<Result>(
     for (const { id } of captures) real.deleteTensor(id);
     const kernel = /gradient function not found for (\w+)/.exec((error as Error).message)?.[1];
     if (kernel) refuse(`uses ${kernel}, of which there is no gradient`, withoutGradient.get(kernel));
-    throw error;
+    if (first && !refused) changed(callersLine(error as Error));
+    throw refused ?? error;
   } finally {
     backend.binding = real;
     recording = false;
+    ahead = 0;
+    Error.stackTraceLimit = stackTraceLimit;
     draws = null;
     tf.Variable.prototype.assign = assign;
     for (const own of ['move', 'getInputTensorIds', 'readSync']) Reflect.deleteProperty(backend, own);

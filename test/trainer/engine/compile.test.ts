@@ -1,6 +1,6 @@
 import { generatePrimeSync, randomBytes } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
-import { compilations, compile, dispose, flatten, unflatten } from '../../../trainer/engine/compile.ts';
+import { compilations, compile, dispose, flatten, type Tree, unflatten } from '../../../trainer/engine/compile.ts';
 import { gatherRows } from '../../../trainer/engine/ops.ts';
 import { type Binding, backend, type Tensor, tf } from '../../../trainer/engine/tf.ts';
 import { record } from '../../../trainer/engine/trace.ts';
@@ -135,6 +135,11 @@ describe('what would be frozen by mistake is an error that names the line', () =
     ['a value from outside', (x) => tf.mul(x, outside.arraySync()), /reads a tensor that was made outside of it/],
     ['a value that waits outside', (x) => tf.mul(x, waiting.dataSync()[0]!), /reads a tensor that was made outside/],
     ['the clock', (x) => tf.mul(x, performance.now()), /does something else each time/],
+    ['the seconds since 1970', (x) => tf.mul(x, Date.now() / 1000), /does something else each time/],
+    ['the second of the minute', (x) => tf.mul(x, new Date().getSeconds()), /does something else each time/],
+    ['the day, as a text', (x) => tf.mul(x, Number(Date().slice(8, 10))), /does something else each time/],
+    ['the time of the process', (x) => tf.mul(x, process.hrtime()[0]), /does something else each time/],
+    ['nanoseconds', (x) => tf.mul(x, Number(process.hrtime.bigint() / 10n ** 9n)), /does something else each time/],
     ['a count of its calls', (x) => tf.mul(x, ++calls), /does something else each time/],
     [
       'a large constant that counts',
@@ -159,6 +164,46 @@ describe('what would be frozen by mistake is an error that names the line', () =
       },
       /reads a tensor that was made outside of it/,
     ],
+    [
+      'a tensor that its first call leaves to the next',
+      (x) => {
+        seen ??= tf.scalar(2);
+        return tf.mul(x, seen);
+      },
+      /reads a tensor that is gone: disposed of, or left by an earlier call/,
+    ],
+    [
+      'a read that it catches',
+      (x) => {
+        let n = 1;
+        try {
+          n = x.dataSync()[0]!;
+        } catch {}
+        return tf.mul(x, n);
+      },
+      /reads the value of a tensor that depends on the inputs/,
+    ],
+    [
+      'a random number, whose refusal it returns over',
+      (x) => {
+        let n = 1;
+        try {
+          n = Math.random();
+        } finally {
+          // biome-ignore lint/correctness/noUnsafeFinally: that is what is tried
+          return tf.mul(x, n);
+        }
+      },
+      /draws a random number/,
+    ],
+    [
+      'an error at its second run alone',
+      (x) => {
+        if (calls++ % 2 === 1) throw new RangeError('no more');
+        return tf.mul(x, 2);
+      },
+      /does something else each time/,
+    ],
     ['a promise of what it returns', (async (x: Tensor) => x) as never, /has it return a Promise where a tensor/],
     [
       'a tensor that is kept for the next call',
@@ -179,6 +224,7 @@ describe('what would be frozen by mistake is an error that names the line', () =
   ])('%s', (name, fn, message) => {
     const bad = compile(name, fn);
     calls = 0;
+    seen = null;
     const thrown = () => bad(tf.tensor1d([2, 3]));
     expect(thrown).toThrow(message);
     expect(thrown).toThrow(/compile\(.+\): compile\.test\.ts:\d+ /);
@@ -202,6 +248,30 @@ describe('what would be frozen by mistake is an error that names the line', () =
       state: true,
     });
     expect(() => floats(tf.tensor1d([1], 'int32'))).toThrow(/compile\.test\.ts:\d+ is given a state of other tensors/);
+  });
+
+  test('names of what it returns that change from call to call', () => {
+    const of = (make: (x: Tensor) => Tree) => () => compile('names', make)(tf.scalar(1));
+    let n = 0;
+    const message = /compile\(names\): compile\.test\.ts:\d+ does something else each time/;
+    expect(of((x) => ({ [`loss${n++}`]: tf.mul(x, 2) }))).toThrow(message);
+    expect(of((x) => (n++ % 2 === 0 ? { a: x, b: tf.mul(x, 2) } : { b: x, a: tf.mul(x, 2) }))).toThrow(message);
+    expect(of((x) => (n++ % 2 === 0 ? [x] : { 0: x }))).toThrow(message);
+  });
+
+  test('a call within a gradient, at the first call and later', () => {
+    const square = compile('square', (x: Tensor) => tf.square(x) as Tensor);
+    const x = tf.tensor1d([2, 3]);
+    const gradient = () => tf.grad((y) => tf.sum(tf.add(y, square(y as never))))(x as never);
+    const message = /compile\(square\): compile\.test\.ts:\d+ calls it within a gradient/;
+    expect(gradient).toThrow(message);
+    expect(value(square(x))).toEqual([4, 9]);
+    expect(gradient).toThrow(message);
+    const whole = compile(
+      'whole',
+      (y: Tensor) => tf.grad((z) => tf.sum(tf.add(z, square(z as never))))(y as never) as Tensor,
+    );
+    expect(value(whole(x))).toEqual([5, 7]);
   });
 
   test('what one function has kept is nothing to another', () => {
