@@ -47,12 +47,13 @@ async function run(
   save: (state: PpoState) => void = () => {},
   draw: Sampler = sampler.sample,
   asked = prompts,
+  policy = calls.policy,
 ) {
   const settings = { ...CONFIG, ...config };
   const history: Progress[] = [];
   const trained = await ppo(
     TINY,
-    calls.policy,
+    policy,
     (rows) => scores(calls.reward, rm, rows, TINY.pad_token_id),
     parent,
     asked,
@@ -116,6 +117,18 @@ test('every answer of a run is drawn from a seed of its own', async () => {
   expect(seen).toHaveLength(CONFIG.episodes);
   expect(new Set(seen).size).toBe(CONFIG.episodes);
 });
+
+test('each of the clips bounds what is learnt: the policy’s, the value’s, and the second of the policy’s', async () => {
+  const learnt = async (clips: Partial<PpoConfig>) => {
+    const policy = policyCalls(TINY, SHAPE, { ...CONFIG, ...clips });
+    const { trained } = await run({ episodes: 32, learningRate: 0.01 }, null, undefined, undefined, undefined, policy);
+    return numbers(trained);
+  };
+  const usual = await learnt({});
+  expect(await learnt({})).toEqual(usual);
+  for (const clips of [{ clip: 1e-3 }, { valueClip: 1e-3 }, { dualClip: 1.001 }])
+    expect({ clips, learnt: await learnt(clips) }).not.toEqual({ clips, learnt: usual });
+}, 120_000);
 
 test('an iteration’s updates end once the policy is far from where they began', async () => {
   const updates = async (stopKl: number) =>

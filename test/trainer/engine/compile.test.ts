@@ -147,6 +147,11 @@ describe('what would be frozen by mistake is an error that names the line', () =
       /does something else each time/,
     ],
     [
+      'a large constant of other numbers each time',
+      (x) => tf.mul(x, tf.sum(tf.tensor1d(Float32Array.from({ length: 500 }, (_, i) => i + ++calls)))),
+      /does something else each time/,
+    ],
+    [
       'work at its first call alone',
       (x) => (calls++ % 2 === 0 ? tf.mul(tf.mul(x, 2), 2) : tf.mul(x, 2)),
       /something else/,
@@ -180,6 +185,17 @@ describe('what would be frozen by mistake is an error that names the line', () =
           n = x.dataSync()[0]!;
         } catch {}
         return tf.mul(x, n);
+      },
+      /reads the value of a tensor that depends on the inputs/,
+    ],
+    [
+      'a read, in the place of whose refusal it throws another error',
+      (x) => {
+        try {
+          return tf.mul(x, x.dataSync()[0]!);
+        } catch {
+          throw new Error('no number');
+        }
       },
       /reads the value of a tensor that depends on the inputs/,
     ],
