@@ -101,16 +101,17 @@ syncBuiltinESMExports(); // for those who import them by name
 /** What the clock is ahead by while a function runs a second time: no round number of anything, and more than float32 tells from 1970. */
 const AHEAD = 1_234_567_891; // ms
 let ahead = 0;
+/** In Date's place for as long. */
+const LaterDate = new Proxy(Date, {
+  construct: (of, args, made) => Reflect.construct(of, args.length > 0 ? args : [of.now()], made),
+  apply: (of) => new of(of.now()).toString(),
+});
 {
   const { now } = Date;
   const since = performance.now.bind(performance);
   const { hrtime } = process;
   const bigint = hrtime.bigint.bind(hrtime);
   Date.now = () => now() + ahead;
-  globalThis.Date = new Proxy(Date, {
-    construct: (of, args, made) => Reflect.construct(of, args.length > 0 ? args : [Date.now()], made),
-    apply: () => new Date().toString(),
-  });
   Object.defineProperty(performance, 'now', { value: () => since() + ahead, writable: true, configurable: true });
   const nanoseconds = () => bigint() + BigInt(ahead) * 1_000_000n;
   process.hrtime = Object.assign(
@@ -368,7 +369,11 @@ function recordOnce<Result>(
   engine.startScope('trace');
   backend.binding = recorder;
   recording = true;
-  ahead = first ? AHEAD : 0;
+  const { Date: date } = globalThis;
+  if (first) {
+    ahead = AHEAD;
+    globalThis.Date = LaterDate;
+  }
   const { stackTraceLimit } = Error;
   Error.stackTraceLimit = 50; // for the line, should it throw
   try {
@@ -392,6 +397,7 @@ function recordOnce<Result>(
     backend.binding = real;
     recording = false;
     ahead = 0;
+    globalThis.Date = date;
     Error.stackTraceLimit = stackTraceLimit;
     draws = null;
     tf.Variable.prototype.assign = assign;
