@@ -28,3 +28,28 @@ test('a signal ends what computes without a pause, and is counted from when it c
   expect(performance.now() - asked).toBeLessThan(20_000);
   expect(said).toMatch(/^ended while it computed, before it could save: .*\n$/);
 });
+
+test('a second signal ends what still saves at once, but not the echo of the first', async () => {
+  const script = `
+    const { saveOnSignals } = await import(${trainer} + '/interrupt.ts');
+    saveOnSignals();
+    setInterval(() => {}, 1000);
+    console.log('listens');
+  `;
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script]);
+  let code: number | null = null;
+  const closed = new Promise((resolve) => child.on('close', resolve));
+  child.on('close', (own) => {
+    code = own;
+  });
+  await new Promise((resolve) => child.stdout.once('data', resolve));
+  child.kill('SIGINT');
+  child.kill('SIGTERM'); // as a terminal's Ctrl-C comes twice
+  await new Promise((resolve) => setTimeout(resolve, 1500));
+  expect(code).toBeNull();
+  const asked = performance.now();
+  child.kill('SIGTERM');
+  await closed;
+  expect(code).toBe(143);
+  expect(performance.now() - asked).toBeLessThan((1000 * GRACE) / 2);
+});
