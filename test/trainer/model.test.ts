@@ -48,37 +48,39 @@ test('weights that are not finite are never written', () => {
 
 const parameters = initialParameters(config, random(7));
 const row: Row = { prompt: [5, 9, 33], answer: [12, 40, 7, 1] };
-/** The log-probabilities of the first row's answer, in a call with other rows. */
-const score = (rows: Row[], shape: { rows: number; columns: number }, temperature = 1): number[] => {
+/** The log-probabilities of a row's answer, in a call with the others. */
+const score = (rows: Row[], shape: { rows: number; columns: number }, temperature = 1, of = 0): number[] => {
   const packs = pack(rows, byPrompt(rows, shape), shape, config.pad_token_id);
-  const found = packs.find(({ placed }) => placed.some((p) => p.row === 0))!;
+  const found = packs.find(({ placed }) => placed.some((p) => p.row === of))!;
   const predictions = predictionsOf(found, 1);
   const states = statesBefore(hiddenStates(config, parameters, batchOf(found, shape)), predictions);
   const { logprobs } = tokenLogprobs(parameters, states, predictions.target, temperature);
   let at = 0;
   for (const { row: index, length } of found.placed) {
-    if (index === 0) return Array.from(logprobs.dataSync() as Float32Array).slice(at, at + length);
+    if (index === of) return Array.from(logprobs.dataSync() as Float32Array).slice(at, at + length);
     at += length;
   }
-  throw new Error('the first row is not in its pack');
+  throw new Error('the row is not in its pack');
 };
 
 test('an answer’s log-probabilities do not depend on what lies beside it, nor on whether it shares its prompt', () => {
-  const tight = score([row], { rows: 1, columns: 7 });
   const other = { prompt: [4], answer: [9, 22, 8, 6] };
   const twin = { prompt: row.prompt, answer: [30, 31, 32] };
-  for (const beside of [
-    score([row], { rows: 1, columns: 16 }),
-    score([row, other], { rows: 1, columns: 16 }),
-    score([row, other, { ...other, answer: [1, 2, 3, 4, 5, 6, 7, 8] }], { rows: 1, columns: 28 }),
-    score([row, twin, other], { rows: 2, columns: 16 }),
-    score([row, { ...twin, answer: [7, 7, 7, 7, 7] }, twin, other], { rows: 1, columns: 24 }),
-  ]) {
-    expect(beside).toHaveLength(4);
-    beside.forEach((x, i) => {
-      expect(x).toBeCloseTo(tight[i]!, 4);
-    });
-  }
+  for (const [rows, shape] of [
+    [[row], { rows: 1, columns: 16 }],
+    [[row, other], { rows: 1, columns: 16 }],
+    [[row, other, { ...other, answer: [1, 2, 3, 4, 5, 6, 7, 8] }], { rows: 1, columns: 28 }],
+    [[row, twin, other], { rows: 2, columns: 16 }],
+    [[row, { ...twin, answer: [7, 7, 7, 7, 7] }, twin, other], { rows: 1, columns: 24 }],
+  ] satisfies [Row[], object][])
+    for (const [i, each] of rows.entries()) {
+      const tight = score([each], { rows: 1, columns: each.prompt.length + each.answer.length });
+      const beside = score(rows, shape, 1, i);
+      expect(beside).toHaveLength(each.answer.length);
+      beside.forEach((x, t) => {
+        expect(x).toBeCloseTo(tight[t]!, 4);
+      });
+    }
 });
 
 test('log-probabilities are of the tokens given what came before, at the temperature', () => {
