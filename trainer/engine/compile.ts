@@ -8,6 +8,8 @@
 //
 // So fn must be pure: tensors in, tensors out. JavaScript numbers it reads are frozen into the graph; anything that changes
 // from call to call (step, learning rate, seeds) must come in as a tensor. What would be frozen by mistake is an error that names the line.
+// What XLA itself does not look at: an index out of range takes the last row, or adds to none, where op by op it is an error; and of a maximum
+// that has a NaN beside it, the number.
 // Without the patched binding (PLUMB_ENGINE=stock) fn simply runs.
 //
 // State, such as weights and moments, is the first argument of a function compiled with `state`, and comes back changed as `state`.

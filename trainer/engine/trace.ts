@@ -63,6 +63,8 @@ export function callersLine({ stack = '' } = here()): string {
 
 /** Ops whose result's shape depends on values. */
 const OF_SHAPES_UNKNOWN = /^(Unique|Where|NonMaxSuppression|SparseFillEmptyRows)/;
+/** Ops that refuse a whole number 0 below the line, which stands for what is not there yet. */
+const DIVIDING = /(Div|Mod)$/;
 /** Ops of tfjs that draw numbers on the host, or in an op with a seed that would be frozen. */
 const RANDOM = /^(random|truncatedNormal|multinomial|dropout|rand(__op)?$)/;
 
@@ -271,9 +273,11 @@ function recordOnce<Result>(
         };
         const known = depends ? first?.made[nodes.length - 1] : undefined;
         if (known) return known.map(({ dtype, shape }, index) => given(stranger(dtype, shape), dtype, shape, index));
-        const stand = ids.map((id) => {
+        const stand = ids.map((id, i) => {
           const absent = traced.get(id) ?? uniform.get(id);
-          return absent ? filled(absent) : id;
+          if (!absent) return id;
+          const divides = i === 1 && absent.dtype === real.TF_INT32 && DIVIDING.test(op);
+          return filled(divides ? { ...absent, one: Int32Array.of(1) } : absent);
         });
         const results = real.executeOp(op, attributes, stand, count);
         stand.forEach((id, i) => {

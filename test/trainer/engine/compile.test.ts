@@ -354,6 +354,18 @@ test('tensors are told apart by their names, in whatever order these come, and b
   expect([value(state.w), value(state.m)]).toEqual([[10 - 1 - 2 - 3], [4]]);
 });
 
+test('whole numbers are divided by whole numbers that come as arguments', () => {
+  const x = tf.tensor1d([7, -7, 9], 'int32');
+  const y = tf.tensor1d([2, 2, -4], 'int32');
+  const compiled = compile('whole numbers', (a: Tensor, b: Tensor) => ({
+    floor: tf.floorDiv(a, b) as Tensor,
+    rest: tf.mod(a, b) as Tensor,
+  }));
+  const { floor, rest } = compiled(x, y);
+  expect([value(floor), value(rest)]).toEqual([value(tf.floorDiv(x, y)), value(tf.mod(x, y))]);
+  expect(value(floor)).toEqual([3, -4, -3]);
+});
+
 test('a compiled function within another is a part of it', () => {
   const twice = compile('twice', (x: Tensor) => tf.mul(x, 2) as Tensor);
   const add = compile('add', (state: Tensor, x: Tensor) => ({ state: tf.add(state, x) as Tensor }), { state: true });
