@@ -31,7 +31,6 @@ const plain = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
 /** Nothing that tokenizers are made of is as deep, and what walks through it need not care. */
 const DEEPEST = 100;
 
-const EMPTY_HASH = 0x811c9dc5;
 /** FNV-1a, which goes on from the hash of what comes before. */
 function hashOf(bytes: Uint8Array, from: number, to: number, hash: number): number {
   for (let i = from; i < to; i++) hash = Math.imul(hash ^ bytes[i]!, 0x01000193);
@@ -60,6 +59,8 @@ export function rankOf({ left, right, ranks }: Merges, a: number, b: number): nu
 export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vocabulary; merges: () => Merges } {
   const start = json[0] === 0xef ? 3 : 0; // a byte order mark
   let at = start;
+  // Drawn anew, so that nobody can choose tokens that all come to one place of the table.
+  const [seed] = crypto.getRandomValues(new Int32Array(1)) as unknown as [number];
   const fail = (what: string): never => {
     throw new MalformedFile(`tokenizer.json: ${what}`);
   };
@@ -225,7 +226,7 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
     }
   };
   for (let entry = 0; entry < entries; entry++) {
-    const hash = hashOf(json, from[entry]!, to[entry]!, EMPTY_HASH);
+    const hash = hashOf(json, from[entry]!, to[entry]!, seed);
     const slot = slotOf(json, from[entry]!, to[entry]!, hash);
     if (table[slot]! >= 0) ids[table[slot]!] = -1; // of a text that is there twice the last counts, as in any JSON
     table[slot] = entry;
@@ -274,9 +275,9 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
     if (list && json[at++] !== OPEN_LIST) fail('model.merges is no list');
     for (let rank = 0; list && next() !== CLOSE_LIST; rank++) {
       if (!pair()) fail(`merge ${rank} is not two tokens that make a third`);
-      const hash = hashOf(json, first, middle, EMPTY_HASH);
+      const hash = hashOf(json, first, middle, seed);
       left[rank] = idOf(json, first, middle, hash);
-      right[rank] = idOf(json, middle, last, hashOf(json, middle, last, EMPTY_HASH));
+      right[rank] = idOf(json, middle, last, hashOf(json, middle, last, seed));
       merged[rank] = idOf(json, first, last, hashOf(json, middle, last, hash));
       if (left[rank]! < 0 || right[rank]! < 0 || merged[rank]! < 0) {
         const told = [json.subarray(first, middle), json.subarray(middle, last)].map((token) => plain.decode(token));
@@ -293,6 +294,6 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
     }
     return { left, right, merged, ranks };
   };
-  const find = (text: Uint8Array) => idOf(text, 0, text.length, hashOf(text, 0, text.length, EMPTY_HASH));
+  const find = (text: Uint8Array) => idOf(text, 0, text.length, hashOf(text, 0, text.length, seed));
   return { rest, vocabulary: { ids, bytes: json, from, to, find }, merges };
 }
