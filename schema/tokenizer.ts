@@ -235,13 +235,14 @@ function packed(
 
 const composed: Step = (pieces) => pieces.map((piece) => piece.normalize('NFC'));
 
-// A function of its own: made within loadTokenizer, it would hold on to all that is there.
+// A function of its own: made within readTokenizer, it would hold on to all that is there.
 const splitting = (steps: ((pieces: string[]) => string[])[]) => (text: string) =>
   steps.reduce((pieces, step) => step(pieces), [text]);
 
 /** The tokenizer of a file's text, as a Worker reads it, and the file. */
 export function loadTokenizer(json: string): Tokenizer & { file: TokenizerFile } {
-  return { ...readTokenizer(encoder.encode(json)), file: JSON.parse(json) };
+  const file: TokenizerFile = JSON.parse(json); // first: whoever asks tells what is no JSON by its SyntaxError
+  return { ...readTokenizer(encoder.encode(json)), file };
 }
 
 /** @param json a tokenizer.json, which is written over. Throws MalformedFile, or SyntaxError where it is no JSON. */

@@ -60,7 +60,7 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
   const start = json[0] === 0xef ? 3 : 0; // a byte order mark
   let at = start;
   // Drawn anew, so that nobody can choose tokens that all come to one place of the table.
-  const [seed] = crypto.getRandomValues(new Int32Array(1)) as unknown as [number];
+  const seed = crypto.getRandomValues(new Int32Array(1))[0]!;
   const fail = (what: string): never => {
     throw new MalformedFile(`tokenizer.json: ${what}`);
   };

@@ -115,7 +115,7 @@ export async function sftOnFiles(
   const measuring = options.steps > 40 && held.length > 0 ? (10 * held.length * tokensIn(held)) / (3 * tokens) : 0;
   const work = options.plan
     ? planned(countParameters(weights), () => tokens, measuring)
-    : await savepoint('sft', options, [options.data, ...filesOf(options.base)], policy.config);
+    : await savepoint('sft', options, [options.data, ...baseFiles(options.base)], policy.config);
   const { parameters, loss } = await sft(
     policy.config,
     weights,
@@ -184,7 +184,7 @@ export async function rewardOnFiles(
         () => tokens,
         (members - 1) * epochs * Math.ceil(fitted.length / config.judgements),
       )
-    : await savepoint('reward', options, [options.data, ...filesOf(options.base)], policy.config);
+    : await savepoint('reward', options, [options.data, ...baseFiles(options.base)], policy.config);
   const form = formOf(policy.config, lora, weights);
   const begun = work.saved((tensors, scalars) => ({
     fit: fitStateFromFile(tensors, scalars, form),
@@ -273,7 +273,7 @@ export async function ppoOnFiles(
       `--episodes ${config.episodes}: each step draws ${config.rollout} answers, so give that many or more`,
     );
   const asked = prompts.reduce((sum, { length }) => sum + length, 0) / prompts.length;
-  const inputs = [options.data, ...filesOf(options.base), ...members.map((_, i) => rewardFile(options.reward, i))];
+  const inputs = [options.data, ...baseFiles(options.base), ...members.map((_, i) => rewardFile(options.reward, i))];
   const work = options.plan
     ? planned(countParameters(parent), (metrics) => config.rollout * (asked + metrics['objective/length']!))
     : await savepoint('ppo', options, inputs, policy.config);
@@ -374,7 +374,7 @@ const sumOfTokens = (rows: Row[]): number =>
 const tokensIn = (rows: Row[]): number => sumOfTokens(rows) / rows.length;
 
 /** What a policy is made of: another shape or tokenizer below the same weights is another base. */
-const filesOf = (policy: string) =>
+const baseFiles = (policy: string) =>
   isGguf(policy)
     ? [policy]
     : [

@@ -108,22 +108,22 @@ function filledIn(given: z.infer<typeof Supported>, tokenizer: Tokenizer, { eos_
 
 /** Everything of a policy but its weights, from its files' texts. */
 export function policyFromTexts(text: (name: string) => string): Policy {
-  const json = <T>(name: string, schema: z.ZodType<T>): T => {
-    let value: unknown;
+  const read = <T>(name: string, parse: (json: string) => T): T => {
     try {
-      value = JSON.parse(text(name));
+      return parse(text(name));
     } catch (error) {
       throw error instanceof SyntaxError ? new MalformedFile(`${name} is not JSON`) : error;
     }
-    const parsed = schema.safeParse(value);
+  };
+  const json = <T>(name: string, schema: z.ZodType<T>): T => {
+    const parsed = schema.safeParse(read(name, JSON.parse));
     if (!parsed.success) throw new MalformedFile(`${name}: ${inWords(parsed.error)}`);
     return parsed.data;
   };
   const given = json('config.json', Supported);
   const names = json('tokenizer_config.json', TokenizerConfig);
   json('generation_config.json', GenerationConfig);
-  json('tokenizer.json', z.unknown());
-  const tokenizer = loadTokenizer(text('tokenizer.json'));
+  const tokenizer = read('tokenizer.json', loadTokenizer);
   const config = json(
     'config.json',
     z.preprocess(() => filledIn(given, tokenizer, names), ModelConfig),
