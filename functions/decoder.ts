@@ -10,7 +10,7 @@ import { ContextOverflow, DecoderBusy } from './policy/choice.ts';
 import module from './policy/decoder.relaxed.wasm';
 import { type Place, streamedDecoder, type WasmDecoder } from './policy/load.ts';
 import { type DecoderCall, type DecoderLine, type DecoderProblem, ISOLATE_HEADER } from './policy/remote.ts';
-import { roomInSlot } from './policy/room.ts';
+import { noRoomBeside, roomInSlot } from './policy/room.ts';
 import { streamBlob } from './store/blobs.ts';
 
 /**
@@ -73,6 +73,8 @@ export class Decoding extends DurableObject<{ BUCKET: R2Bucket }> {
         return problem(429, { type: 'busy', message: 'another object of this policy decodes here', owner: object });
       }
       const held = owner && decoder && owner.call.image === call.image && read?.tokenizer === call.tokenizer;
+      const noRoom = !held && place.instance && noRoomBeside(place.instance.memory.buffer.byteLength, call.vocabulary);
+      if (noRoom) return problem(429, { type: 'busy', message: noRoom }); // and what was held goes on
       // a batch of its own: the other's may still have a turn before it is at rest
       const ready = held ? batcher(decoder!, read!.encoding, call.chatTemplate) : load(this.env.BUCKET, call);
       owner = { object: this, call, ready: Promise.resolve(ready), uses: 0 };

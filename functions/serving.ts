@@ -52,9 +52,10 @@ async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded
   if (isLarge(config)) {
     const objects = slot === 'a' ? DECODER_A : DECODER_B;
     if (!objects) throw new Error('the policy is too large for the api, and there is no decoder script');
-    const remote = remoteDecoder(objects, policy, { image, tokenizer, chatTemplate: template });
+    const vocabulary = config.vocab_size;
+    const remote = remoteDecoder(objects, policy, { image, tokenizer, chatTemplate: template, vocabulary });
     const { context } = await remote.load();
-    return { policy, complete: remote.complete, context, vocabulary: config.vocab_size, slot };
+    return { policy, complete: remote.complete, context, vocabulary, slot };
   }
   // side by side: each is a way to the bucket and back
   const [encoding, decoder] = await Promise.all([

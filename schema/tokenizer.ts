@@ -3,7 +3,7 @@
 //
 // Left out: normalizers but NFC, byte_fallback, WordPiece and Unigram, dropout, post-processors that add tokens.
 import { MalformedFile } from './malformed.ts';
-import { type Merges, openTokenizer, rankOf, type Vocabulary } from './vocabulary.ts';
+import { hashOf, type Merges, openTokenizer, rankOf, tableFor, type Vocabulary } from './vocabulary.ts';
 
 interface AddedToken {
   id: number;
@@ -54,9 +54,11 @@ export interface Tokenizer {
   plainPattern: RegExp | undefined;
   byteIds: Int32Array;
   merges: Merges;
-  /** Whole pieces that are taken as they are, where the file says ignore_merges. */
-  whole: Map<string, number> | undefined;
+  /** The id of a piece that is taken whole, −1 where it is not: where the file says ignore_merges. */
+  whole: ((piece: Uint8Array) => number) | undefined;
   cache: Map<string, number[]>;
+  /** Bytes that the cache takes, about. */
+  cached: number;
 }
 
 // Printable bytes stand for themselves; the 68 others are moved up to U+0100 and on, in order.
@@ -186,15 +188,19 @@ function alternatives(texts: string[]): RegExp | undefined {
 
 const typeOf = (node: unknown): string => (node as { type?: string } | null)?.type ?? 'null';
 
+const isPlain = (text: string) => /^[!-~]*$/.test(text);
+
 /**
  * All ids' bytes, one after another: arrays of their own would take thirty times the memory. An added token is its own text.
  * @param entryOf by id, −1 where the vocabulary has none
+ * @returns with them the ids whose bytes are not what the characters of the vocabulary's text stand for
  */
 function packed(
   { bytes, from, to }: Vocabulary,
   entryOf: Int32Array,
   added: TokenizerFile['added_tokens'],
-): Tokenizer['bytesOf'] {
+): { all: Uint8Array; starts: Uint32Array; bytesOf: Tokenizer['bytesOf']; own: Set<number> } {
+  const own = new Set(added.filter(({ content }) => !isPlain(content)).map(({ id }) => id));
   const texts = new Map(added.map(({ id, content }) => [id, encoder.encode(content)]));
   const starts = new Uint32Array(entryOf.length + 1);
   let most = 0;
@@ -203,7 +209,7 @@ function packed(
     const entry = entryOf[id]!; // by its number: what `of` makes for each is garbage of megabytes
     if (entry >= 0) most += to[entry]! - from[entry]!;
   }
-  const all = new Uint8Array(most);
+  const all = new Uint8Array(most); // some more than they are: a copy without that would be garbage for a while
   const holes = new Set<number>();
   let at = 0;
   for (let id = 0; id < entryOf.length; id++) {
@@ -223,14 +229,45 @@ function packed(
         end = byte < 0 ? -1 : end + 1;
       }
       // A token that was never made of bytes (a special one with a space in it, say) is its own text, too.
-      if (end < 0) all.set(bytes.subarray(from[entry], to[entry]), at);
+      if (end < 0) {
+        all.set(bytes.subarray(from[entry], to[entry]), at);
+        own.add(id);
+      }
       at = end < 0 ? at + to[entry]! - from[entry]! : end;
     }
     starts[id + 1] = at;
   }
-  const kept = all.slice(0, at);
-  return (id) =>
-    id >= 0 && id < starts.length - 1 && !holes.has(id) ? kept.subarray(starts[id], starts[id + 1]) : undefined;
+  const bytesOf = (id: number) =>
+    id >= 0 && id < starts.length - 1 && !holes.has(id) ? all.subarray(starts[id], starts[id + 1]) : undefined;
+  return { all, starts, bytesOf, own };
+}
+
+/** Finds ids by their bytes, those of the list but some. A Map of texts would take six times the memory, and views of them as garbage more. */
+function finder(
+  ids: Int32Array,
+  but: (id: number) => boolean,
+  kept: Uint8Array,
+  starts: Uint32Array,
+): (piece: Uint8Array) => number {
+  const table = tableFor(ids.length);
+  const mask = table.length - 1;
+  const seed = crypto.getRandomValues(new Int32Array(1))[0]!;
+  const slotOf = (bytes: Uint8Array, from: number, to: number) => {
+    for (let slot = hashOf(bytes, from, to, seed) & mask; ; slot = (slot + 1) & mask) {
+      const id = table[slot]!;
+      if (id < 0) return slot;
+      const shift = starts[id]! - from;
+      if (starts[id + 1]! !== to + shift) continue;
+      let i = from;
+      while (i < to && bytes[i] === kept[i + shift]) i++;
+      if (i === to) return slot;
+    }
+  };
+  for (let i = 0; i < ids.length; i++) {
+    const id = ids[i]!;
+    if (id >= 0 && !but(id)) table[slotOf(kept, starts[id]!, starts[id + 1]!)] = id;
+  }
+  return (piece) => table[slotOf(piece, 0, piece.length)]!;
 }
 
 const composed: Step = (pieces) => pieces.map((piece) => piece.normalize('NFC'));
@@ -277,6 +314,9 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
 
   const added = new Map<string, { id: number; special: boolean }>();
   const special = new Set<number>();
+  let next = 0; // of a token that the vocabulary has not, the id that Hugging Face gives it
+  for (let entry = 0; entry < ids.length; entry++) if (ids[entry]! >= 0) next++;
+  if (next === 0) throw new MalformedFile('tokenizer.json: the vocabulary is empty');
   const taken = new Set<number>();
   for (const token of file.added_tokens) {
     for (const flag of ['lstrip', 'rstrip', 'single_word'])
@@ -286,6 +326,11 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
     const inVocab = vocabulary.find(encoder.encode(token.content));
     if (inVocab < 0 ? entryOf[token.id]! >= 0 || taken.has(token.id) : inVocab !== token.id)
       throw new MalformedFile(`tokenizer.json: the added token ${token.content} has an id that is another's`);
+    if (inVocab < 0 && token.id !== next)
+      throw new MalformedFile(
+        `tokenizer.json: the added token ${token.content} has the id ${token.id}; the next in order, which Hugging Face gives it, is ${next}`,
+      );
+    next = Math.max(next, token.id + 1);
     added.set(token.content, { id: token.id, special: token.special });
     taken.add(token.id);
     if (token.special) special.add(token.id);
@@ -294,18 +339,19 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
   const byteIds = Int32Array.from(BYTE_CHARS, (char) => vocabulary.find(encoder.encode(char)));
   if (model.unk_token && byteIds.includes(-1)) refuse('unk_token with bytes missing from the vocabulary');
 
-  let whole: Map<string, number> | undefined;
+  const { all, starts, bytesOf, own } = packed(vocabulary, entryOf, file.added_tokens);
+  let whole: Tokenizer['whole'];
   if (model.ignore_merges === true) {
-    whole = new Map();
-    const utf8 = new TextDecoder();
-    const { bytes, from, to } = vocabulary;
-    for (const [entry, id] of ids.entries())
-      if (id >= 0 && !special.has(id)) whole.set(utf8.decode(bytes.subarray(from[entry], to[entry])), id);
+    // Its bytes are found by what they are, not by the characters that stand for them in the vocabulary.
+    for (const { id, content, special } of file.added_tokens)
+      if (!special && entryOf[id]! >= 0 && !isPlain(content) && [...content].every((char) => BYTE_CHARS.includes(char)))
+        refuse(`the added token ${content} with ignore_merges`);
+    whole = finder(ids, (id) => special.has(id) || own.has(id), all, starts);
   }
   return {
     size,
     added,
-    bytesOf: packed(vocabulary, entryOf, file.added_tokens),
+    bytesOf,
     special,
     split: splitting(file.normalizer ? [composed, ...steps] : steps),
     addedPattern: alternatives([...added.keys()]),
@@ -314,6 +360,7 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
     merges: merges(),
     whole,
     cache: new Map(),
+    cached: 0,
   };
 }
 
@@ -352,10 +399,8 @@ function pop(heap: number[]): number {
 /** Merges a piece's bytes by rank, the leftmost first among equals; n log n, since a piece may be a whole request. */
 function mergePiece(t: Tokenizer, piece: string): number[] {
   const utf8 = encoder.encode(piece);
-  if (t.whole) {
-    const id = t.whole.get(Array.from(utf8, (byte) => BYTE_CHARS[byte]).join(''));
-    if (id !== undefined) return [id];
-  }
+  const whole = t.whole?.(utf8) ?? -1;
+  if (whole >= 0) return [whole];
   const ids: number[] = [];
   for (const byte of utf8) if (t.byteIds[byte]! >= 0) ids.push(t.byteIds[byte]!); // Hugging Face drops the others too
   const count = ids.length;
@@ -386,14 +431,21 @@ function mergePiece(t: Tokenizer, piece: string): number[] {
   return ids.filter((id) => id >= 0);
 }
 
+/** Bytes of pieces whose ids are remembered: a Worker has no memory for all that people write. */
+const CACHE = 5e5;
+
 function encodePlain(t: Tokenizer, text: string, out: number[]): void {
   for (const piece of t.split(text)) {
     let ids = t.cache.get(piece);
     if (!ids) {
       ids = mergePiece(t, piece);
       if (piece.length <= 64) {
-        if (t.cache.size >= 20_000) t.cache.clear();
+        if (t.cached > CACHE) {
+          t.cache.clear();
+          t.cached = 0;
+        }
         t.cache.set(piece, ids);
+        t.cached += 80 + 2 * piece.length + 8 * ids.length;
       }
     }
     for (const id of ids) out.push(id);

@@ -32,12 +32,12 @@ const plain = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
 const DEEPEST = 100;
 
 /** FNV-1a, which goes on from the hash of what comes before. */
-function hashOf(bytes: Uint8Array, from: number, to: number, hash: number): number {
+export function hashOf(bytes: Uint8Array, from: number, to: number, hash: number): number {
   for (let i = from; i < to; i++) hash = Math.imul(hash ^ bytes[i]!, 0x01000193);
   return hash;
 }
 /** Room for so many, a power of two, at most half full. */
-const tableFor = (entries: number) => new Int32Array(1 << Math.ceil(Math.log2(2 * entries + 1))).fill(-1);
+export const tableFor = (entries: number) => new Int32Array(1 << Math.ceil(Math.log2(2 * entries + 1))).fill(-1);
 const pairHash = (left: number, right: number) => {
   const mixed = Math.imul(left, 0x9e3779b1) ^ Math.imul(right, 0x85ebca6b);
   return mixed ^ (mixed >>> 15);
@@ -57,7 +57,7 @@ export function rankOf({ left, right, ranks }: Merges, a: number, b: number): nu
  * is wrong with a file is then known. Throws SyntaxError or MalformedFile.
  */
 export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vocabulary; merges: () => Merges } {
-  const start = json[0] === 0xef ? 3 : 0; // a byte order mark
+  const start = [0xef, 0xbb, 0xbf].every((byte, i) => json[i] === byte) ? 3 : 0; // a byte order mark
   let at = start;
   // Drawn anew, so that nobody can choose tokens that all come to one place of the table.
   const seed = crypto.getRandomValues(new Int32Array(1))[0]!;

@@ -14,6 +14,8 @@ export interface DecoderCall {
   image: string;
   tokenizer: string;
   chatTemplate: string;
+  /** Its tokens. */
+  vocabulary: number;
   /** Without one, the policy is loaded and that is all. */
   request?: Omit<CompletionRequest, 'logitBias'> & { logitBias?: [id: number, bias: number][] };
 }
@@ -77,7 +79,7 @@ function thrown(problem: DecoderProblem): Error {
 export function remoteDecoder(
   slot: DurableObjectNamespace,
   policy: string,
-  files: Pick<DecoderCall, 'image' | 'tokenizer' | 'chatTemplate'>,
+  files: Pick<DecoderCall, 'image' | 'tokenizer' | 'chatTemplate' | 'vocabulary'>,
 ) {
   async function post(object: number, request: DecoderCall['request'], signal?: AbortSignal): Promise<Response> {
     const stub = slot.getByName(`${policy}/${object}`);

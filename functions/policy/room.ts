@@ -10,10 +10,12 @@ const LEAST_POSITIONS = 256;
 // in a slot of the decoder script
 
 /**
- * What JavaScript's heap holds at most: the script, what comes from the bucket, requests; and by token the tokenizer, while it is read
- * beside what the policy before leaves in memory (afterwards half of it).
+ * What JavaScript's heap holds at most: the script; and while a policy is loaded what comes from the bucket, and by token its tokenizer with
+ * what reading that leaves to be collected, or while it serves requests, and by token its tokenizer and what JSON is told apart by.
  */
-export const heapOf = ({ vocab_size }: Pick<ModelConfig, 'vocab_size'>): number => 2.6e6 + 69 * vocab_size;
+export const heapOf = ({ vocab_size }: Pick<ModelConfig, 'vocab_size'>): number =>
+  Math.max(2.2e6 + TOKEN_READ * vocab_size, 3e6 + 40 * vocab_size);
+export const TOKEN_READ = 77;
 /** Choices under way at once, and rows of a call of the decoder: what a prompt may hold up the others by. */
 const SLOTS = 8;
 const ROWS = 32;
@@ -40,6 +42,18 @@ const leastOf = ({ max_position_embeddings }: EdgeHeader['config']) =>
 export function requireWorkerRoom(config: ModelConfig): void {
   if (isLarge(config)) roomInSlot(headerOf(config, 4, true));
   else roomInApi(headerOf(config, 8, false));
+}
+
+/**
+ * What a former policy made an isolate's memory stays: one with more tokens may have room in another isolate alone.
+ * @param held bytes of it
+ * @returns the arithmetic, where there is no room
+ */
+export function noRoomBeside(held: number, vocab_size: number): string | undefined {
+  const heap = heapOf({ vocab_size });
+  return held + heap <= ISOLATE
+    ? undefined
+    : `a policy before has left ${mb(held)} of memory in this isolate, which with ${mb(heap)} of script and tokenizer make ${mb(held + heap)}, and a Worker has ${mb(ISOLATE)}: an isolate that is started anew has room`;
 }
 
 /** Of a large policy. Throws a RangeError with the arithmetic where there is none. */

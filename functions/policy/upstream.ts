@@ -131,7 +131,7 @@ async function open(url: string, key: string | undefined, body: object, signal: 
       throw new UpstreamFailure('the upstream server cannot be reached');
     }
     const asked = response instanceof Response ? 1000 * Number(response.headers.get('retry-after')) : 0;
-    const pause = Math.min(LONGEST_PAUSE_MS, asked || PAUSE_MS * 2 ** tries);
+    const pause = Math.min(LONGEST_PAUSE_MS, asked > 0 ? asked : PAUSE_MS * 2 ** tries);
     await new Promise((resolve) => setTimeout(resolve, pause));
     signal.throwIfAborted();
   }

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ISOLATE_HEADER } from '../../functions/policy/remote.ts';
+import { heapOf, ISOLATE } from '../../functions/policy/room.ts';
 import { blobKey } from '../../functions/store/blobs.ts';
 import { importPolicy } from '../../functions/store/policies.ts';
 import { freePort } from '../../infra/home.ts';
@@ -53,6 +54,9 @@ beforeAll(async () => {
     );
     ids.push(manifest.id);
   }
+  const { manifest, files } = large(4, false);
+  await withStore(local.home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
+  third = manifest.id;
 }, 3 * MINUTES);
 afterAll(() => local?.close(), MINUTES);
 
@@ -188,12 +192,9 @@ test(
 test(
   'what takes a slot over from a policy with another tokenizer speaks its own',
   async () => {
-    const { manifest, files } = large(4, false);
-    await withStore(local.home, ({ DB, BUCKET }) => importPolicy(DB, BUCKET, manifest, Object.fromEntries(files)));
-    third = manifest.id;
     const tokens = async (model: string) => (await chat({ model })).usage.prompt_tokens;
     const merged = await tokens(ids[1]!);
-    expect(await tokens(manifest.id)).toBeGreaterThan(2 * merged);
+    expect(await tokens(third)).toBeGreaterThan(2 * merged);
     expect(await tokens(ids[1]!)).toBe(merged);
   },
   MINUTES,
@@ -208,7 +209,7 @@ async function openDecoder(made: ReturnType<typeof large>[]) {
   const url = await decoder.url;
   return {
     home,
-    async call(of: (typeof made)[0], object: number, over: object = {}, patience = 60_000) {
+    async call(of: (typeof made)[0], object: number, over: object = {}, patience = 60_000, vocabulary = 512) {
       const hash = (name: string) => of.manifest.files.find((file) => file.name === name)!.sha256;
       const input = { prompt: 'Where is my order?' };
       const request = { input, n: 1, maxTokens: 12, temperature: 0, topP: 1, seed: 1, stop: [], ...over };
@@ -217,7 +218,8 @@ async function openDecoder(made: ReturnType<typeof large>[]) {
         headers: { patience: `${patience}` },
         body: JSON.stringify({
           ...{ policy: of.manifest.id, object, image: hash('edge.bin'), tokenizer: hash('tokenizer.json') },
-          ...{ chatTemplate: of.manifest.tokenizer.chat_template, request: { ...request, logitBias: [[1, -100]] } },
+          ...{ chatTemplate: of.manifest.tokenizer.chat_template, vocabulary },
+          request: { ...request, logitBias: [[1, -100]] },
         }),
       });
       return { status: response.status, isolate: response.headers.get(ISOLATE_HEADER), text: await response.text() };
@@ -251,6 +253,32 @@ test(
       const crowd = await Promise.all(Array.from({ length: 60 }, () => call(policy, 0, { maxTokens: 60 })));
       const busy = crowd.filter(({ status }) => status === 429).map(({ text }) => JSON.parse(text).owner);
       expect(new Set(busy)).toEqual(new Set([0]));
+    } finally {
+      await close();
+    }
+  },
+  MINUTES,
+);
+
+test(
+  'a policy with too many tokens for an isolate whose memory another has made large is refused there, and the other goes on',
+  async () => {
+    const [policy, other] = [large(5), large(6)];
+    const { home, call, close } = await openDecoder([policy, other]);
+    try {
+      const first = await call(policy, 0);
+      const image = policy.manifest.files.find(({ name }) => name === 'edge.bin')!;
+      await withStore(home, ({ BUCKET }) => BUCKET.delete(blobKey(image.sha256))); // it cannot be loaded again
+      let many = 2 ** 20; // so many that there would be no room beside the image alone
+      while (heapOf({ vocab_size: many }) < ISOLATE - image.bytes) many += 2 ** 10;
+      const { text, ...refused } = await call(other, 0, {}, 60_000, many);
+      expect(refused).toEqual({ status: 429, isolate: first.isolate });
+      expect(JSON.parse(text)).toEqual({
+        type: 'busy',
+        message: expect.stringMatching(/^a policy before has left .* an isolate that is started anew has room$/),
+      });
+      expect(await call(policy, 0)).toEqual(first);
+      expect((await call(other, 0)).status).toBe(200); // with as few as it has
     } finally {
       await close();
     }

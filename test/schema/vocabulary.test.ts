@@ -132,6 +132,7 @@ test.each([
   ['two models', '{"model":{"merges":[]},"model":{"vocab":{}}}', 'model is there twice'],
   ['what is too deep', `{"pre_tokenizer":${'['.repeat(200)}${']'.repeat(200)}}`, 'is nested more than 100 deep'],
   ['two vocabularies', '{"model":{"vocab":{},"vocab":{}}}', 'model.vocab is there twice'],
+  ['a character that is no byte order mark before it', `\uf000${file('{"a":1}')}`, 'not valid JSON'],
   ['an id behind a byte order mark', file('{"a":\ufeff1}'), 'not valid JSON'],
   ['an id that is none', file('{"a":-1}'), 'the id of a is not a number'],
   [

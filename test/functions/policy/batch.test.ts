@@ -339,6 +339,18 @@ test('a queue that is full refuses, a prompt that is too long too, and what wait
   await expect(collect(complete(about('order '.repeat(600)), never))).rejects.toBeInstanceOf(ContextOverflow);
 });
 
+test('one that wants more choices than there is room for has begun: it takes no place in the queue', async () => {
+  const { complete } = setUp({ slots: 1 });
+  const ask = (_: unknown, seed: number) => collect(complete(request({ seed, maxTokens: 1 }), never));
+  let others: ReturnType<typeof ask>[] = [];
+  const first = collect(complete(request({ ...endless, n: 2, maxTokens: 30 }), never), () => {
+    if (others.length === 0) others = Array.from({ length: 33 }, ask);
+  });
+  expect((await first).answers).toHaveLength(2);
+  const results = await Promise.allSettled(others);
+  expect(results.map(({ status }) => status)).toEqual([...Array(32).fill('fulfilled'), 'rejected']);
+});
+
 test('a decoder that fails fails those under way, and serves who comes next', async () => {
   const { complete, decoder } = setUp();
   const { forward } = decoder;

@@ -31,7 +31,7 @@ function slot(full: { count: number }, isolateOf = (object: number) => object, o
 const whole = async (complete: Complete, of = request) => {
   for await (const _ of complete(of, new AbortController().signal));
 };
-const files = { image: 'i', tokenizer: 't', chatTemplate: '' };
+const files = { image: 'i', tokenizer: 't', chatTemplate: '', vocabulary: 1 };
 const request = { n: 1, maxTokens: 1, session: 'somebody' } as CompletionRequest;
 
 test('a full object is passed by for the next, sessions are spread over those there are, and after ten calm minutes there is one less', async () => {

@@ -1,6 +1,6 @@
 // Which policies fit into a Worker of the decoder script, and what room they have there.
 import { expect, test } from 'vitest';
-import { ISOLATE, requireWorkerRoom, roomInApi, roomInSlot } from '../../../functions/policy/room.ts';
+import { ISOLATE, noRoomBeside, requireWorkerRoom, roomInApi, roomInSlot } from '../../../functions/policy/room.ts';
 import { headerOf } from '../../../schema/edge.ts';
 import { readPolicy } from '../../../trainer/policy.ts';
 import { tinyConfig } from '../../support/model.ts';
@@ -35,6 +35,15 @@ test('what cannot be served is refused with the arithmetic', () => {
   expect(() => roomInSlot(header(114e6))).toThrow(
     /its 4-bit image of 114\.0 MB, 6\.0 MB of script and tokenizer, 2\.6 MB to work in and 6\.0 MB for 256 positions make 128\.6 MB, and a Worker has 128\.0 MB/,
   );
+});
+
+test('beside the memory that SmolLM2 leaves in an isolate there is room for as many tokens as it has, not for thrice as many', () => {
+  const held = 121.9e6;
+  expect(noRoomBeside(held, config.vocab_size)).toBeUndefined();
+  expect(noRoomBeside(held, 151_936)).toBe(
+    'a policy before has left 121.9 MB of memory in this isolate, which with 13.9 MB of script and tokenizer make 135.8 MB, and a Worker has 128.0 MB: an isolate that is started anew has room',
+  );
+  expect(noRoomBeside(60e6, 151_936)).toBeUndefined();
 });
 
 test('that training will add what rounding loses is counted from the start', () => {

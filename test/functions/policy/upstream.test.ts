@@ -81,6 +81,15 @@ test('a server that says nothing of tokens: they are counted by its pieces, whic
   ]);
 });
 
+test('of several choices each says how many tokens its prompt had: it is told once', async () => {
+  const usage = { prompt_tokens: 7, completion_tokens: 1, total_tokens: 8 };
+  handle = (response) => response.end(said('a', 'stop') + event({ choices: [], usage }) + event('[DONE]'));
+  const told: number[] = [];
+  for await (const chunk of upstream({ url, model: 'theirs' }, undefined)(request({ n: 3 }), never))
+    if (chunk.type === 'prompt' && chunk.promptTokens > 0) told.push(chunk.promptTokens);
+  expect([heard.length, told]).toEqual([3, [7]]);
+});
+
 test('one that is busy is asked again after as long as it says, and in the end is said to be busy', async () => {
   handle = (response, _, asked) =>
     asked < 3
@@ -94,6 +103,16 @@ test('one that is busy is asked again after as long as it says, and in the end i
   handle = (response) => response.writeHead(503, { 'retry-after': '0.01' }).end();
   await expect(complete()).rejects.toThrow(DecoderBusy);
   expect(heard).toHaveLength(4);
+
+  // what is no time to wait for leaves it to us
+  for (const odd of ['-5', 'soon', 'Fri, 31 Dec 1999 23:59:59 GMT']) {
+    heard = [];
+    handle = (response, _, asked) =>
+      asked === 1 ? response.writeHead(429, { 'retry-after': odd }).end() : response.end(said('a', 'stop'));
+    const asked = performance.now();
+    await complete();
+    expect([heard.length, performance.now() - asked > 100], odd).toEqual([2, true]);
+  }
 
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   heard = [];
