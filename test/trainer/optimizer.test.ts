@@ -66,6 +66,23 @@ test.each([1, 2])('a gradient beyond the bound is brought to it, one within it i
   }
 });
 
+test('what the parts give sums to the batch’s, but of peaks the largest counts', () => {
+  const values = ({ w }: { w: Tensor }, { c }: { c: Tensor }) => ({
+    loss: tf.sum(tf.mul(w, c)) as Tensor,
+    most: tf.max(c) as Tensor,
+    count: tf.sum(c) as Tensor,
+  });
+  const step = trainer('peaks', values, ADAM, 'float32', ['most']);
+  const given = { w: tf.ones([2]) as Tensor };
+  const parts = [
+    [1, 2],
+    [5, 3],
+    [4, 0],
+  ].map((c) => ({ c: tf.tensor1d(c) as Tensor }));
+  const { values: told } = step(given, adamState(given), 1e-2, parts);
+  expect(told).toEqual({ loss: 15, most: 5, count: 15 });
+});
+
 test('who goes on after a batch in parts adds up as the one before did, bit for bit', () => {
   const likelihood = (weights: { w: Tensor }, { x }: { x: Tensor }) => ({
     loss: tf.sum(tf.square(tf.matMul(x, weights.w))) as Tensor,

@@ -324,8 +324,9 @@ test('each iteration asks the prompts that come next: every prompt once before a
   await run({ episodes: 40, rollout: 8, answersPerPrompt: 2, epochs: 1 }, null, () => {}, noting, ten);
   const distinct = asked.filter((_, i) => i % 2 === 0).map(String);
   expect(asked.filter((_, i) => i % 2 === 1).map(String)).toEqual(distinct);
-  for (const pass of [distinct.slice(0, 10), distinct.slice(10)])
-    expect(pass.toSorted()).toEqual(ten.map(String).toSorted());
+  const passes = [distinct.slice(0, 10), distinct.slice(10)];
+  for (const pass of passes) expect(pass.toSorted()).toEqual(ten.map(String).toSorted());
+  expect(passes[1]).not.toEqual(passes[0]); // each in an order of its own
 });
 
 test('an answer that ended too soon has the score of one that was cut', async () => {
