@@ -37,7 +37,7 @@ static volatile sig_atomic_t asked_by = 0;
 static struct sigaction listened_before[NSIG];
 
 static void OnAlarm(int) {
-  static const char kSaid[] = "ended while it computed, before it could save: the same call goes on from the save before\n";
+  static const char kSaid[] = "ended while it computed, before it could save: the same call goes on from its last save, if there is one\n";
   if (write(STDERR_FILENO, kSaid, sizeof(kSaid) - 1) < 0) {
   }
   _exit(128 + asked_by);
