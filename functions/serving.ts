@@ -26,6 +26,8 @@ export interface Loaded {
   vocabulary: number;
   /** Of the decoder script, where it decodes there. */
   slot?: Slot;
+  /** It decodes there, or at another server. */
+  isElsewhere: boolean;
 }
 
 const MOST = 2;
@@ -42,7 +44,8 @@ async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded
   if ('upstream' in manifest) {
     const key = settings(env).PLUMB_UPSTREAM_KEYS[new URL(manifest.upstream.url).origin];
     // how long a prompt may be, and which tokens there are, that server knows
-    return { policy, complete: upstream(manifest.upstream, key), context: Infinity, vocabulary: Infinity };
+    const complete = upstream(manifest.upstream, key);
+    return { policy, complete, context: Infinity, vocabulary: Infinity, isElsewhere: true };
   }
   const { BUCKET, DECODER_A, DECODER_B } = env;
   const { config } = manifest;
@@ -55,7 +58,7 @@ async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded
     const vocabulary = config.vocab_size;
     const remote = remoteDecoder(objects, policy, { image, tokenizer, chatTemplate: template, vocabulary });
     const { context } = await remote.load();
-    return { policy, complete: remote.complete, context, vocabulary, slot };
+    return { policy, complete: remote.complete, context, vocabulary, slot, isElsewhere: true };
   }
   // side by side: each is a way to the bucket and back
   const [encoding, decoder] = await Promise.all([
@@ -63,7 +66,7 @@ async function load(env: Env, manifest: AnyManifest, slot: Slot): Promise<Loaded
     streamedDecoder(module, streamBlob(BUCKET, image), roomInApi),
   ]);
   const complete = completer(decoder, encoding, template);
-  return { policy, complete, context: decoder.context, vocabulary: config.vocab_size };
+  return { policy, complete, context: decoder.context, vocabulary: config.vocab_size, isElsewhere: false };
 }
 
 function use(policy: string, slot: Slot): Loaded | undefined {

@@ -4,7 +4,7 @@ import { Template } from '@huggingface/jinja';
 import { MalformedFile } from './malformed.ts';
 import type { ModelConfig } from './manifest.ts';
 import type { Message } from './message.ts';
-import { encode, type Tokenizer } from './tokenizer.ts';
+import { cut, encode, type Tokenizer } from './tokenizer.ts';
 
 /** The encoder of a policy: its template with its own first and last token. */
 export function policyEncoder(t: Tokenizer, config: ModelConfig, template: string) {
@@ -67,9 +67,9 @@ export function chatEncoder(t: Tokenizer, { template, bosToken, eosToken }: Chat
       throw new ChatTemplateError(`the chat template: ${error instanceof Error ? error.message : String(error)}`);
     }
     const ids: number[] = [];
-    for (const [i, part] of (t.addedPattern ? text.split(t.addedPattern) : [text]).entries()) {
-      if (i % 2 === 1) ids.push(t.added.get(part)!.id);
-      else if (part !== '') for (const id of encode(t, part.replaceAll(mark, ''))) ids.push(id);
+    for (const part of cut(t, text, 'any')) {
+      if (typeof part === 'number') ids.push(part);
+      else for (const id of encode(t, part.replaceAll(mark, ''))) ids.push(id);
     }
     return ids;
   };

@@ -49,9 +49,9 @@ export interface Tokenizer {
   bytesOf(id: number): Uint8Array | undefined;
   special: Set<number>;
   split: (text: string) => string[];
-  /** Matches any added token (group 1 in the first), or only those that are not special. */
-  addedPattern: RegExp | undefined;
-  plainPattern: RegExp | undefined;
+  normalize: (text: string) => string;
+  /** Match added tokens, any or only those that are not special: in a text as it is, then in what the rest of it is normalized to. */
+  sought: Record<'any' | 'plain', [asItIs: RegExp | undefined, normalized: RegExp | undefined]>;
   byteIds: Int32Array;
   merges: Merges;
   /** The id of a piece that is taken whole, −1 where it is not: where the file says ignore_merges. */
@@ -179,12 +179,19 @@ const addsNothing = (node: unknown): boolean => {
   return !spec || spec.type === 'ByteLevel';
 };
 
+/** Matches any of the texts, group 1. */
 function alternatives(texts: string[]): RegExp | undefined {
   if (texts.length === 0) return undefined;
   // Longest first, so that of two tokens that begin at one place the longer is taken, as Hugging Face does.
   const sorted = [...texts].sort((a, b) => b.length - a.length || (a < b ? -1 : 1));
   return new RegExp(`(${sorted.map(escapeRegExp).join('|')})`, 'u');
 }
+
+const soughtAmong = (added: TokenizerFile['added_tokens']): Tokenizer['sought']['any'] => {
+  const pattern = (normalized: boolean) =>
+    alternatives(added.filter((token) => (token.normalized === true) === normalized).map(({ content }) => content));
+  return [pattern(false), pattern(true)];
+};
 
 const typeOf = (node: unknown): string => (node as { type?: string } | null)?.type ?? 'null';
 
@@ -270,11 +277,11 @@ function finder(
   return (piece) => table[slotOf(piece, 0, piece.length)]!;
 }
 
-const composed: Step = (pieces) => pieces.map((piece) => piece.normalize('NFC'));
+const composed = (text: string) => text.normalize('NFC');
 
 // A function of its own: made within readTokenizer, it would hold on to all that is there.
-const splitting = (steps: ((pieces: string[]) => string[])[]) => (text: string) =>
-  steps.reduce((pieces, step) => step(pieces), [text]);
+const splitting = (normalize: (text: string) => string, steps: Step[]) => (text: string) =>
+  steps.reduce((pieces, step) => step(pieces), [normalize(text)]);
 
 /** The tokenizer of a file's text, as a Worker reads it, and the file. */
 export function loadTokenizer(json: string): Tokenizer & { file: TokenizerFile } {
@@ -297,6 +304,7 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
   if (typeOf(file.decoder) !== 'ByteLevel') refuse(`decoder ${typeOf(file.decoder)}`);
   if (!addsNothing(file.post_processor)) refuse(`post_processor ${typeOf(file.post_processor)}`);
   const steps = preTokenizer(file.pre_tokenizer);
+  const normalize = file.normalizer ? composed : (text: string) => text;
 
   const { ids } = vocabulary;
   let size = 0;
@@ -314,25 +322,24 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
 
   const added = new Map<string, { id: number; special: boolean }>();
   const special = new Set<number>();
-  let next = 0; // of a token that the vocabulary has not, the id that Hugging Face gives it
+  let next = 0; // the id that Hugging Face gives to a token that the vocabulary has not, whatever the file says
   for (let entry = 0; entry < ids.length; entry++) if (ids[entry]! >= 0) next++;
   if (next === 0) throw new MalformedFile('tokenizer.json: the vocabulary is empty');
-  const taken = new Set<number>();
   for (const token of file.added_tokens) {
     for (const flag of ['lstrip', 'rstrip', 'single_word'])
       if (token[flag] === true) refuse(`${flag} of the added token ${token.content}`);
     if (token.content.length < 2)
       refuse(`the added token ${JSON.stringify(token.content)} of fewer than two characters`);
+    if (token.normalized === true && normalize(token.content) !== token.content)
+      refuse(`the added token ${token.content}, which is sought in normalized text and is none,`);
     const inVocab = vocabulary.find(encoder.encode(token.content));
-    if (inVocab < 0 ? entryOf[token.id]! >= 0 || taken.has(token.id) : inVocab !== token.id)
+    if (inVocab < 0 ? entryOf[token.id]! >= 0 : inVocab !== token.id)
       throw new MalformedFile(`tokenizer.json: the added token ${token.content} has an id that is another's`);
-    if (inVocab < 0 && token.id !== next)
+    if (inVocab < 0 && token.id !== next++)
       throw new MalformedFile(
-        `tokenizer.json: the added token ${token.content} has the id ${token.id}; the next in order, which Hugging Face gives it, is ${next}`,
+        `tokenizer.json: the added token ${token.content} has the id ${token.id}; the next in order, which Hugging Face gives it, is ${next - 1}`,
       );
-    next = Math.max(next, token.id + 1);
     added.set(token.content, { id: token.id, special: token.special });
-    taken.add(token.id);
     if (token.special) special.add(token.id);
   }
 
@@ -353,9 +360,9 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
     added,
     bytesOf,
     special,
-    split: splitting(file.normalizer ? [composed, ...steps] : steps),
-    addedPattern: alternatives([...added.keys()]),
-    plainPattern: alternatives([...added].filter(([, token]) => !token.special).map(([text]) => text)),
+    split: splitting(normalize, steps),
+    normalize,
+    sought: { any: soughtAmong(file.added_tokens), plain: soughtAmong(file.added_tokens.filter((t) => !t.special)) },
     byteIds,
     merges: merges(),
     whole,
@@ -452,21 +459,28 @@ function encodePlain(t: Tokenizer, text: string, out: number[]): void {
   }
 }
 
+/** A text in parts: the ids of added tokens, and what lies between them, never empty. As Hugging Face's AddedVocabulary does. */
+export function cut(t: Tokenizer, text: string, which: keyof Tokenizer['sought']): (string | number)[] {
+  const [asItIs, normalized] = t.sought[which];
+  const parts = (pattern: RegExp | undefined, text: string) =>
+    // Odd parts are the tokens that the pattern's group caught.
+    (pattern ? text.split(pattern) : [text])
+      .map((part, i) => (i % 2 === 1 ? t.added.get(part)!.id : part))
+      .filter((part) => part !== '');
+  return parts(asItIs, text).flatMap((part) =>
+    typeof part === 'string' && normalized ? parts(normalized, t.normalize(part)) : [part],
+  );
+}
+
 /**
  * Text to ids. Only with `special` does text that spells a special token become it: set it for what a template wrote,
  * never for what a person wrote.
  */
 export function encode(t: Tokenizer, text: string, { special = false } = {}): number[] {
   const out: number[] = [];
-  const pattern = special ? t.addedPattern : t.plainPattern;
-  if (!pattern) {
-    encodePlain(t, text, out);
-    return out;
-  }
-  // Odd parts are the tokens that the pattern's group caught.
-  for (const [i, part] of text.split(pattern).entries()) {
-    if (i % 2 === 1) out.push(t.added.get(part)!.id);
-    else if (part !== '') encodePlain(t, part, out);
+  for (const part of cut(t, text, special ? 'any' : 'plain')) {
+    if (typeof part === 'number') out.push(part);
+    else encodePlain(t, part, out);
   }
   return out;
 }

@@ -35,6 +35,8 @@ export interface Room {
 }
 
 const mb = (n: number) => `${(n / 1e6).toFixed(1)} MB`;
+/** What memory takes beside its parts: they begin at multiples of 64, and its pages are whole. */
+const ROUNDING = 2 ** 16 + 2 ** 13;
 const leastOf = ({ max_position_embeddings }: EdgeHeader['config']) =>
   Math.min(LEAST_POSITIONS, max_position_embeddings);
 
@@ -60,7 +62,7 @@ export function noRoomBeside(held: number, vocab_size: number): string | undefin
 export function roomInSlot({ config, bits, bytes }: EdgeHeader): Room {
   const { max_position_embeddings } = config;
   const heap = heapOf(config);
-  const work = workBytes(config, bits, ROWS, SLOTS);
+  const work = workBytes(config, bits, ROWS, SLOTS) + ROUNDING;
   const each = cacheBytes(config, bits) + positionBytes(config);
   const positions = Math.floor(Math.min(CACHE, ISOLATE - heap - bytes - work) / each / 8) * 8;
   const needed = leastOf(config);

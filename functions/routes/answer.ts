@@ -34,8 +34,8 @@ interface Answering {
   promptTokens: number;
   /** What the decoder has still to say. */
   chunks: AsyncIterator<CompletionChunk>;
-  /** The decoder answers others at the same time. */
-  isShared: boolean;
+  /** The decoder is not in this isolate, which has time to look after the client. */
+  isElsewhere: boolean;
   /** Aborted when the client leaves. */
   leaving: AbortController;
 }
@@ -150,7 +150,7 @@ async function within<T>(ms: number, coming: Promise<T>): Promise<T | undefined>
  * connection breaks off.
  */
 export async function whole(answering: Answering): Promise<Response> {
-  const { call, spelling, chunks, leaving, isShared } = answering;
+  const { call, spelling, chunks, leaving, isElsewhere } = answering;
   const begun = await beginning(answering);
   const { choices, head, token, fresh } = begun;
   async function finish(): Promise<string> {
@@ -169,7 +169,7 @@ export async function whole(answering: Answering): Promise<Response> {
   }
   const headers = { 'Content-Type': 'application/json' };
   const coming = finish();
-  const answer = await (isShared ? within(OPEN_MS, coming) : coming);
+  const answer = await (isElsewhere ? within(OPEN_MS, coming) : coming);
   if (answer !== undefined) return new Response(answer, { headers });
   const failed = coming.catch(async (error) => {
     if (!leaving.signal.aborted) asApiError(error); // which logs it

@@ -171,7 +171,7 @@ async function draw({ call, spelling, asked, topLogprobs }: Drawing): Promise<Re
   const answering = {
     ...{ call, spelling, asked, request, session, promptTokens, chunks, leaving },
     policy: loaded.policy,
-    isShared: loaded.slot !== undefined,
+    isElsewhere: loaded.isElsewhere,
   };
   return body.stream ? streamed(answering) : whole(answering);
 }

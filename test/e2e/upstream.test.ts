@@ -174,6 +174,36 @@ test(
   MINUTES,
 );
 
+test.each([false, true])(
+  'who leaves stops a server that takes its time (stream: %s)',
+  async (stream) => {
+    let open = 0;
+    const slow = createServer((_, response) => {
+      open++;
+      const timer = setInterval(() => response.write('data: {"choices": [{"delta": {"content": "a"}}]}\n\n'), 100);
+      response.on('close', () => {
+        clearInterval(timer);
+        open--;
+      });
+    }).listen(0, '127.0.0.1');
+    await once(slow, 'listening');
+    const url = `http://127.0.0.1:${(slow.address() as AddressInfo).port}/v1`;
+    const model = await publishUpstream(local.home, { url, model: 'slow' }, `slow ${stream}`);
+    const stored = () =>
+      withStore(local.home, async ({ DB }) => {
+        const { results } = await DB.prepare('SELECT finish_reason FROM samples WHERE policy = ?').bind(model).all();
+        return results.map(({ finish_reason }) => finish_reason);
+      });
+    const answer = post({ model, stream }, AbortSignal.timeout(4_000)).then((response) => response.text());
+    await expect(answer).rejects.toThrow();
+    await expect.poll(() => open, { timeout: 10_000 }).toBe(0);
+    const sent = stream ? ['abort'] : []; // of an answer in one piece nothing was
+    await expect.poll(stored, { timeout: 10_000, interval: 500 }).toEqual(sent);
+    slow.close();
+  },
+  MINUTES,
+);
+
 test(
   'nothing is trained from it, and its weights cannot be exported',
   async () => {

@@ -187,11 +187,35 @@ test('an added token has the id that Hugging Face gives it, whatever the file sa
     `the added token <|${i}|> has the id ${id}; the next in order, which Hugging Face gives it, is ${next}`;
   expect(() => withAdded(size + 2)).toThrow(told(0, size + 2, size));
   expect(() => withAdded(size, size + 2)).toThrow(told(1, size + 2, size + 1));
-  // where the vocabulary has a hole Hugging Face counts its tokens
+  // where the vocabulary has a hole Hugging Face counts its tokens, whatever else is added of them
   const vocab = Object.entries(file.model.vocab as Record<string, number>);
   const last = vocab.find(([, id]) => id === size - 1)![0];
-  file.model = { ...file.model, vocab: { ...Object.fromEntries(vocab), [last]: size } };
-  expect(() => withAdded(size + 1)).toThrow(told(0, size + 1, size));
+  file.model = { ...file.model, vocab: { ...Object.fromEntries(vocab), [last]: size + 1 } };
+  file.added_tokens.push({ id: size + 1, content: last, special: false });
+  expect(withAdded(size).size).toBe(size + 2);
+  expect(() => withAdded(size + 2)).toThrow(told(0, size + 2, size));
+});
+
+test('added tokens are sought in the text, those that are to be normalized after it is, as Hugging Face does', () => {
+  const { file, size } = loadTokenizer(JSON.stringify(golden.tokenizers[3]!.file)); // it has NFC
+  const added = [
+    { content: 'café', normalized: true },
+    { content: '<|a|>', normalized: false },
+    { content: '<|a|>b', normalized: true },
+    { content: 'über', normalized: false },
+  ].map((token, i) => ({ ...token, id: size + i, special: false }));
+  const t = loadTokenizer(JSON.stringify({ ...file, added_tokens: [...file.added_tokens, ...added] }));
+  const told = (text: string) => encode(t, text).map((id) => (id >= size ? added[id - size]!.content : '.'));
+  // what tokenizers 0.23.3 makes of them
+  expect(told('a café b')).toEqual(['.', '.', 'café', '.', '.']);
+  expect(told('a cafe\u0301 b')).toEqual(['.', '.', 'café', '.', '.']);
+  expect(told('<|a|>b')).toEqual(['<|a|>', '.']);
+  expect(told('u\u0308ber über')).toEqual(['.', '.', 'über']);
+  expect(told('<|a|>\u0338')).toEqual(['<|a|>', '.', '.']);
+  const decomposed = [{ id: size, content: 'cafe\u0301', normalized: true, special: false }];
+  expect(() => loadTokenizer(JSON.stringify({ ...file, added_tokens: [...file.added_tokens, ...decomposed] }))).toThrow(
+    'the added token cafe\u0301, which is sought in normalized text and is none, is not supported',
+  );
 });
 
 test('a piece that is a token by itself is taken whole where the file ignores merges', () => {
@@ -200,17 +224,20 @@ test('a piece that is a token by itself is taken whole where the file ignores me
   const size = Object.keys(vocab).length;
   // of no merge: one with a space and ä, as a vocabulary spells them; one spelt as no piece is; and one that is special
   const more = { 'ĠqzqÃ¤': size, 'qz zq': size + 1, '<|x|>': size + 2 };
-  const tokenizer = (ignore_merges: boolean) =>
+  const tokenizer = (ignore_merges: boolean, ...added: TokenizerFile['added_tokens']) =>
     loadTokenizer(
       JSON.stringify({
         ...file,
         pre_tokenizer: { type: 'ByteLevel', add_prefix_space: false, use_regex: false }, // a text is a piece
-        added_tokens: [...file.added_tokens, { id: size + 2, content: '<|x|>', special: true }],
+        added_tokens: [...file.added_tokens, ...added, { id: size + 2, content: '<|x|>', special: true }],
         model: { ...file.model, ignore_merges, vocab: { ...vocab, ...more } },
       }),
     );
   expect(encode(tokenizer(true), ' qzqä')).toEqual([size]);
   expect(encode(tokenizer(false), ' qzqä')).not.toContain(size);
+  const odd = { id: size, content: 'ĠqzqÃ¤', special: false }; // as text it is one thing, as a piece another
+  expect(() => tokenizer(true, odd)).toThrow('the added token ĠqzqÃ¤ with ignore_merges is not supported');
+  expect(() => tokenizer(false, odd)).not.toThrow();
   for (const text of ['qz zq', '<|x|>', ' qzqä!qzqä', 'Ġqzqä', 'The end of it', '']) {
     const whole = encode(tokenizer(true), text);
     expect(whole.filter((id) => id > size)).toEqual([]);
@@ -242,6 +269,8 @@ test('of pieces, however many and odd, no more is remembered than a Worker has m
   }
   expect(most).toBeLessThan(0.8e6);
   expect(t.cache.size).toBeGreaterThan(100); // begun anew, not given up
+  encode(t, 'a'.repeat(10_000));
+  expect([...t.cache.keys()].every(({ length }) => length <= 64)).toBe(true);
 });
 
 test.each([false, true])(

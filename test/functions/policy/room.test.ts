@@ -1,9 +1,19 @@
 // Which policies fit into a Worker of the decoder script, and what room they have there.
 import { expect, test } from 'vitest';
-import { ISOLATE, noRoomBeside, requireWorkerRoom, roomInApi, roomInSlot } from '../../../functions/policy/room.ts';
-import { headerOf } from '../../../schema/edge.ts';
+import { type Place, streamedDecoder } from '../../../functions/policy/load.ts';
+import { decoderModule } from '../../../functions/policy/node.ts';
+import {
+  heapOf,
+  ISOLATE,
+  noRoomBeside,
+  requireWorkerRoom,
+  roomInApi,
+  roomInSlot,
+} from '../../../functions/policy/room.ts';
+import { headerOf, packEdge } from '../../../schema/edge.ts';
+import type { ModelConfig } from '../../../schema/manifest.ts';
 import { readPolicy } from '../../../trainer/policy.ts';
-import { tinyConfig } from '../../support/model.ts';
+import { randomModel, tinyConfig } from '../../support/model.ts';
 import { SEED_FOLDER } from '../../support/seed.ts';
 
 /** SmolLM2-135M's shape. */
@@ -33,8 +43,47 @@ test('where there is more room the cache is 32 MB, and a context the model’s o
 
 test('what cannot be served is refused with the arithmetic', () => {
   expect(() => roomInSlot(header(114e6))).toThrow(
-    /its 4-bit image of 114\.0 MB, 6\.0 MB of script and tokenizer, 2\.6 MB to work in and 6\.0 MB for 256 positions make 128\.6 MB, and a Worker has 128\.0 MB/,
+    /its 4-bit image of 114\.0 MB, 6\.0 MB of script and tokenizer, 2\.7 MB to work in and 6\.0 MB for 256 positions make 128\.7 MB, and a Worker has 128\.0 MB/,
   );
+});
+
+/** The memory that a policy of this shape makes an isolate have, loaded as a slot loads it; its weights never come. */
+async function memoryOf(config: ModelConfig, corrected: boolean): Promise<number> {
+  const { tensors } = headerOf(config, 4, corrected);
+  const json = new TextEncoder().encode(JSON.stringify({ config, tensors }));
+  const head = new Uint8Array(16 + json.length);
+  head.set(packEdge(tinyConfig(), randomModel(tinyConfig(), 1)).subarray(0, 12));
+  new DataView(head.buffer).setUint32(12, json.length, true);
+  head.set(json, 16);
+  async function* image() {
+    yield head;
+  }
+  const place: Place = {};
+  await expect(streamedDecoder(decoderModule(), image(), roomInSlot, place)).rejects.toThrow('ends too soon');
+  return place.instance!.memory.buffer.byteLength;
+}
+
+test('whatever a policy’s shape, its memory and heap are no more than 128 MB, and one like it has room after it', async () => {
+  const shapes = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((i) => [
+    { ...config, num_hidden_layers: 24 + i },
+    { ...config, num_hidden_layers: 23 + i, vocab_size: 50_257 + i, max_position_embeddings: 701 + i },
+    { ...config, hidden_size: 512, num_hidden_layers: 24 + i, num_attention_heads: 8, num_key_value_heads: 4 },
+    { ...config, hidden_size: 320, num_hidden_layers: 38 + i, vocab_size: 128_256, num_attention_heads: 6 },
+  ]);
+  let least = ISOLATE;
+  for (const [i, shape] of shapes.entries()) {
+    const held = await memoryOf(shape, i % 3 > 0);
+    const left = ISOLATE - held - heapOf(shape);
+    expect(left, JSON.stringify(shape)).toBeGreaterThanOrEqual(0);
+    expect(noRoomBeside(held, shape.vocab_size)).toBeUndefined();
+    least = Math.min(least, left);
+  }
+  expect(least).toBeLessThan(2 ** 16); // some fill it
+});
+
+test('the heap of few tokens is what serving takes, of many what reading them does', () => {
+  expect(heapOf({ vocab_size: 1000 })).toBe(3.04e6);
+  expect(heapOf({ vocab_size: 49_152 })).toBeCloseTo(2.2e6 + 77 * 49_152);
 });
 
 test('beside the memory that SmolLM2 leaves in an isolate there is room for as many tokens as it has, not for thrice as many', () => {

@@ -81,6 +81,15 @@ test('a server that says nothing of tokens: they are counted by its pieces, whic
   ]);
 });
 
+test('of several choices all are on their way before anything is said, so that what is wrong with one is a status', async () => {
+  handle = (response, _, asked) => {
+    if (asked < 3) response.end(said('a', 'stop') + event('[DONE]'));
+    else setTimeout(() => response.writeHead(400).end('{"error":{"message":"no"}}'), 100);
+  };
+  const chunks = upstream({ url, model: 'theirs' }, undefined)(request({ n: 3 }), never);
+  await expect(chunks[Symbol.asyncIterator]().next()).rejects.toThrow(UpstreamRefusal);
+});
+
 test('of several choices each says how many tokens its prompt had: it is told once', async () => {
   const usage = { prompt_tokens: 7, completion_tokens: 1, total_tokens: 8 };
   handle = (response) => response.end(said('a', 'stop') + event({ choices: [], usage }) + event('[DONE]'));
