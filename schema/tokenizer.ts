@@ -441,6 +441,10 @@ function mergePiece(t: Tokenizer, piece: string): number[] {
 /** Bytes of pieces whose ids are remembered: a Worker has no memory for all that people write. */
 const CACHE = 5e5;
 
+const utf8 = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
+/** A text by itself: V8 makes a part of a text a view of it, which keeps all of it in memory. */
+const copyOf = (part: string) => utf8.decode(encoder.encode(part));
+
 function encodePlain(t: Tokenizer, text: string, out: number[]): void {
   for (const piece of t.split(text)) {
     let ids = t.cache.get(piece);
@@ -451,7 +455,7 @@ function encodePlain(t: Tokenizer, text: string, out: number[]): void {
           t.cache.clear();
           t.cached = 0;
         }
-        t.cache.set(piece, ids);
+        t.cache.set(copyOf(piece), ids);
         t.cached += 80 + 2 * piece.length + 8 * ids.length;
       }
     }

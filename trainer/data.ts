@@ -170,41 +170,43 @@ export function sftRows(policy: Policy, line: SftLine, answerTokens: number): Ro
       rows.push({ prompt: [i === 0 ? eos : ids[i - 1]!], answer: ids.slice(i, i + answerTokens) });
     return rows;
   }
-  if ('messages' in line) {
-    const turns = line.messages as (Message & { weight?: 0 | 1 })[];
-    const messages = turns.map(({ role, content }) => ({ role, content }));
-    // Every assistant turn is an answer to what came before it, but those that OpenAI's weight leaves out.
-    const rows = turns.flatMap(({ role, content, weight }, index) =>
-      role === 'assistant' && index > 0 && weight !== 0
-        ? [cut(answerRow(policy, messages.slice(0, index), content))]
-        : [],
-    );
-    if (rows.length === 0) throw new UserError('messages: no assistant answers anything');
-    return rows;
-  }
-  const { prompt, answer } = asked(line);
-  return [cut(answerRow(policy, prompt, answer))];
+  const { prompt, said } = asked(line);
+  const turns = [...prompt, ...said];
+  const messages = turns.map(({ role, content }) => ({ role, content }));
+  // Every assistant turn after the prompt is an answer to what came before it, but those that OpenAI's weight leaves out.
+  const rows = turns.flatMap(({ role, content, weight }, index) =>
+    role === 'assistant' && index >= Math.max(1, prompt.length) && weight !== 0
+      ? [cut(answerRow(policy, messages.slice(0, index), content))]
+      : [],
+  );
+  const field = ['messages', 'completion', 'chosen'].find((name) => name in line);
+  if (rows.length === 0) throw new UserError(`${field}: no assistant answers anything`);
+  return rows;
 }
 
 /** A prompt as messages: a plain text is the user's. */
 export const promptOf = (prompt: string | Message[]): Message[] =>
   typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
 
-/** Of a line that is neither messages nor a whole text: what was said, and the answer. */
-function asked(line: SftLine): { prompt: Message[]; answer: string } {
-  type Said = string | Message[];
-  const { prompt, ...said } = line as { prompt: Said } & ({ completion: Said } | { chosen: Said });
-  const completion = 'completion' in said ? said.completion : said.chosen;
-  const answer = typeof completion === 'string' ? completion : completion.map(({ content }) => content).join('\n');
-  return { prompt: promptOf(prompt), answer };
+type Turn = Message & { weight?: 0 | 1 };
+
+/** Of a line that is no whole text: what was there before, and what is to be learnt from. */
+function asked(line: SftLine): { prompt: Turn[]; said: Turn[] } {
+  if ('messages' in line) return { prompt: [], said: line.messages as Turn[] };
+  type Said = string | Turn[];
+  const { prompt, ...rest } = line as { prompt: Said } & ({ completion: Said } | { chosen: Said });
+  const said = 'completion' in rest ? rest.completion : rest.chosen;
+  return {
+    prompt: promptOf(prompt),
+    said: typeof said === 'string' ? [{ role: 'assistant', content: said }] : said,
+  };
 }
 
 /** All that is said in a line, for a tokenizer to learn from. */
 export function textsIn(line: SftLine): string[] {
   if ('text' in line) return [line.text as string];
-  if ('messages' in line) return (line.messages as Message[]).map(({ content }) => content);
-  const { prompt, answer } = asked(line);
-  return [...prompt.map(({ content }) => content), answer];
+  const { prompt, said } = asked(line);
+  return [...prompt, ...said].map(({ content }) => content);
 }
 
 /** What two lines of one conversation have in common: all up to the first that the user says. A system message is many conversations'. */

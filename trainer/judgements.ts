@@ -165,7 +165,13 @@ function cohortsOf(cohorts: unknown): Record<string, string> {
 export function readJudgements(policy: Policy, path: string): Judgement[] {
   const text = (value: unknown) => {
     const said = value as z.infer<typeof TextOrMessages>;
-    return typeof said === 'string' ? said : said.map((message) => message.content).join('\n');
+    if (typeof said === 'string') return said;
+    const [answer] = said;
+    if (said.length > 1 || answer!.role !== 'assistant')
+      throw new UserError(
+        `an answer of ${said.length} messages (${said.map(({ role }) => role).join(', ')}): expected one, the assistant's; what was said before it belongs to the prompt`,
+      );
+    return answer!.content;
   };
   type Line = z.infer<typeof JudgementLine>;
   const made = readLines<Line, Judgement | null>(path, JudgementLine, (line, at) => {
@@ -217,12 +223,29 @@ export function readJudgements(policy: Policy, path: string): Judgement[] {
 /** Whom and what the judgements of a fit are about: their places among its likelihoods' tensors. */
 export interface Subjects {
   aspects: string[];
-  outcomes: { name: string; isNumber: boolean; mean: number; deviation: number }[];
+  /** Of numbers, what they are brought within, and mean and deviation of those. */
+  outcomes: { name: string; isNumber: boolean; least: number; most: number; mean: number; deviation: number }[];
   /** Those who gave thumbs, from 1 on: 0 stands for all who are not known. */
   raters: Map<string, number>;
   /** Of all that is said together. */
   weight: number;
 }
+
+/** No number that anyone observes is beyond this, and its square is still one. */
+const LARGEST = 1e15;
+/**
+ * Ten times the range of their middle half beyond it, as Tukey's fences are one and a half times: within these are all that are of a kind, and
+ * not the one slip of a comma that would leave nothing of the others.
+ */
+function fences(values: number[]): [least: number, most: number] {
+  const sorted = values.map((value) => within({ least: -LARGEST, most: LARGEST }, value)).sort((a, b) => a - b);
+  const at = (share: number) => sorted[Math.round(share * (sorted.length - 1))]!;
+  const range = at(0.75) - at(0.25);
+  if (range === 0) return [-LARGEST, LARGEST]; // of numbers that are mostly alike nobody knows which others are slips
+  return [at(0.25) - 10 * range, at(0.75) + 10 * range];
+}
+export const within = ({ least, most }: { least: number; most: number }, value: boolean | number): number =>
+  Math.min(most, Math.max(least, Number(value)));
 
 /** By order of first appearance. More than eight aspects or outcomes, or an outcome of two types, is a UserError. */
 export function subjectsOf(judgements: Judgement[]): Subjects {
@@ -241,8 +264,9 @@ export function subjectsOf(judgements: Judgement[]): Subjects {
     const isNumber = typeof values[0] === 'number';
     if (values.some((value) => (typeof value === 'number') !== isNumber))
       throw new UserError(`outcome ${name} is a number here and true or false there: give it one type`);
-    const numbers = values.map(Number);
-    return { name, isNumber, mean: mean(numbers), deviation: Math.sqrt(variance(numbers)) || 1 };
+    const [least, most] = fences(values.map(Number));
+    const numbers = values.map((value) => within({ least, most }, value));
+    return { name, isNumber, least, most, mean: mean(numbers), deviation: Math.sqrt(variance(numbers)) || 1 };
   });
   const raters = new Map<string, number>();
   for (const { rater, thumbs } of judgements)

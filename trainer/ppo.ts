@@ -217,6 +217,9 @@ export async function ppo(
     const now = await scoreAnswers(calls, actor, rows, config.temperature, pad, frozen);
     const reference = await idle.use(() => answerLogprobsOf(model, calls, parent, rows, config.temperature));
     const given = await score(rows);
+    // Before clipping and what stands for answers that were cut hide it.
+    const wrong = given.find((score) => !Number.isFinite(score));
+    if (wrong !== undefined) throw new DivergedError(`ppo: objective/score is ${wrong} at step ${iteration + 1}`);
     const ended = rows.map(({ answer }) => answer.at(-1) === eos && answer.length > config.minTokens);
     const scores = given.map((score, i) =>
       ended[i] ? Math.max(-config.scoreClip, Math.min(config.scoreClip, score)) : config.missingEosScore,

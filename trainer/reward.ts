@@ -11,7 +11,7 @@ import type { LoraConfig, RewardConfig } from '../schema/run-config.ts';
 import type { Row } from './data.ts';
 import { compile, dispose, mapTree, type Tree } from './engine/compile.ts';
 import { type Tensor, tf } from './engine/tf.ts';
-import { type Judgement, pairsOf, type Subjects, subjectsOf, weighed, weightOf } from './judgements.ts';
+import { type Judgement, pairsOf, type Subjects, subjectsOf, weighed, weightOf, within } from './judgements.ts';
 import {
   ASPECTS,
   freshLikelihood,
@@ -323,7 +323,9 @@ export const rightShare = (tallies: Tally[]): number =>
 
 /** The same model, each aspect's part of whose score is in the head; what sets aspects apart is now apart from that. */
 function mixed(rm: RewardModel, { aspects }: Subjects, mix: RewardConfig['mix']): RewardModel {
-  const shares = Array.from({ length: ASPECTS }, (_, i) => mix[aspects[i] ?? ''] ?? 0);
+  // its own: aspects are named by whoever rates, and an object has more than it was given (toString)
+  const shareOf = (aspect = '') => (Object.hasOwn(mix, aspect) ? mix[aspect]! : 0);
+  const shares = Array.from({ length: ASPECTS }, (_, i) => shareOf(aspects[i]));
   if (shares.every((share) => share === 0)) return rm;
   const [weight, apart] = tf.tidy(() => {
     const added = tf.sum(tf.mul(rm.aspects, tf.tensor2d(shares, [ASPECTS, 1])), 0, true); // (A, D) → (1, D)
@@ -435,9 +437,10 @@ export function evidence(judgements: Judgement[], shape: Shape, pad: number, sub
       }
       for (const { row, name: of, value: observed, weight } of judgement.outcomes) {
         const outcome = outcomeAt.get(of)!;
-        const { isNumber: number, mean, deviation } = subjects.outcomes[outcome]!;
+        const subject = subjects.outcomes[outcome]!;
+        const { isNumber: number, mean, deviation } = subject;
         name[slot + row] = outcome;
-        value[slot + row] = number ? (Number(observed) - mean) / deviation : Number(observed);
+        value[slot + row] = number ? (within(subject, observed) - mean) / deviation : Number(observed);
         isNumber[slot + row] = number ? 1 : 0;
         outcomeWeight[slot + row] = weight / total;
       }

@@ -33,6 +33,24 @@ test('what was chosen over another, as corrections are exported, is an answer to
   expect(answers([{ prompt: 'Hi', chosen: 'Yes.', rejected: 'No.' }])).toEqual([['Yes.']]);
 });
 
+test('of a completion of several turns those of the assistant are learnt, each after what came before it', () => {
+  const [user, said] = [
+    (content: string) => ({ role: 'user', content }),
+    (content: string) => ({ role: 'assistant', content }),
+  ];
+  const completion = [said('Good day.'), user('My order?'), said('On its way.')];
+  expect(answers([{ prompt: [user('Hi')], completion }])).toEqual([['Good day.', 'On its way.']]);
+  const [, second] = sftRows(policy, { prompt: [user('Hi')], completion } as SftLine, 64);
+  expect(second!.prompt).toEqual(
+    policy.encodePrompt([user('Hi'), ...completion.slice(0, 2)] as Parameters<typeof policy.encodePrompt>[0]),
+  );
+  const weighed = [{ ...said('Good day.'), weight: 0 }, user('My order?'), said('On its way.')];
+  expect(answers([{ prompt: [user('Hi')], completion: weighed }])).toEqual([['On its way.']]);
+  expect(() => answers([{ prompt: [user('Hi')], completion: [user('Hello?')] }])).toThrow(
+    'completion: no assistant answers anything',
+  );
+});
+
 test('messages may have OpenAI’s names, parts of text and developers', () => {
   const messages = [
     { role: 'developer', content: 'Be brief.' },

@@ -12,6 +12,7 @@ import {
   readJudgements,
   stagesOf,
   subjectsOf,
+  within,
 } from '../../trainer/judgements.ts';
 import { seedPolicy } from '../support/seed.ts';
 
@@ -138,7 +139,7 @@ test('subjects come by order of first appearance; numbers with their mean and de
   const subjects = subjectsOf(readJudgements(policy, written('subjects', lines)));
   expect(subjects).toEqual({
     aspects: ['tone', 'facts'],
-    outcomes: [{ name: 'minutes', isNumber: true, mean: 4, deviation: 2 }],
+    outcomes: [{ name: 'minutes', isNumber: true, least: -38, most: 46, mean: 4, deviation: 2 }],
     raters: new Map([['c', 1]]),
     weight: 6,
   });
@@ -150,7 +151,40 @@ test('a number that is always the same has a deviation of one: nothing is divide
     { name: 'minutes', outcome: 3 },
   ];
   const { outcomes } = subjectsOf(readJudgements(policy, written('constant', lines)));
-  expect(outcomes).toEqual([{ name: 'minutes', isNumber: true, mean: 3, deviation: 1 }]);
+  expect(outcomes).toEqual([{ name: 'minutes', isNumber: true, least: -1e15, most: 1e15, mean: 3, deviation: 1 }]);
+});
+
+test('one number that is beyond all others, or none that can be squared, leaves the others what they are', () => {
+  const of = (...values: number[]) =>
+    subjectsOf(
+      readJudgements(
+        policy,
+        written(
+          'fences',
+          values.map((outcome) => ({ name: 'minutes', outcome })),
+        ),
+      ),
+    ).outcomes[0]!;
+  const kind = [1, 2, 3, 4, 5, 6, 7, 8];
+  for (const slip of [1e200, -1e200, 1.7e308]) {
+    const { mean, deviation, least, most } = of(...kind, slip);
+    expect([mean > -10, mean < 20, deviation < 20]).toEqual([true, true, true]);
+    expect([within({ least, most }, 8), within({ least, most }, 1)]).toEqual([8, 1]);
+  }
+  expect(of(...kind)).toMatchObject({ mean: 4.5, deviation: Math.sqrt(5.25) });
+  const two = of(1.7e308, -1.7e308, 1.7e308);
+  expect([Number.isFinite(two.mean), Number.isFinite(two.deviation)]).toEqual([true, true]);
+});
+
+test('an answer is one message, the assistant’s', () => {
+  const said = (...roles: string[]) => roles.map((role) => ({ role, content: role }));
+  const choice = (chosen: object[]) => () =>
+    readJudgements(policy, written('turns', [{ completion: undefined, chosen, rejected: said('assistant') }]));
+  expect(choice([{ role: 'assistant', content: 'Yes.' }])).not.toThrow();
+  for (const roles of [['user'], ['assistant', 'user', 'assistant']])
+    expect(choice(said(...roles))).toThrow(
+      `line 1: an answer of ${roles.length} messages (${roles.join(', ')}): expected one, the assistant's`,
+    );
 });
 
 test('ranks are numbers: ten is below two', () => {

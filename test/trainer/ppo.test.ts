@@ -383,18 +383,16 @@ test('answers that have become next to nothing end the run', async () => {
 
 test('a reward that is not a number ends the run with the metric’s name', async () => {
   const broken = { ...rm, head: { ...rm.head, bias: tf.scalar(Number.NaN) as Tensor } };
-  const trained = ppo(
-    TINY,
-    calls.policy,
-    (rows) => scores(calls.reward, broken, rows, TINY.pad_token_id),
-    parent,
-    prompts,
-    sampler.sample,
-    MAX_TOKENS,
-    CONFIG,
-    () => {},
+  const trained = (score: (rows: Row[]) => Promise<number[]>, config = CONFIG) =>
+    ppo(TINY, calls.policy, score, parent, prompts, sampler.sample, MAX_TOKENS, config, () => {});
+  const ofBroken = (rows: Row[]) => scores(calls.reward, broken, rows, TINY.pad_token_id);
+  await expect(trained(ofBroken)).rejects.toThrow(/objective\/score is NaN at step 1/);
+  // nor where every answer was cut and has another score, or what is too high is clipped
+  const one = (value: number) => async (rows: Row[]) => rows.map((_, i) => (i === 3 ? value : 0));
+  await expect(trained(one(Number.NaN), { ...CONFIG, minTokens: MAX_TOKENS })).rejects.toThrow(
+    /score is NaN at step 1/,
   );
-  await expect(trained).rejects.toThrow(/objective\/score is NaN at step 1/);
+  await expect(trained(one(Infinity), { ...CONFIG, scoreClip: 5 })).rejects.toThrow(/score is Infinity at step 1/);
 });
 
 test('no iteration leaves tensors behind', async () => {

@@ -171,6 +171,16 @@ const concordance = (scored: number[], wanted: number[]) => {
   return unequal.filter(([difference]) => difference > 0).length / unequal.length;
 };
 
+test('an aspect may be called what every object has', async () => {
+  for (const name of ['toString', '__proto__']) {
+    const { rm } = await fitTo(
+      ratedBy(name, (of) => grade(quality(of)), 20),
+      { epochs: 1 },
+    );
+    expect(Number.isFinite(rm.head.weight.dataSync()[0])).toBe(true);
+  }
+}, 60_000);
+
 test('it learns from ratings; aspects that are rated the other way round get scores that differ, and the mix goes by them', async () => {
   const data = [
     ...ratedBy('even', (of) => grade(quality(of)), 250),

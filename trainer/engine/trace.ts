@@ -276,7 +276,8 @@ function recordOnce<Result>(
         const stand = ids.map((id, i) => {
           const absent = traced.get(id) ?? uniform.get(id);
           if (!absent) return id;
-          const divides = i === 1 && absent.dtype === real.TF_INT32 && DIVIDING.test(op);
+          // an argument's stand-in is of zeros, which whole numbers are not divided by; a constant's is its value
+          const divides = i === 1 && traced.has(id) && absent.dtype === real.TF_INT32 && DIVIDING.test(op);
           return filled(divides ? { ...absent, one: Int32Array.of(1) } : absent);
         });
         const results = real.executeOp(op, attributes, stand, count);

@@ -364,6 +364,16 @@ test('whole numbers are divided by whole numbers that come as arguments', () => 
   const { floor, rest } = compiled(x, y);
   expect([value(floor), value(rest)]).toEqual([value(tf.floorDiv(x, y)), value(tf.mod(x, y))]);
   expect(value(floor)).toEqual([3, -4, -3]);
+  // a constant stays what it is, also where its values may be read
+  const halved = compile('halves of constants', (a: Tensor) => {
+    const [sixes, twos] = [6, 2].map((n) => tf.tensor1d(new Int32Array(300).fill(n)));
+    const [quotient, rest] = [
+      tf.floorDiv(sixes!, twos!).dataSync()[0]!,
+      tf.mod(sixes!, tf.add(twos!, 2)).dataSync()[0]!,
+    ];
+    return tf.add(tf.mul(a, quotient), rest) as Tensor;
+  });
+  expect(value(halved(tf.tensor1d([2, 3])))).toEqual([2 * 3 + 2, 3 * 3 + 2]);
 });
 
 test('a compiled function within another is a part of it', () => {
