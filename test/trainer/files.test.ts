@@ -261,11 +261,14 @@ test.each([
     'tokenizer_config.json',
     (json: string) => json.replace('"chat_template": "', '"chat_template": "\\n'),
   ],
+  ['another template in a file of its own', 'chat_template.jinja', (template: string) => `\n${template}`],
 ])(
   'nor is such whose base has %s by now',
   async (_, name, change) => {
     const base = at(`base of ${name}`);
     cpSync(at('tiny'), base, { recursive: true });
+    const { chat_template } = JSON.parse(readFileSync(join(base, 'tokenizer_config.json'), 'utf8'));
+    if (name === 'chat_template.jinja') writeFileSync(join(base, name), chat_template);
     const out = at(`out of ${name}`);
     const sft = ['sft', '--data', at('pairs.jsonl'), '--base', base, '--out', out, '--steps', '400'];
     await train(sft, join(out, 'sft.state.1.json'));

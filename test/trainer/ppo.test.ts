@@ -272,6 +272,38 @@ test('each prompt has four answers, which stay in one minibatch, and each answer
   expect(groups).toEqual(new Array((2 * rollout) / minibatch).fill(new Array(minibatch / 4).fill(4)));
 });
 
+test('each iteration draws and divides its answers in its own way, and each run in another', async () => {
+  const drawnBy = async (seed: number) => {
+    const seeds: number[][] = [];
+    const orders: string[] = [];
+    const named: Sampler = async (_, asked, own) => {
+      seeds.push([...own]);
+      return asked.map((_, i) => ({ ids: [8 + Math.floor(i / 4), TINY.eos_token_id], logprobs: [-3, -3] }));
+    };
+    const step: typeof calls.policy.step = (actor, adam, rate, parts) => {
+      const targets = parts.flatMap(({ predictions }) => [...(predictions.target.dataSync() as Int32Array)]);
+      orders.push([...new Set(targets.filter((id) => id >= 8))].sort((a, b) => a - b).join());
+      return calls.policy.step(actor, adam, rate, parts);
+    };
+    const config = { ...CONFIG, seed, rollout: 32, minibatch: 8, episodes: 64, epochs: 1, importanceCap: 1 };
+    await ppo(
+      TINY,
+      { ...calls.policy, step },
+      (rows) => rows.map(() => 0),
+      parent,
+      prompts,
+      named,
+      MAX_TOKENS,
+      config,
+      () => {},
+    );
+    return { seeds, orders };
+  };
+  const [one, other] = [await drawnBy(1), await drawnBy(2)];
+  expect(new Set([...one.seeds, ...other.seeds].flat()).size).toBe(4 * 32);
+  expect(new Set([one.orders.slice(0, 4), one.orders.slice(4), other.orders.slice(0, 4)].map(String)).size).toBe(3);
+});
+
 test('the loss takes advantages that are whitened over the whole batch, not over a minibatch', async () => {
   const minibatches: number[][] = [];
   const step: typeof calls.policy.step = (actor, adam, rate, parts) => {
