@@ -253,31 +253,38 @@ function packed(
 function finder(
   ids: Int32Array,
   but: (id: number) => boolean,
-  kept: Uint8Array,
+  all: Uint8Array,
   starts: Uint32Array,
 ): (piece: Uint8Array) => number {
   const table = tableFor(ids.length);
+  const slotOf = slots(table, all, starts);
+  for (let i = 0; i < ids.length; i++) {
+    const id = ids[i]!;
+    if (id >= 0 && !but(id)) table[slotOf(all, starts[id]!, starts[id + 1]!)] = id;
+  }
+  return found(table, slotOf);
+}
+// Functions of their own, as splitting is: made within finder, they would hold on to what it was given.
+const slots = (table: Int32Array, all: Uint8Array, starts: Uint32Array) => {
   const mask = table.length - 1;
   const seed = crypto.getRandomValues(new Int32Array(1))[0]!;
-  const slotOf = (bytes: Uint8Array, from: number, to: number) => {
+  return (bytes: Uint8Array, from: number, to: number): number => {
     for (let slot = hashOf(bytes, from, to, seed) & mask; ; slot = (slot + 1) & mask) {
       const id = table[slot]!;
       if (id < 0) return slot;
       const shift = starts[id]! - from;
       if (starts[id + 1]! !== to + shift) continue;
       let i = from;
-      while (i < to && bytes[i] === kept[i + shift]) i++;
+      while (i < to && bytes[i] === all[i + shift]) i++;
       if (i === to) return slot;
     }
   };
-  for (let i = 0; i < ids.length; i++) {
-    const id = ids[i]!;
-    if (id >= 0 && !but(id)) table[slotOf(kept, starts[id]!, starts[id + 1]!)] = id;
-  }
-  return (piece) => table[slotOf(piece, 0, piece.length)]!;
-}
+};
+const found = (table: Int32Array, slotOf: ReturnType<typeof slots>) => (piece: Uint8Array) =>
+  table[slotOf(piece, 0, piece.length)]!;
 
 const composed = (text: string) => text.normalize('NFC');
+const asItIs = (text: string) => text;
 
 // A function of its own: made within readTokenizer, it would hold on to all that is there.
 const splitting = (normalize: (text: string) => string, steps: Step[]) => (text: string) =>
@@ -304,7 +311,7 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
   if (typeOf(file.decoder) !== 'ByteLevel') refuse(`decoder ${typeOf(file.decoder)}`);
   if (!addsNothing(file.post_processor)) refuse(`post_processor ${typeOf(file.post_processor)}`);
   const steps = preTokenizer(file.pre_tokenizer);
-  const normalize = file.normalizer ? composed : (text: string) => text;
+  const normalize = file.normalizer ? composed : asItIs;
 
   const { ids } = vocabulary;
   let size = 0;

@@ -314,5 +314,15 @@ test.each([false, true])(
     const median = taken.sort((a, b) => a - b)[2]!;
     expect(median).toBeLessThan(TOKEN_READ * tokens.length);
     expect(median).toBeGreaterThan(20 * tokens.length); // of which it keeps so much
+    const read: ReturnType<typeof readTokenizer>[] = [];
+    const keep = () => read.push(readTokenizer(json.slice()));
+    keep();
+    collect();
+    const before = used();
+    for (let i = 0; i < 4; i++) keep();
+    collect();
+    const kept = (used() - before) / 4; // and nothing of the file
+    expect(kept).toBeLessThan(45 * tokens.length);
+    expect(read).toHaveLength(5);
   },
 );

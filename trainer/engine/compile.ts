@@ -8,8 +8,9 @@
 //
 // So fn must be pure: tensors in, tensors out. JavaScript numbers it reads are frozen into the graph; anything that changes
 // from call to call (step, learning rate, seeds) must come in as a tensor. What would be frozen by mistake is an error that names the line.
-// What XLA itself does not look at: an index out of range takes the last row, or adds to none, where op by op it is an error; and of a maximum
-// that has a NaN beside it, the number.
+// What XLA itself does not look at: an index out of range takes the last row, or adds to none, a whole number divided by an argument of 0 is −1, and
+// one to a negative power some number, where op by op each is an error; a NaN or infinity that becomes a whole number is another one; and of a maximum
+// that has a NaN beside it, the number, while topk puts NaN first.
 // Without the patched binding (PLUMB_ENGINE=stock) fn simply runs.
 //
 // State, such as weights and moments, is the first argument of a function compiled with `state`, and comes back changed as `state`.

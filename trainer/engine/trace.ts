@@ -98,10 +98,11 @@ for (const [of, names] of DRAWN)
     };
     if (real) Object.defineProperty(of, own, { value: drawn, writable: true, configurable: true });
   }
-syncBuiltinESMExports(); // for those who import them by name
-
-/** What the clock is ahead by while a function runs a second time: no round number of anything, and more than float32 tells from 1970. */
-const AHEAD = 1_234_567_891; // ms
+/**
+ * What the clock is ahead by while a function runs a second time, more than float32 tells from 1970: 400 days, 9 h, 13 min and 37.109 s, so that
+ * year, month, day, weekday, hour, minute and second are others.
+ */
+const AHEAD = 34_593_217_109; // ms
 let ahead = 0;
 /** In Date's place for as long. */
 const LaterDate = new Proxy(Date, {
@@ -111,7 +112,7 @@ const LaterDate = new Proxy(Date, {
 {
   const { now } = Date;
   const since = performance.now.bind(performance);
-  const { hrtime } = process;
+  const { hrtime, uptime } = process;
   const bigint = hrtime.bigint.bind(hrtime);
   Date.now = () => now() + ahead;
   Object.defineProperty(performance, 'now', { value: () => since() + ahead, writable: true, configurable: true });
@@ -123,7 +124,9 @@ const LaterDate = new Proxy(Date, {
     },
     { bigint: nanoseconds },
   );
+  process.uptime = () => uptime() + ahead / 1000;
 }
+syncBuiltinESMExports(); // for those who import any of them by name
 
 /** Below 0 and never twice, so that what one trace has left is nothing to another. */
 let lastId = 0;

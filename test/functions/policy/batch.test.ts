@@ -342,12 +342,12 @@ test('a queue that is full refuses, a prompt that is too long too, and what wait
 test('one that wants more choices than there is room for has begun: it takes no place in the queue', async () => {
   const { complete } = setUp({ slots: 1 });
   const ask = (_: unknown, seed: number) => collect(complete(request({ seed, maxTokens: 1 }), never));
-  let others: ReturnType<typeof ask>[] = [];
+  let others: Promise<PromiseSettledResult<unknown>[]> | undefined;
   const first = collect(complete(request({ ...endless, n: 2, maxTokens: 30 }), never), () => {
-    if (others.length === 0) others = Array.from({ length: 33 }, ask);
+    others ??= Promise.allSettled(Array.from({ length: 33 }, ask));
   });
   expect((await first).answers).toHaveLength(2);
-  const results = await Promise.allSettled(others);
+  const results = (await others)!;
   expect(results.map(({ status }) => status)).toEqual([...Array(32).fill('fulfilled'), 'rejected']);
 });
 

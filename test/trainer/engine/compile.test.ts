@@ -1,4 +1,5 @@
 import { generatePrimeSync, randomBytes } from 'node:crypto';
+import { hrtime } from 'node:process';
 import { describe, expect, test } from 'vitest';
 import { compilations, compile, dispose, flatten, type Tree, unflatten } from '../../../trainer/engine/compile.ts';
 import { gatherRows } from '../../../trainer/engine/ops.ts';
@@ -138,6 +139,12 @@ describe('what would be frozen by mistake is an error that names the line', () =
     ['the seconds since 1970', (x) => tf.mul(x, Date.now() / 1000), /does something else each time/],
     ['the second of the minute', (x) => tf.mul(x, new Date().getSeconds()), /does something else each time/],
     ['the day, as a text', (x) => tf.mul(x, Number(Date().slice(8, 10))), /does something else each time/],
+    ['the day of the week', (x) => tf.mul(x, new Date().getDay()), /does something else each time/],
+    ['the month', (x) => tf.mul(x, new Date().getMonth()), /does something else each time/],
+    ['the year', (x) => tf.mul(x, new Date().getFullYear()), /does something else each time/],
+    ['the hour', (x) => tf.mul(x, new Date().getHours()), /does something else each time/],
+    ['how long the process runs', (x) => tf.mul(x, Math.floor(process.uptime())), /does something else each time/],
+    ['the time by another name', (x) => tf.mul(x, hrtime()[0]), /does something else each time/],
     ['the time of the process', (x) => tf.mul(x, process.hrtime()[0]), /does something else each time/],
     ['nanoseconds', (x) => tf.mul(x, Number(process.hrtime.bigint() / 10n ** 9n)), /does something else each time/],
     ['a count of its calls', (x) => tf.mul(x, ++calls), /does something else each time/],
