@@ -162,6 +162,10 @@ test('the KL coefficient is moved after every iteration', async () => {
       adaptedBeta(betas[i - 1]!, kls[i - 1]!, { target: 0.05, horizon: 100 }, CONFIG.rollout),
     );
   expect(new Set(betas).size).toBe(betas.length);
+  // and what KL costs is taken off the score
+  for (const [i, total] of of('objective/score_total').entries())
+    expect(total).toBeCloseTo(of('objective/score')[i]! - betas[i]! * kls[i]!, 7);
+  expect(betas.at(-1)! * kls.at(-1)!).toBeGreaterThan(1e-5);
 });
 
 test('what the sampler finds likelier than the trainer does weighs less in the loss', async () => {
