@@ -312,7 +312,7 @@ test.each([false, true])(
       expect(encode(t, 'ab')).toEqual([256 + pairs.findIndex((pair) => pair.join('') === 'ab')]);
     }
     const median = taken.sort((a, b) => a - b)[2]!;
-    expect(median).toBeLessThan(TOKEN_READ * tokens.length);
+    expect(median).toBeLessThan((ignore ? TOKEN_READ : 69) * tokens.length);
     expect(median).toBeGreaterThan(20 * tokens.length); // of which it keeps so much
     const read: ReturnType<typeof readTokenizer>[] = [];
     const keep = () => read.push(readTokenizer(json.slice()));
