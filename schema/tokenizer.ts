@@ -3,7 +3,7 @@
 //
 // Left out: normalizers but NFC, byte_fallback, WordPiece and Unigram, dropout, post-processors that add tokens.
 import { MalformedFile } from './malformed.ts';
-import { hashOf, type Merges, openTokenizer, rankOf, tableFor, type Vocabulary } from './vocabulary.ts';
+import { hashOf, type Merges, openTokenizer, rankOf, slotsOf, tableFor, type Vocabulary } from './vocabulary.ts';
 
 interface AddedToken {
   id: number;
@@ -206,10 +206,10 @@ function packed(
   { bytes, from, to }: Vocabulary,
   entryOf: Int32Array,
   added: TokenizerFile['added_tokens'],
-): { all: Uint8Array; starts: Uint32Array; bytesOf: Tokenizer['bytesOf']; own: Set<number> } {
+): { all: Uint8Array; starts: Int32Array; bytesOf: Tokenizer['bytesOf']; own: Set<number> } {
   const own = new Set(added.filter(({ content }) => !isPlain(content)).map(({ id }) => id));
   const texts = new Map(added.map(({ id, content }) => [id, encoder.encode(content)]));
-  const starts = new Uint32Array(entryOf.length + 1);
+  const starts = new Int32Array(entryOf.length + 1);
   let most = 0;
   for (const text of texts.values()) most += text.length;
   for (let id = 0; id < entryOf.length; id++) {
@@ -254,37 +254,25 @@ function finder(
   ids: Int32Array,
   but: (id: number) => boolean,
   all: Uint8Array,
-  starts: Uint32Array,
+  starts: Int32Array,
 ): (piece: Uint8Array) => number {
   const table = tableFor(ids.length);
-  const slotOf = slots(table, all, starts);
+  const slotOf = slotsOf(table, all, starts, starts.subarray(1));
+  const seed = crypto.getRandomValues(new Int32Array(1))[0]!;
   for (let i = 0; i < ids.length; i++) {
     const id = ids[i]!;
-    if (id >= 0 && !but(id)) table[slotOf(all, starts[id]!, starts[id + 1]!)] = id;
+    if (id < 0 || but(id)) continue;
+    const [from, to] = [starts[id]!, starts[id + 1]!];
+    table[slotOf(all, from, to, hashOf(all, from, to, seed))] = id;
   }
-  return found(table, slotOf);
+  return found(table, slotOf, seed);
 }
-// Functions of their own, as splitting is: made within finder, they would hold on to what it was given.
-const slots = (table: Int32Array, all: Uint8Array, starts: Uint32Array) => {
-  const mask = table.length - 1;
-  const seed = crypto.getRandomValues(new Int32Array(1))[0]!;
-  return (bytes: Uint8Array, from: number, to: number): number => {
-    for (let slot = hashOf(bytes, from, to, seed) & mask; ; slot = (slot + 1) & mask) {
-      const id = table[slot]!;
-      if (id < 0) return slot;
-      const shift = starts[id]! - from;
-      if (starts[id + 1]! !== to + shift) continue;
-      let i = from;
-      while (i < to && bytes[i] === all[i + shift]) i++;
-      if (i === to) return slot;
-    }
-  };
-};
-const found = (table: Int32Array, slotOf: ReturnType<typeof slots>) => (piece: Uint8Array) =>
-  table[slotOf(piece, 0, piece.length)]!;
+// A function of its own, as splitting is: made within finder, it would hold on to what that was given.
+const found = (table: Int32Array, slotOf: ReturnType<typeof slotsOf>, seed: number) => (piece: Uint8Array) =>
+  table[slotOf(piece, 0, piece.length, hashOf(piece, 0, piece.length, seed))]!;
 
 const composed = (text: string) => text.normalize('NFC');
-const asItIs = (text: string) => text;
+const unchanged = (text: string) => text;
 
 // A function of its own: made within readTokenizer, it would hold on to all that is there.
 const splitting = (normalize: (text: string) => string, steps: Step[]) => (text: string) =>
@@ -311,7 +299,7 @@ export function readTokenizer(json: Uint8Array): Tokenizer {
   if (typeOf(file.decoder) !== 'ByteLevel') refuse(`decoder ${typeOf(file.decoder)}`);
   if (!addsNothing(file.post_processor)) refuse(`post_processor ${typeOf(file.post_processor)}`);
   const steps = preTokenizer(file.pre_tokenizer);
-  const normalize = file.normalizer ? composed : asItIs;
+  const normalize = file.normalizer ? composed : unchanged;
 
   const { ids } = vocabulary;
   let size = 0;
@@ -448,9 +436,9 @@ function mergePiece(t: Tokenizer, piece: string): number[] {
 /** Bytes of pieces whose ids are remembered: a Worker has no memory for all that people write. */
 const CACHE = 5e5;
 
-const utf8 = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
+const decoder = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
 /** A text by itself: V8 makes a part of a text a view of it, which keeps all of it in memory. */
-const copyOf = (part: string) => utf8.decode(encoder.encode(part));
+const copyOf = (part: string) => decoder.decode(encoder.encode(part));
 
 function encodePlain(t: Tokenizer, text: string, out: number[]): void {
   for (const piece of t.split(text)) {

@@ -43,6 +43,22 @@ const pairHash = (left: number, right: number) => {
   return mixed ^ (mixed >>> 15);
 };
 
+/** Finds in a table that is never full the slot of the text with these bytes, or an empty one: entries are texts from one place to another. */
+export const slotsOf =
+  (table: Int32Array, texts: Uint8Array, from: Int32Array, to: Int32Array) =>
+  (bytes: Uint8Array, first: number, last: number, hash: number): number => {
+    const mask = table.length - 1;
+    for (let slot = hash & mask; ; slot = (slot + 1) & mask) {
+      const entry = table[slot]!;
+      if (entry < 0) return slot;
+      const shift = from[entry]! - first;
+      if (to[entry]! !== last + shift) continue;
+      let i = first;
+      while (i < last && bytes[i] === texts[i + shift]) i++;
+      if (i === last) return slot;
+    }
+  };
+
 /** The rank of a pair of ids, −1 where it has none. */
 export function rankOf({ left, right, ranks }: Merges, a: number, b: number): number {
   for (let slot = pairHash(a, b); ; slot++) {
@@ -212,19 +228,7 @@ export function openTokenizer(json: Uint8Array): { rest: unknown; vocabulary: Vo
     }
   }
   const table = tableFor(entries);
-  /** The slot of an entry with this text, or of none. */
-  const slotOf = (bytes: Uint8Array, first: number, last: number, hash: number): number => {
-    const mask = table.length - 1;
-    for (let slot = hash & mask; ; slot = (slot + 1) & mask) {
-      const entry = table[slot]!;
-      if (entry < 0) return slot;
-      const shift = from[entry]! - first;
-      if (to[entry]! !== last + shift) continue;
-      let i = first;
-      while (i < last && bytes[i] === json[i + shift]) i++;
-      if (i === last) return slot;
-    }
-  };
+  const slotOf = slotsOf(table, json, from, to);
   for (let entry = 0; entry < entries; entry++) {
     const hash = hashOf(json, from[entry]!, to[entry]!, seed);
     const slot = slotOf(json, from[entry]!, to[entry]!, hash);

@@ -289,18 +289,8 @@ test('each iteration draws and divides its answers in its own way, and each run 
       orders.push([...new Set(targets.filter((id) => id >= 8))].sort((a, b) => a - b).join());
       return calls.policy.step(actor, adam, rate, parts);
     };
-    const config = { ...CONFIG, seed, rollout: 32, minibatch: 8, episodes: 64, epochs: 1, importanceCap: 1 };
-    await ppo(
-      TINY,
-      { ...calls.policy, step },
-      (rows) => rows.map(() => 0),
-      parent,
-      prompts,
-      named,
-      MAX_TOKENS,
-      config,
-      () => {},
-    );
+    const config = { seed, rollout: 32, minibatch: 8, episodes: 64, epochs: 1, importanceCap: 1 };
+    await run(config, null, () => {}, named, prompts, { ...calls.policy, step });
     return { seeds, orders };
   };
   const [one, other] = [await drawnBy(1), await drawnBy(2)];
